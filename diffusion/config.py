@@ -1,0 +1,282 @@
+"""The one config tree: every choice of a run, validated when it is made.
+
+The same tree is the command line, Ray's config, MLflow's parameters, the checkpoint's JSON and a
+part of the ONNX metadata. This module imports neither torch nor ray nor mlflow.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from diffusion.errors import InputError
+from diffusion.sampling import PredictionType, SamplerName, Variance
+from diffusion.schedules import NoiseSchedule, Spacing, cosine_betas, linear_betas
+
+DataName = Literal["digits", "heart"]
+
+# Below this the network's x_0 at the last timestep is lost even in float64.
+SMALLEST_SIGNAL = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which data, and how they are split."""
+
+    name: str = "digits"
+    """digits (1,797 handwritten digits, 8x8) or heart (8,000 points on a curve)."""
+    val_fraction: float = 0.15
+    """Share that the sweep judges by."""
+    test_fraction: float = 0.15
+    """Share that only the champion's final figures see."""
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(DataName):
+            raise InputError(f"--data {self.name}: give one of {', '.join(get_args(DataName))}")
+        for name in ("val_fraction", "test_fraction"):
+            _require(0.01 <= getattr(self, name) <= 0.4, f"data.{name}", getattr(self, name), "0.01 to 0.4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """The noise schedule."""
+
+    kind: Literal["linear", "cosine"] = "linear"
+    """linear runs from beta_start to beta_end; cosine needs neither."""
+    num_train_timesteps: int = 1000
+    """T, the number of noising steps."""
+    beta_start: float = 1e-4
+    """Variance of the first noising step."""
+    beta_end: float = 0.02
+    """Variance of the last noising step."""
+
+    def __post_init__(self) -> None:
+        steps = self.num_train_timesteps
+        _require(1 <= steps <= 100_000, "schedule.num_train_timesteps", steps, "a whole number from 1 to 100000")
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            _require(0.0 < value < 1.0, f"schedule.{name}", value, "a number between 0 and 1, both excluded")
+        if self.beta_start > self.beta_end:
+            raise InputError(
+                f"--schedule.beta-start {self.beta_start:g} is larger than --schedule.beta-end "
+                f"{self.beta_end:g}: noise must grow, so give beta_start <= beta_end, such as 0.0001 and 0.02"
+            )
+
+    def build(self) -> NoiseSchedule:
+        """The schedule that these numbers describe."""
+        if self.kind == "cosine":
+            return NoiseSchedule(cosine_betas(self.num_train_timesteps))
+        return NoiseSchedule(linear_betas(self.num_train_timesteps, self.beta_start, self.beta_end))
+
+    def why_it_cannot_run(self) -> str | None:
+        """A reason to prune this schedule before it costs anything, or None."""
+        signal = math.sqrt(self.build().alphas_cumprod[-1])
+        if signal < SMALLEST_SIGNAL:
+            return f"sqrt(alphas_cumprod_T) is {signal:.1e}, below {SMALLEST_SIGNAL:g}: fewer steps or a smaller beta_end"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """The denoiser: a joint MLP over the embedded timestep and the data."""
+
+    hidden_size: int = 256
+    """Width of every block."""
+    num_blocks: int = 4
+    """Residual LayerNorm-Linear-GELU blocks."""
+    dropout: float = 0.0
+    """Share of each block's output that is dropped in training."""
+    time_embedding_size: int = 64
+    """Size of the sinusoidal embedding of the timestep."""
+    data_embedding_size: int = 32
+    """Size of the sinusoidal embedding of each coordinate of a point; images go in as they are."""
+    data_embedding_scale: float = 25.0
+    """Coordinates are multiplied by this before they are embedded."""
+    raw_coordinates: bool = True
+    """Put the coordinates beside their embedding. Without them unclipped sampling can diverge."""
+    rescale_timesteps: bool = True
+    """Show the network t * 1000 / T, so that T does not change the embedding's range."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.hidden_size <= 65536, "network.hidden_size", self.hidden_size, "1 to 65536")
+        _require(1 <= self.num_blocks <= 1000, "network.num_blocks", self.num_blocks, "1 to 1000")
+        _require(0.0 <= self.dropout < 1.0, "network.dropout", self.dropout, "a number from 0 to below 1")
+        for name in ("time_embedding_size", "data_embedding_size"):
+            value = getattr(self, name)
+            _require(
+                2 <= value <= 4096, f"network.{name}", value, "2 to 4096 (at least one sine and one cosine)"
+            )
+        scale = self.data_embedding_scale
+        _require(0.0 < scale < math.inf, "network.data_embedding_scale", scale, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How the denoiser is trained."""
+
+    num_updates: int = 8000
+    """Optimizer steps; the learning rate decays to zero over them."""
+    batch_size: int = 128
+    """Examples in an update."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    warmup_updates: int = 100
+    """Updates over which the learning rate rises."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    ema_decay: float = 0.9999
+    """Upper limit of the averaging of weights; lower early on and in short trainings."""
+    num_evaluations: int = 8
+    """Evaluations on the validation split, evenly over the updates; the last is at the end."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_updates >= 1, "training.num_updates", self.num_updates, "1 or more")
+        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
+        rate = self.learning_rate
+        _require(0.0 < rate <= 1.0, "training.learning_rate", rate, "above 0, at most 1, such as 0.001")
+        _require(self.weight_decay >= 0.0, "training.weight_decay", self.weight_decay, "0 or more")
+        _require(self.warmup_updates >= 0, "training.warmup_updates", self.warmup_updates, "0 or more")
+        norm = self.max_gradient_norm
+        _require(norm > 0.0, "training.max_gradient_norm", norm, "above 0")
+        _require(0.0 <= self.ema_decay < 1.0, "training.ema_decay", self.ema_decay, "0 to below 1")
+        _require(self.num_evaluations >= 1, "training.num_evaluations", self.num_evaluations, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig:
+    """The sampler that is deployed."""
+
+    name: SamplerName = "ddim"
+    """ddpm (ancestral) or ddim."""
+    num_steps: int = 50
+    """Network evaluations a sample; at most T, so a shorter schedule uses all its steps."""
+    eta: float = 0.0
+    """DDIM's share of fresh noise."""
+    variance: Variance = "beta_tilde"
+    """DDPM's noise: beta_tilde or beta."""
+    spacing: Spacing = "trailing"
+    """Which timesteps are visited."""
+    clip: bool = True
+    """Keep the predicted clean sample within the range of the data."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "1 or more")
+        _require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """How models are measured. The same data and noise are used in every trial."""
+
+    num_samples: int = 1000
+    """Samples behind sample/distance, in a trial."""
+    num_examples: int = 1024
+    """Held-out examples behind val/mse and val/elbo_window, at most."""
+    seed: int = 0
+    """Seed of the noise that every trial is measured with."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_samples >= 2, "metrics.num_samples", self.num_samples, "2 or more")
+        _require(self.num_examples >= 2, "metrics.num_examples", self.num_examples, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything that one training run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    seed: int = 0
+    """Seed of the weights' start, the order of the data and the training noise."""
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the network's output means."""
+        return "epsilon"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A tree of plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    def flat(self) -> dict[str, Any]:
+        """The same under dotted names, such as `schedule.beta_start`."""
+        return _flatten(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> "Config":
+        """Read a tree that `to_dict` wrote.
+
+        Raises:
+            InputError: an unknown name, or a value that its dataclass refuses.
+        """
+        try:
+            sections = {
+                name: _SECTIONS[name](**value) if name in _SECTIONS else value for name, value in tree.items()
+            }
+            return cls(**sections)
+        except TypeError as error:
+            raise InputError(f"the config has a name or shape that this version does not know: {error}") from error
+
+    def with_values(self, values: dict[str, Any]) -> "Config":
+        """A copy with values set by dotted names.
+
+        Raises:
+            InputError: an unknown name, or a value that is not allowed.
+        """
+        tree = self.to_dict()
+        for dotted, value in values.items():
+            *path, leaf = dotted.split(".")
+            branch = tree
+            for name in path:
+                branch = branch[name]
+            branch[leaf] = value
+        return Config.from_dict(tree)
+
+
+_SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "schedule": ScheduleConfig,
+    "network": NetworkConfig,
+    "training": TrainingConfig,
+    "sampler": SamplerConfig,
+    "metrics": MetricsConfig,
+}
+
+
+def preset(data_name: str) -> Config:
+    """The config that a data set starts from.
+
+    Raises:
+        InputError: no data set has that name.
+    """
+    data = DataConfig(name=data_name)
+    if data_name == "heart":
+        return Config(
+            data=data,
+            network=NetworkConfig(hidden_size=64, num_blocks=3),
+            training=TrainingConfig(num_updates=10_000, batch_size=256),
+            metrics=MetricsConfig(num_samples=4000),
+        )
+    return Config(data=data, network=NetworkConfig(hidden_size=384, num_blocks=3, dropout=0.1))
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        flag = name.replace("_", "-")
+        raise InputError(f"--{flag} {value}: give {allowed}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,69 @@
+"""Sampling with a PyTorch denoiser."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.config import SamplerConfig
+from diffusion.sampling import PredictionType, SamplerTable, sampler_table, trajectory
+from diffusion.schedules import NoiseSchedule
+
+
+def deployed_table(
+    sampler: SamplerConfig,
+    schedule: NoiseSchedule,
+    clip: tuple[float, float],
+    prediction_type: PredictionType,
+) -> SamplerTable:
+    """The table of the configured sampler; a schedule shorter than its steps uses every timestep."""
+    return sampler_table(
+        schedule,
+        sampler.name,
+        min(sampler.num_steps, schedule.num_train_timesteps),
+        prediction_type=prediction_type,
+        eta=sampler.eta,
+        variance=sampler.variance,
+        spacing=sampler.spacing,
+        clip=clip if sampler.clip else None,
+    )
+
+
+def sample(network: nn.Module, table: SamplerTable, x: Tensor, noise: Callable[[int], Tensor]) -> Iterator[Tensor]:
+    """Run the table with a network, yielding x after each row in normalised units.
+
+    Args:
+        network: (x float32, timesteps int64) -> output, in evaluation mode.
+        table: the sampler.
+        x: [batch, ...] standard normal start. Its dtype is kept between the network's calls.
+        noise: row index -> standard normal noise of x's shape.
+    """
+
+    @torch.no_grad()
+    def denoise(x: Tensor, timestep: int) -> Tensor:
+        timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
+        return network(x.float(), timesteps).to(x.dtype)
+
+    for x_next, _ in trajectory(denoise, x, table, noise):
+        yield x_next
+
+
+def generate(
+    network: nn.Module,
+    table: SamplerTable,
+    shape: tuple[int, ...],
+    num_samples: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw samples from torch's own generator: [num_samples, *shape], normalised, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(_row: int) -> Tensor:
+        return torch.randn(num_samples, *shape, generator=generator).to(device)
+
+    x = noise(-1)
+    for x in sample(network, table, x, noise):  # noqa: B007 (the last one is the sample)
+        pass
+    return x

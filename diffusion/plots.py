@@ -1,0 +1,102 @@
+"""Pictures of samples with numpy and Pillow alone, so that the exported sampler can draw them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+_INK = (31, 60, 136)
+_FRAME = (200, 204, 212)
+_TEXT = (90, 96, 110)
+
+
+def draw_samples(
+    samples: NDArray[np.floating],
+    value_range: tuple[float, float] | None,
+    limits: tuple[float, float, float, float] | None = None,
+    title: str = "",
+) -> Image.Image:
+    """One picture of samples in data units: a grid where they have a range (images), else a scatter."""
+    if value_range is not None:
+        return image_grid(samples, value_range)
+    return scatter(samples, limits, title=title)
+
+
+def image_grid(images: NDArray[np.floating], value_range: tuple[float, float], cell: int = 64) -> Image.Image:
+    """Images side by side, about as wide as high.
+
+    Args:
+        images: [batch, C, H, W] in data units, C = 1 (grey), 3 (colour) or 4 (with alpha).
+        value_range: the values shown as black and as white.
+        cell: small images are enlarged by a whole number to about this many pixels.
+    """
+    low, high = value_range
+    pixels = ((images - low) / (high - low) * 255.0).round().clip(0, 255).astype(np.uint8)
+    enlarge = max(1, cell // max(pixels.shape[-2:]))
+    pixels = pixels.repeat(enlarge, axis=2).repeat(enlarge, axis=3)
+    batch, channels, height, width = pixels.shape
+    columns = int(np.ceil(np.sqrt(batch)))
+    rows = int(np.ceil(batch / columns))
+    gap = 2
+    canvas = np.zeros((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    if channels == 1:
+        return Image.fromarray(canvas[0])
+    return Image.fromarray(np.moveaxis(canvas, 0, -1))
+
+
+def scatter(
+    points: NDArray[np.floating],
+    limits: tuple[float, float, float, float] | None = None,
+    size: int = 480,
+    title: str = "",
+) -> Image.Image:
+    """Points in the plane of their first two columns, both axes to the same scale.
+
+    Args:
+        points: [batch, D] in data units, D at least 1 (one column is drawn along a line).
+        limits: (x_min, x_max, y_min, y_max); by default the points with a margin.
+        size: side of the picture in pixels.
+        title: one line above the frame.
+    """
+    plane = np.concatenate([points, np.zeros((len(points), 1))], axis=1)[:, :2]
+    x_min, x_max, y_min, y_max = plane_limits(plane) if limits is None else limits
+    fine = 2  # drawn twice as large and reduced, for smooth dots
+    margin, side = 34 * fine, size * fine
+    scale = (side - 2 * margin) / max(x_max - x_min, y_max - y_min)
+    canvas = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((margin, margin, side - margin, side - margin), outline=_FRAME, width=fine)
+    middle = np.array([(x_min + x_max) / 2.0, (y_min + y_max) / 2.0])
+    places = (plane - middle) * [scale, -scale] + side / 2.0
+    radius = 1.3 * fine
+    for x, y in places[np.isfinite(places).all(axis=1)]:
+        if margin <= x <= side - margin and margin <= y <= side - margin:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_INK)
+    canvas = canvas.resize((size, size), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(canvas)
+    edge = size - 34
+    draw.text((34, 14), title, fill=_TEXT)
+    draw.text((34, edge + 6), f"{x_min:.3g}", fill=_TEXT)
+    draw.text((edge - 24, edge + 6), f"{x_max:.3g}", fill=_TEXT)
+    return canvas
+
+
+def plane_limits(points: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    """(x_min, x_max, y_min, y_max) around points [batch, 2], with a margin of a tenth."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = np.maximum((high - low) * 0.1, 1e-6)
+    (x_min, y_min), (x_max, y_max) = low - margin, high + margin
+    return float(x_min), float(x_max), float(y_min), float(y_max)
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, *, duration_ms: int = 60, hold_ms: int = 1500) -> None:
+    """Write frames as an endless GIF that rests on its last frame."""
+    durations = [duration_ms] * (len(frames) - 1) + [hold_ms]
+    palette = [frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=64) for frame in frames]
+    palette[0].save(path, save_all=True, append_images=palette[1:], duration=durations, loop=0)

@@ -1,0 +1,184 @@
+"""Every sampler as one table of coefficients, and the one step that reads it. Loads no torch.
+
+Notation, for the step from timestep t to the next, less noisy timestep s:
+
+    variable        meaning                                         name in the papers
+    alphas_cumprod  the signal's share of the variance of x_t       alpha-bar (DDPM), alpha (DDIM)
+    out             the network's raw output
+    x0              the clean sample that `out` implies, clipped    f_theta (DDIM, Eq. 9)
+    z               fresh standard normal noise
+
+A row holds the nine coefficients a b c d e f s lo hi of
+
+    x0 = clip(a x + b out, lo, hi)
+    x  = c x0 + d x + e x0_previous + f out + s z
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.schedules import Float64Array, NoiseSchedule, Spacing, respaced_timesteps
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+SamplerName = Literal["ddpm", "ddim"]
+Variance = Literal["beta_tilde", "beta"]
+
+COEFFICIENTS = ("a", "b", "c", "d", "e", "f", "s", "lo", "hi")
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerTable:
+    """A sampler, ready to run.
+
+    Attributes:
+        timesteps: int64 [S], noisy first: what the network is told in each row.
+        coefficients: float64 [S, 9], columns as in `COEFFICIENTS`.
+        alphas_cumprod: float64 [S + 1]: before each row, and 1 after the last.
+    """
+
+    timesteps: NDArray[np.int64]
+    coefficients: Float64Array
+    alphas_cumprod: Float64Array
+
+
+def sampler_table(
+    schedule: NoiseSchedule,
+    sampler: SamplerName,
+    num_inference_steps: int,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    eta: float = 0.0,
+    variance: Variance = "beta_tilde",
+    spacing: Spacing = "trailing",
+    clip: tuple[float, float] | None = None,
+    use_clipped_model_output: bool = True,
+) -> SamplerTable:
+    """Compute a sampler's table from a schedule, in float64.
+
+    Args:
+        schedule: the schedule that the network was trained on.
+        sampler: "ddpm" (ancestral) or "ddim".
+        num_inference_steps: S, from 1 to T.
+        prediction_type: what the network's output means.
+        eta: DDIM's share of fresh noise, in [0, 1]; DDPM does not use it.
+        variance: DDPM's noise, beta-tilde or beta (both respaced); DDIM does not use it.
+        spacing: how the S timesteps are chosen, see `respaced_timesteps`.
+        clip: (lo, hi) for x0 in normalised units, or None.
+        use_clipped_model_output: DDIM derives epsilon anew from the clipped x0 (f = 0); otherwise
+            it takes epsilon from the raw output, which is diffusers' default.
+
+    Returns:
+        The table. The last row is c = 1, d = e = f = s = 0: it returns x0.
+
+    Raises:
+        ValueError: an unknown name, eta outside [0, 1], clip without lo < hi, S outside 1..T, or
+            epsilon prediction where alphas_cumprod is 0 (x_t then says nothing about x_0).
+
+    Source: DDPM, arXiv:2006.11239, Eqs. 7 and 11; DDIM, arXiv:2010.02502, Eqs. 12 and 16.
+    """
+    _check_choice("sampler", sampler, SamplerName)
+    _check_choice("prediction_type", prediction_type, PredictionType)
+    _check_choice("variance", variance, Variance)
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta {eta}: need a number from 0 (no fresh noise) to 1")
+    lo, hi = (-np.inf, np.inf) if clip is None else clip
+    if not lo < hi:
+        raise ValueError(f"clip ({lo}, {hi}): the first must be smaller than the second")
+
+    timesteps = respaced_timesteps(schedule, num_inference_steps, spacing)
+    alphas_cumprod = np.append(schedule.alphas_cumprod[timesteps], 1.0)
+    if prediction_type == "epsilon" and alphas_cumprod[0] == 0.0:
+        raise ValueError(
+            "alphas_cumprod reaches 0, where epsilon does not determine x_0: "
+            "use prediction_type 'v_prediction' or 'sample', or a gentler schedule"
+        )
+    at, as_ = alphas_cumprod[:-1], alphas_cumprod[1:]
+    a, b = _x0_coefficients(prediction_type, at)
+    f = np.zeros_like(at)
+    if sampler == "ddpm":
+        beta = 1.0 - at / as_
+        beta_tilde = beta * (1.0 - as_) / (1.0 - at)
+        c = np.sqrt(as_) * beta / (1.0 - at)
+        d = np.sqrt(at / as_) * (1.0 - as_) / (1.0 - at)
+        s = np.sqrt(beta_tilde if variance == "beta_tilde" else beta)
+    else:
+        s = eta * np.sqrt((1.0 - as_) / (1.0 - at) * (1.0 - at / as_))
+        direction = np.sqrt(np.maximum(1.0 - as_ - s**2, 0.0))
+        c = np.sqrt(as_)
+        if use_clipped_model_output:
+            d = direction / np.sqrt(1.0 - at)
+            c = c - d * np.sqrt(at)
+        else:
+            epsilon_x, epsilon_out = _epsilon_coefficients(prediction_type, at)
+            d, f = direction * epsilon_x, direction * epsilon_out
+    rows = np.stack([a, b, c, d, np.zeros_like(at), f, s, np.full_like(at, lo), np.full_like(at, hi)], axis=1)
+    rows[-1, 2:7] = (1.0, 0.0, 0.0, 0.0, 0.0)
+    return SamplerTable(timesteps, rows, alphas_cumprod)
+
+
+def step(row: Sequence[float] | Float64Array, x: Any, out: Any, x0_previous: Any, z: Any) -> tuple[Any, Any]:
+    """One row of the table; only `+`, `*` and clip, so arrays and tensors both pass.
+
+    Args:
+        row: nine coefficients in the order of `COEFFICIENTS`.
+        x: [batch, ...] the current sample.
+        out: [batch, ...] the network's raw output for it.
+        x0_previous: [batch, ...] x0 of the row before, zeros in the first row.
+        z: [batch, ...] standard normal noise (anything where s is 0).
+
+    Returns:
+        The next x and this row's x0, both [batch, ...].
+    """
+    a, b, c, d, e, f, s, lo, hi = (float(value) for value in row)
+    x0 = (a * x + b * out).clip(lo, hi)
+    return c * x0 + d * x + e * x0_previous + f * out + s * z, x0
+
+
+def trajectory(
+    denoise: Callable[[Any, int], Any], x: Any, table: SamplerTable, noise: Callable[[int], Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Run a table from noise to samples, yielding after every row.
+
+    Args:
+        denoise: (x, timestep) -> the network's output, of x's shape.
+        x: [batch, ...] standard normal noise to start from.
+        table: the sampler.
+        noise: row index -> fresh standard normal noise of x's shape; asked only where s is not 0.
+
+    Yields:
+        (x, x0) after each row; the last x is the sample.
+    """
+    x0 = 0.0 * x
+    for index, (timestep, row) in enumerate(zip(table.timesteps, table.coefficients, strict=True)):
+        z = noise(index) if row[6] else 0.0
+        x, x0 = step(row, x, denoise(x, int(timestep)), x0, z)
+        yield x, x0
+
+
+def _x0_coefficients(prediction_type: PredictionType, at: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """x_0 = a x_t + b out."""
+    if prediction_type == "epsilon":
+        return 1.0 / np.sqrt(at), -np.sqrt((1.0 - at) / at)
+    if prediction_type == "sample":
+        return np.zeros_like(at), np.ones_like(at)
+    return np.sqrt(at), -np.sqrt(1.0 - at)
+
+
+def _epsilon_coefficients(
+    prediction_type: PredictionType, at: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """epsilon = a x_t + b out, from the raw output."""
+    if prediction_type == "epsilon":
+        return np.zeros_like(at), np.ones_like(at)
+    if prediction_type == "sample":
+        return 1.0 / np.sqrt(1.0 - at), -np.sqrt(at / (1.0 - at))
+    return np.sqrt(1.0 - at), np.sqrt(at)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} {value!r}: choose one of {', '.join(get_args(choices))}")

@@ -1,0 +1,1 @@
+"""The ONNX file and everything that runs it."""

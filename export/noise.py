@@ -1,0 +1,65 @@
+"""Counter-based noise: a seed gives the same sample at any batch size and in any language.
+
+Threefry 2x32-20 (Salmon et al., SC 2011) with key = (seed mod 2^32, sample index) and
+counter = (k, p): k = 0 is the initial noise, k = i + 1 the noise of the sampler table's row i, and
+p numbers the pairs of the sample's elements in C order.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+UInt32Array = NDArray[np.uint32]
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def threefry(key: tuple[ArrayLike, ArrayLike], counter: tuple[ArrayLike, ArrayLike]) -> tuple[UInt32Array, UInt32Array]:
+    """Threefry 2x32 with 20 rounds.
+
+    Args:
+        key: two words, each uint32 of any shape; all four words broadcast against each other.
+        counter: two words.
+
+    Returns:
+        Two uint32 arrays of the common shape.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, Section 3.3.
+    """
+    words = (np.asarray(word, dtype=np.uint32) for word in (*key, *counter))
+    key0, key1, x0, x1 = np.broadcast_arrays(*words)
+    schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
+    with np.errstate(over="ignore"):  # words wrap round
+        x0, x1 = x0 + key0, x1 + key1
+        for group in range(5):
+            for rotation in _ROTATIONS[group % 2]:
+                x0 = x0 + x1
+                x1 = ((x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))) ^ x0
+            x0 = x0 + schedule[(group + 1) % 3]
+            x1 = x1 + schedule[(group + 2) % 3] + np.uint32(group + 1)
+    return x0, x1
+
+
+def normal_noise(seed: int, sample_indices: ArrayLike, k: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Standard normal noise by Box-Muller on Threefry's words.
+
+    Words w0, w1 give u = (w0 + 0.5) / 2^32 and theta = 2 pi (w1 + 0.5) / 2^32; elements 2p and
+    2p + 1 of a sample are r cos theta and r sin theta with r = sqrt(-2 ln u).
+
+    Args:
+        seed: any integer; only seed mod 2^32 counts.
+        sample_indices: [batch] global indices of the samples.
+        k: 0 for the initial noise, i + 1 for the noise of table row i.
+        shape: of one sample.
+
+    Returns:
+        float64 [batch, *shape].
+    """
+    size = int(np.prod(shape))
+    pairs = np.arange((size + 1) // 2, dtype=np.uint32)
+    indices = np.asarray(sample_indices).astype(np.uint32)[:, None]
+    w0, w1 = threefry((np.uint32(seed % 2**32), indices), (np.uint32(k), pairs))
+    radius = np.sqrt(-2.0 * np.log((w0 + 0.5) / 2.0**32))
+    theta = 2.0 * np.pi * (w1 + 0.5) / 2.0**32
+    values = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=-1).reshape(len(indices), -1)
+    return values[:, :size].reshape(len(indices), *shape)

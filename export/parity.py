@@ -1,0 +1,100 @@
+"""Does the ONNX file compute what PyTorch computes? Step by step, and over whole trajectories."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffusion.checkpoints import TrainedModel
+from diffusion.sampling import SamplerTable, sampler_table, trajectory
+from export.noise import normal_noise
+from export.sampler import Sampler
+
+STEP_TOLERANCE = 1e-4
+# A trajectory feeds its errors back into itself.
+TRAJECTORY_TOLERANCE = 1e-3
+_BATCHES = (1, 3, 7)
+_GRID_SIZE = 9
+_NUM_TRAJECTORIES = 8
+_SEED = 0
+
+Denoise = Callable[[NDArray[np.float64], int], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One comparison; it passes while the error is within the tolerance times the output's scale."""
+
+    name: str
+    max_abs_error: float
+    output_scale: float
+    passed: bool
+
+
+def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
+    """Compare PyTorch with ONNX Runtime on the CPU from shared noise.
+
+    Single calls at batch 1, 3 and 7 over a grid of timesteps, then whole trajectories: the deployed
+    sampler, DDPM over all timesteps and DDIM over at most 50, clipped and not.
+    """
+    runs: dict[str, tuple[float, Callable[[Denoise], NDArray[np.float64]]]] = {}
+    shape = model.data.shape
+    total = model.schedule.num_train_timesteps
+    grid = np.unique(np.linspace(0, total - 1, _GRID_SIZE).round().astype(int))
+    for batch in _BATCHES:
+        x = normal_noise(_SEED, np.arange(batch), 0, shape)
+        runs[f"one step, batch {batch}"] = (
+            STEP_TOLERANCE,
+            lambda denoise, x=x: np.stack([denoise(x, int(t)) for t in grid]),
+        )
+    for name, table in _tables(model).items():
+        runs[name] = TRAJECTORY_TOLERANCE, lambda denoise, table=table: _end_of_trajectory(denoise, table, shape)
+
+    # One engine after the other: ONNX Runtime's threads would starve torch's.
+    expected = {name: run(_torch_denoise(model)) for name, (_, run) in runs.items()}
+    sampler = Sampler(onnx_file, provider="cpu")
+    actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
+    return [_compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
+
+
+def summary(cases: list[ParityCase]) -> dict[str, Any]:
+    """The content of parity.json."""
+    return {"passed": all(case.passed for case in cases), "cases": [asdict(case) for case in cases]}
+
+
+def _tables(model: TrainedModel) -> dict[str, SamplerTable]:
+    schedule, total = model.schedule, model.schedule.num_train_timesteps
+    tables = {"deployed sampler": model.table}
+    for clip in (model.data.clip, None):
+        suffix = "clipped" if clip else "unclipped"
+        for name, steps in (("ddpm", total), ("ddim", min(50, total))):
+            tables[f"{name}, {steps} steps, {suffix}"] = sampler_table(
+                schedule, name, steps, prediction_type=model.config.prediction_type, clip=clip
+            )
+    return tables
+
+
+def _end_of_trajectory(denoise: Denoise, table: SamplerTable, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    indices = np.arange(_NUM_TRAJECTORIES)
+    x = normal_noise(_SEED, indices, 0, shape)
+    for x, _ in trajectory(denoise, x, table, lambda row: normal_noise(_SEED, indices, row + 1, shape)):  # noqa: B007 (the last one is the sample)
+        pass
+    return x
+
+
+def _torch_denoise(model: TrainedModel) -> Denoise:
+    @torch.no_grad()
+    def denoise(x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
+        timesteps = torch.full((len(x),), timestep, dtype=torch.int64)
+        return model.network(torch.from_numpy(x).float(), timesteps).double().numpy()
+
+    return denoise
+
+
+def _compare(name: str, actual: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float) -> ParityCase:
+    scale = float(np.abs(expected).max())
+    error = float(np.abs(actual - expected).max())
+    return ParityCase(name, error, scale, passed=bool(np.isfinite(scale) and error <= tolerance * max(scale, 1e-6)))

@@ -1,0 +1,237 @@
+"""Runs sampler.onnx with numpy and ONNX Runtime; no PyTorch.
+
+    sampler = Sampler("sampler.onnx")
+    digits = sampler.sample(64, seed=0)          # [64, 1, 8, 8] in data units
+
+or `python -m export.sampler sampler.onnx --num-samples 64 --output grid.png`.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.errors import InputError
+from diffusion.plots import draw_samples
+from diffusion.sampling import SamplerName, SamplerTable, sampler_table, trajectory
+from diffusion.schedules import Spacing
+from export.noise import normal_noise
+from export.session import Provider, open_session
+from export.spec import SamplerSpec
+
+_LARGEST_FILE = 2 * 1024**3  # the limit of one protobuf file
+
+
+class Sampler:
+    """A denoiser and its sampling loop.
+
+    Args:
+        model: path of a sampler.onnx, or its bytes.
+        provider: "cpu", "cuda" (insists), or "auto" (CUDA where it works); `runs_on` says which
+            it became.
+
+    Attributes:
+        spec: what the file's metadata say.
+        runs_on: "CPU" or "CUDA", with the reason where "auto" fell back.
+
+    Raises:
+        InputError: no such file, not a file that export.to_onnx wrote, or CUDA cannot be had.
+    """
+
+    def __init__(self, model: str | Path | bytes, provider: Provider = "auto") -> None:
+        if provider not in get_args(Provider):
+            raise InputError(f"provider {provider!r}: choose one of {', '.join(get_args(Provider))}")
+        content = model if isinstance(model, bytes) else _read(Path(model))
+        try:
+            self._session, self.runs_on = open_session(content, provider)
+            self.spec = SamplerSpec.from_metadata(self._session.get_modelmeta().custom_metadata_map)
+            self._check_signature()
+        except InputError as error:
+            raise error if isinstance(model, bytes) else InputError(f"{model}: {error}") from error
+
+    def sample(
+        self,
+        num_samples: int,
+        *,
+        seed: int = 0,
+        sampler: SamplerName | None = None,
+        num_steps: int | None = None,
+        eta: float | None = None,
+        spacing: Spacing | None = None,
+        batch_size: int = 1024,
+        on_row: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Draw samples.
+
+        Sample i of a seed is the same whatever `num_samples` and `batch_size` are.
+
+        Args:
+            num_samples: at least 1.
+            seed: of the noise, modulo 2^32.
+            sampler: "ddpm" or "ddim"; None is the file's own, as are the next three.
+            num_steps: network evaluations, from 1 to the number of training timesteps.
+            eta: DDIM's share of fresh noise, in [0, 1].
+            spacing: which timesteps are visited.
+            batch_size: samples that go through the network at a time.
+            on_row: called with (network calls done, network calls in all) after each.
+
+        Returns:
+            float32 [num_samples, *shape] in data units.
+
+        Raises:
+            InputError: a number out of range, or an unknown name.
+        """
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"{name} {value}: give 1 or more")
+        table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
+        starts = range(0, num_samples, batch_size)
+        calls, total = 0, len(starts) * len(table.timesteps)
+        batches = []
+        for start in starts:
+            indices = np.arange(start, min(start + batch_size, num_samples))
+            x = self._noise(seed, indices, 0)
+            for x, _ in trajectory(self.denoise, x, table, lambda row: self._noise(seed, indices, row + 1)):  # noqa: B007, B023 (both used up within the pass)
+                calls += 1
+                if on_row is not None:
+                    on_row(calls, total)
+            batches.append(self.spec.denormalise(x).astype(np.float32))
+        return np.concatenate(batches)
+
+    def table(
+        self,
+        *,
+        sampler: SamplerName | None = None,
+        num_steps: int | None = None,
+        eta: float | None = None,
+        spacing: Spacing | None = None,
+    ) -> SamplerTable:
+        """The file's own table, or one with some of its choices replaced; arguments as in `sample`."""
+        if sampler is None and num_steps is None and eta is None and spacing is None:
+            return self.spec.table
+        own = self.spec.sampler
+        try:
+            return sampler_table(
+                self.spec.noise_schedule,
+                sampler or own["name"],
+                own["num_steps"] if num_steps is None else num_steps,
+                prediction_type=self.spec.prediction_type,
+                eta=own["eta"] if eta is None else eta,
+                variance=own["variance"],
+                spacing=spacing or own["spacing"],
+                clip=own["clip"],
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def denoise(self, x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
+        """One call of the network: [batch, *shape] normalised, and a 0-based timestep."""
+        inputs = {"x": x.astype(np.float32), "t": np.full(len(x), timestep, dtype=np.int64)}
+        return self._session.run(["model_output"], inputs)[0].astype(np.float64)
+
+    def _noise(self, seed: int, indices: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+        return normal_noise(seed, indices, k, self.spec.shape)
+
+    def _check_signature(self) -> None:
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = [value.name for value in self._session.get_outputs()]
+        expected = ["batch", *self.spec.shape]
+        if (
+            set(inputs) != {"x", "t"}
+            or outputs != ["model_output"]
+            or list(inputs["x"].shape[1:]) != expected[1:]
+            or inputs["x"].type != "tensor(float)"
+            or inputs["t"].type != "tensor(int64)"
+        ):
+            found = {name: (value.type, value.shape) for name, value in inputs.items()}
+            raise InputError(
+                f"the model's inputs are {found} with outputs {outputs}, not x float32 {expected}, t int64 "
+                "[batch] and model_output: export the model again"
+            )
+
+
+def save_samples(samples: NDArray[np.float32], spec: SamplerSpec, path: Path) -> None:
+    """Write samples by the suffix of `path`: .png (grid or scatter), .npy, or .csv (points).
+
+    Raises:
+        InputError: another suffix, or .csv for images.
+    """
+    suffix = _checked_suffix(path, spec)
+    if suffix == ".npy":
+        np.save(path, samples)
+    elif suffix == ".csv":
+        columns = spec.data.get("columns") or [f"x{index}" for index in range(samples.shape[1])]
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(samples.tolist())
+    else:
+        draw_samples(samples, spec.data["range"], title=f"{len(samples)} samples").save(path)
+
+
+def _checked_suffix(path: Path, spec: SamplerSpec) -> str:
+    allowed = [".png", ".npy"] if spec.data["kind"] == "image" else [".png", ".npy", ".csv"]
+    if path.suffix not in allowed:
+        raise InputError(f"--output {path}: give a file ending in {', '.join(allowed)}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--output {path}: the folder {path.parent} does not exist; make it first")
+    return path.suffix
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{path} has {path.stat().st_size} bytes: a sampler has at most {_LARGEST_FILE}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give the path of a sampler.onnx") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: draw samples and write them to a file."""
+    parser = argparse.ArgumentParser(prog="python -m export.sampler", description="Draw samples from a sampler.onnx.")
+    parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument("--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points)")
+    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the file's own")
+    parser.add_argument("--steps", type=int, help="network evaluations; default: the file's own")
+    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise, 0 to 1")
+    parser.add_argument("--spacing", choices=get_args(Spacing), help="which timesteps are visited")
+    parser.add_argument("--provider", choices=get_args(Provider), default="auto")
+    options = parser.parse_args(arguments)
+    try:
+        sampler = Sampler(options.model, options.provider)
+        _checked_suffix(options.output, sampler.spec)
+        print(f"{options.model}: {sampler.spec.data['kind']} of shape {list(sampler.spec.shape)}, on {sampler.runs_on}")
+        started = time.perf_counter()
+        samples = sampler.sample(
+            options.num_samples,
+            seed=options.seed,
+            sampler=options.sampler,
+            num_steps=options.steps,
+            eta=options.eta,
+            spacing=options.spacing,
+            on_row=_progress if sys.stderr.isatty() else None,
+        )
+        seconds = time.perf_counter() - started
+        save_samples(samples, sampler.spec, options.output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {len(samples)} samples in {seconds:.1f} s")
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\r{done}/{total} network calls", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""sampler.onnx behind MLflow's pyfunc interface; named by `loader_module` in the logged model."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.sampler import Sampler
+
+
+class _SamplerModel:
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """Draw samples: one row of `num_samples` and `seed` is one request, results joined.
+
+        Args:
+            model_input: a DataFrame with columns `num_samples` and `seed`.
+            params: not used.
+
+        Returns:
+            float32 [sum of num_samples, *shape] in data units.
+        """
+        requests = zip(model_input["num_samples"], model_input["seed"], strict=True)
+        return np.concatenate([self._sampler.sample(int(count), seed=int(seed)) for count, seed in requests])
+
+
+def _load_pyfunc(data_path: str) -> _SamplerModel:
+    """MLflow calls this with the path of the logged sampler.onnx."""
+    return _SamplerModel(Sampler(data_path))

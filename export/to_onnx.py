@@ -1,0 +1,181 @@
+"""From a trained model to sampler.onnx: `python -m export.to_onnx runs/NAME/champion --output sampler.onnx`.
+
+Nothing is written unless the file computes what PyTorch computes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from diffusion.checkpoints import TrainedModel
+from diffusion.errors import InputError
+from export.parity import ParityCase, check_parity, summary
+from export.spec import SamplerSpec
+
+OPSET = 20
+
+
+class ParityError(RuntimeError):
+    """The exported graph does not compute what PyTorch computes; the message names the first case."""
+
+
+def export_onnx(model: TrainedModel) -> tuple[bytes, list[ParityCase]]:
+    """Export a model, with everything that is needed to sample in the file's metadata.
+
+    Returns:
+        The file's bytes, and the comparisons with PyTorch, all passed.
+
+    Raises:
+        ParityError: a comparison failed.
+    """
+    proto = _denoiser_graph(model)
+    _strip(proto.graph)
+    onnx.helper.set_model_props(proto, sampler_spec(model).to_metadata())
+    onnx.checker.check_model(proto, full_check=True)
+    content = proto.SerializeToString()
+    cases = check_parity(model, content)
+    for case in cases:
+        if not case.passed:
+            raise ParityError(
+                f"parity failed ({case.name}): PyTorch and ONNX Runtime differ by {case.max_abs_error:.2g} "
+                f"where the output reaches {case.output_scale:.2g}; nothing was written"
+            )
+    return content, cases
+
+
+def sampler_spec(model: TrainedModel) -> SamplerSpec:
+    """The metadata of a model's file."""
+    data, sampler, schedule = model.data, model.config.sampler, model.config.schedule
+    return SamplerSpec(
+        data={
+            "kind": data.kind,
+            "shape": list(data.shape),
+            "mean": data.mean,
+            "std": data.std,
+            "range": data.range,
+            "columns": data.columns,
+        },
+        schedule={
+            "kind": schedule.kind,
+            "num_train_timesteps": schedule.num_train_timesteps,
+            "beta_start": schedule.beta_start,
+            "beta_end": schedule.beta_end,
+            "betas": model.schedule.betas.tolist(),
+        },
+        prediction_type=model.config.prediction_type,
+        sampler={
+            "name": sampler.name,
+            "num_steps": len(model.table.timesteps),
+            "eta": sampler.eta,
+            "variance": sampler.variance,
+            "spacing": sampler.spacing,
+            "clip": list(data.clip) if sampler.clip else None,
+            "guidance_scale": 1.0,
+        },
+        provenance={
+            "run_id": model.provenance.get("run_id"),
+            "git_revision": model.provenance.get("git_revision"),
+            "data_fingerprint": data.fingerprint,
+            "metrics": model.provenance.get("metrics", {}),
+        },
+        table=model.table,
+    )
+
+
+def _denoiser_graph(model: TrainedModel) -> onnx.ModelProto:
+    # Two examples: a batch of one may be taken for a constant.
+    x = torch.zeros(2, *model.data.shape)
+    t = torch.zeros(2, dtype=torch.int64)
+    batch = torch.export.Dim("batch")
+    with _quiet():
+        program = torch.onnx.export(
+            model.network,
+            (x, t),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["x", "t"],
+            output_names=["model_output"],
+            dynamic_shapes=[{0: batch}, {0: batch}],
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for value in (*proto.graph.input, *proto.graph.output):
+        first = value.type.tensor_type.shape.dim[0]
+        assert first.dim_param, f"{value.name} has a fixed batch of {first.dim_value}"
+        first.dim_param = "batch"
+    return proto
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Drop stack traces, which name local paths, and shapes that ONNX Runtime infers anyway."""
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    graph.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip(attribute.g)
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """torch.onnx reports its stages on standard output and its caveats as warnings."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_atomically(content: bytes, path: Path) -> None:
+    """Write a file that appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: export one model folder."""
+    parser = argparse.ArgumentParser(prog="python -m export.to_onnx", description="Export a trained model to ONNX.")
+    parser.add_argument("model", type=Path, help="a folder with config.json and model.safetensors")
+    parser.add_argument("--output", type=Path, default=Path("sampler.onnx"))
+    options = parser.parse_args(arguments)
+    try:
+        if not options.output.absolute().parent.is_dir():
+            raise InputError(f"--output {options.output}: the folder {options.output.parent} does not exist; make it first")
+        content, cases = export_onnx(TrainedModel.load(options.model))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ParityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_atomically(content, options.output)
+    worst = max(case.max_abs_error / max(case.output_scale, 1e-6) for case in cases)
+    print(f"{options.output}: {len(content) / 1e6:.2f} MB, {len(cases)} comparisons with PyTorch passed")
+    print(f"largest difference {worst:.1e} of the output's scale")
+    print(f"next: python -m export.sampler {options.output} --output samples.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+
+from diffusion.config import SamplerConfig
+from diffusion.generation import deployed_table, generate, sample
+from diffusion.sampling import sampler_table, trajectory
+from diffusion.schedules import NoiseSchedule, linear_betas
+
+
+@pytest.fixture(name="schedule")
+def _schedule():
+    return NoiseSchedule(linear_betas(100, 1e-3, 0.2))
+
+
+def test_the_deployed_table_is_the_configured_one(schedule):
+    sampler = SamplerConfig(name="ddim", num_steps=20, eta=0.4, spacing="leading", clip=True)
+    found = deployed_table(sampler, schedule, (-2.0, 3.0), "v_prediction")
+    expected = sampler_table(
+        schedule, "ddim", 20, prediction_type="v_prediction", eta=0.4, spacing="leading", clip=(-2.0, 3.0)
+    )
+    np.testing.assert_array_equal(found.timesteps, expected.timesteps)
+    np.testing.assert_array_equal(found.coefficients, expected.coefficients)
+
+
+def test_the_deployed_variance_is_the_configured_one(schedule):
+    sampler = SamplerConfig(name="ddpm", num_steps=20, variance="beta", clip=False)
+    found = deployed_table(sampler, schedule, (-2.0, 3.0), "epsilon")
+    expected = sampler_table(schedule, "ddpm", 20, variance="beta", spacing="trailing", clip=None)
+    np.testing.assert_array_equal(found.coefficients, expected.coefficients)
+    assert np.isinf(found.coefficients[:, 7:]).all()
+
+
+def test_a_schedule_shorter_than_the_steps_uses_every_timestep(schedule):
+    found = deployed_table(SamplerConfig(num_steps=500), schedule, (-1.0, 1.0), "epsilon")
+    np.testing.assert_array_equal(found.timesteps, np.arange(100)[::-1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "ddpm", "variance": "beta"},
+        {"sampler": "ddpm", "variance": "beta_tilde"},
+        {"sampler": "ddim", "eta": 0.0},
+        {"sampler": "ddim", "eta": 0.5},
+    ],
+)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_samples_of_the_exact_denoiser_have_the_datas_moments(gaussian_denoiser, options, prediction_type):
+    mean, variance, count = torch.tensor([1.0, -0.5]), torch.tensor([0.25, 2.0]), 4000
+    schedule = NoiseSchedule(linear_betas(400, 1e-4, 0.04))
+    network = gaussian_denoiser(schedule, variance, mean, prediction_type)
+    table = sampler_table(schedule, num_inference_steps=200, prediction_type=prediction_type, **options)
+    samples = generate(network, table, (2,), count, seed=0)
+    assert samples.shape == (count, 2)
+    assert samples.dtype == torch.float32
+    # Monte Carlo error and some 3% of discretisation in the variance.
+    assert ((samples.mean(dim=0) - mean).abs() < 4.5 * (variance / count).sqrt() + 0.01).all()
+    assert ((samples.var(dim=0) / variance - 1.0).abs() < 4.5 * (2.0 / count) ** 0.5 + 0.03).all()
+
+
+def test_the_same_seed_gives_the_same_samples_and_another_does_not(gaussian_denoiser, schedule):
+    network = gaussian_denoiser(schedule)
+    table = sampler_table(schedule, "ddpm", 10)
+    torch.manual_seed(1)
+    one = generate(network, table, (1, 4, 4), 3, seed=5)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert torch.equal(generate(network, table, (1, 4, 4), 3, seed=5), one)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(generate(network, table, (1, 4, 4), 3, seed=6), one)
+
+
+def test_samples_stay_within_the_clip_interval(gaussian_denoiser, schedule):
+    table = deployed_table(SamplerConfig(num_steps=10), schedule, (-0.5, 0.75), "epsilon")
+    samples = generate(gaussian_denoiser(schedule), table, (2,), 200, seed=0)
+    assert samples.min().item() == -0.5
+    assert samples.max().item() == 0.75
+
+
+def test_the_state_keeps_its_dtype_while_the_network_sees_float32_and_int64(schedule):
+    seen = []
+
+    def network(x, timesteps):
+        seen.append((x.dtype, timesteps.dtype, timesteps.tolist()))
+        return 0.1 * x
+
+    table = sampler_table(schedule, "ddim", 4)
+    states = list(sample(network, table, torch.ones(3, 2, dtype=torch.float64), lambda row: None))
+    assert {state.dtype for state in states} == {torch.float64}
+    assert len(states) == 4
+    assert seen == [(torch.float32, torch.int64, [timestep] * 3) for timestep in table.timesteps.tolist()]
+
+
+def test_sampling_follows_the_numpy_trajectory(gaussian_denoiser, schedule):
+    """One table, two array libraries: with the network in float64 they part by rounding alone."""
+    network = gaussian_denoiser(schedule, 2.0)
+    table = sampler_table(schedule, "ddpm", 20, clip=(-1.5, 1.5))
+    noise = np.random.default_rng(0).standard_normal((21, 6, 2))
+
+    def denoise(x, timestep):
+        x = torch.from_numpy(x.astype(np.float32))
+        return network(x, torch.full((6,), timestep)).double().numpy()
+
+    states = sample(network, table, torch.from_numpy(noise[20]), lambda row: torch.from_numpy(noise[row]))
+    for ours, (theirs, _) in zip(
+        states, trajectory(denoise, noise[20], table, lambda row: noise[row]), strict=True
+    ):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_leaves_no_gradient_behind(schedule):
+    linear = torch.nn.Linear(2, 2)
+    table = sampler_table(schedule, "ddim", 3)
+    assert not generate(lambda x, t: linear(x), table, (2,), 4, seed=0).requires_grad

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from diffusion.plots import draw_samples, image_grid, plane_limits, save_animation, scatter
+
+FRAME = (200, 204, 212)
+
+
+def dark(picture):
+    """[height, width] of bool: where dots are drawn (neither paper, frame nor labels)."""
+    pixels = np.asarray(picture).astype(int)
+    # Ink is blue: far darker in red than in blue.
+    return (pixels[..., 2] - pixels[..., 0] > 40) & (pixels[..., 0] < 150)
+
+
+def frame_box(picture):
+    """(left, right, top, bottom) of the frame, whose colour is far from white."""
+    framed = np.abs(np.asarray(picture).astype(int) - FRAME).max(axis=2) < 20
+    half = picture.size[0] // 2
+    columns, rows = np.flatnonzero(framed.sum(axis=0) > half), np.flatnonzero(framed.sum(axis=1) > half)
+    return columns.min(), columns.max(), rows.min(), rows.max()
+
+
+def test_a_grid_holds_every_image_once_in_reading_order_enlarged_by_a_whole_number():
+    levels = np.arange(5.0)
+    images = np.broadcast_to(levels[:, None, None, None], (5, 1, 3, 4))
+    grid = np.asarray(image_grid(images, (0.0, 5.0), cell=9))  # enlarged twice: 6 x 8
+    assert grid.shape == (2 * 8 + 2, 3 * 10 + 2)
+    for index, level in enumerate(levels):
+        top, left = 2 + 8 * (index // 3), 2 + 10 * (index % 3)
+        np.testing.assert_array_equal(grid[top : top + 6, left : left + 8], round(level / 5.0 * 255))
+    assert (grid > 0).sum() == 4 * 6 * 8  # nothing else is drawn; the first image is black
+
+
+def test_a_grid_shows_the_ends_of_the_range_as_black_and_white_and_cuts_off_beyond():
+    images = np.array([-5.0, -1.0, 1.0, 7.0]).reshape(4, 1, 1, 1)
+    grid = np.asarray(image_grid(images, (-1.0, 1.0), cell=1))
+    np.testing.assert_array_equal(grid[2::3, 2::3], [[0, 0], [255, 255]])
+
+
+def test_a_grid_keeps_the_orientation_of_images():
+    image = np.arange(6.0).reshape(1, 1, 2, 3)
+    grid = np.asarray(image_grid(image, (0.0, 255.0), cell=1))
+    np.testing.assert_array_equal(grid[2:-2, 2:-2], image[0, 0])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_a_grid_has_the_mode_of_its_channels(channels, mode):
+    images = np.zeros((2, channels, 4, 4))
+    images[:, 0] = 1.0
+    grid = image_grid(images, (0.0, 1.0), cell=4)
+    assert grid.mode == mode
+    pixel = np.atleast_1d(grid.getpixel((3, 3)))
+    assert pixel.tolist() == [255] + [0] * (channels - 1)
+
+
+def test_images_larger_than_a_cell_are_not_reduced():
+    assert image_grid(np.zeros((1, 1, 100, 80)), (0.0, 1.0), cell=64).size == (84, 104)
+
+
+def test_a_scatter_is_a_square_picture_of_the_asked_size():
+    assert scatter(np.zeros((3, 2)), size=200).size == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("point", "share"), [((0, 0), (0.5, 0.5)), ((1, 1), (0.75, 0.25)), ((-1, 0), (0.25, 0.5))]
+)
+def test_a_point_is_drawn_where_its_coordinates_say_with_y_upward(point, share):
+    picture = scatter(np.array([point], dtype=float), limits=(-2.0, 2.0, -2.0, 2.0))
+    rows, columns = np.nonzero(dark(picture))
+    left, right, top, bottom = frame_box(picture)
+    assert columns.mean() == pytest.approx(left + share[0] * (right - left), abs=2.0)
+    assert rows.mean() == pytest.approx(top + share[1] * (bottom - top), abs=2.0)
+
+
+def test_both_axes_have_one_scale():
+    points = np.array([[-3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    rows, columns = np.nonzero(dark(scatter(points)))
+    assert np.ptp(columns) / np.ptp(rows) == pytest.approx(3.0, rel=0.1)
+
+
+def test_points_outside_the_limits_are_left_out():
+    picture = scatter(np.array([[5.0, 0.0], [0.0, -7.0]]), limits=(-1.0, 1.0, -1.0, 1.0))
+    assert not dark(picture).any()
+
+
+@pytest.mark.parametrize("limits", [(-2.0, 2.0, -2.0, 2.0), None], ids=["given", "own"])
+def test_points_that_are_not_finite_are_left_out_and_the_others_drawn(limits):
+    finite = np.array([[1.0, 1.0], [-1.0, -1.0]])
+    broken = np.array([[np.nan, 0.0], [np.inf, -np.inf]])
+    with np.errstate(all="ignore"):
+        picture = scatter(np.concatenate([finite, broken]), limits=limits)
+    np.testing.assert_array_equal(dark(picture), dark(scatter(finite, limits=limits)))
+    assert dark(picture).any()
+
+
+def test_one_column_is_drawn_along_a_line_and_of_many_columns_the_first_two():
+    rows, columns = np.nonzero(dark(scatter(np.linspace(-1.0, 1.0, 40)[:, None])))
+    assert np.ptp(rows) < 10
+    assert np.ptp(columns) > 200
+    many = np.random.default_rng(0).standard_normal((50, 4))
+    np.testing.assert_array_equal(np.asarray(scatter(many)), np.asarray(scatter(many[:, :2])))
+
+
+def test_points_that_are_all_the_same_can_be_drawn():
+    assert dark(scatter(np.ones((5, 2)))).any()
+
+
+def test_a_title_is_written_above_the_frame():
+    points = np.zeros((1, 2))
+    difference = np.asarray(scatter(points, title="epoch")).astype(int) - np.asarray(scatter(points))
+    rows = np.nonzero(difference.any(axis=(1, 2)))[0]
+    assert 0 < rows.min()
+    assert rows.max() < 34
+
+
+def test_plane_limits_leave_a_tenth_on_every_side():
+    limits = plane_limits(np.array([[0.0, -1.0], [10.0, 4.0]]))
+    assert limits == pytest.approx((-1.0, 11.0, -1.5, 4.5))
+
+
+def test_samples_with_a_range_are_drawn_as_a_grid_and_others_as_points():
+    images, points = np.random.default_rng(0).uniform(0.0, 16.0, (4, 1, 8, 8)), np.zeros((4, 2))
+    np.testing.assert_array_equal(
+        np.asarray(draw_samples(images, (0.0, 16.0))), np.asarray(image_grid(images, (0.0, 16.0)))
+    )
+    limits = (-1.0, 1.0, -1.0, 1.0)
+    np.testing.assert_array_equal(
+        np.asarray(draw_samples(points, None, limits, "title")),
+        np.asarray(scatter(points, limits, title="title")),
+    )
+
+
+def test_an_animation_holds_every_frame_runs_for_ever_and_rests_on_the_last(tmp_path):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
+    save_animation(frames, tmp_path / "a.gif", duration_ms=70, hold_ms=900)
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.info["loop"] == 0
+        shown = [
+            (frame.convert("RGB").getpixel((5, 5)), frame.info["duration"])
+            for frame in ImageSequence.Iterator(animation)
+        ]
+    assert shown == [((255, 0, 0), 70), ((0, 255, 0), 70), ((0, 0, 255), 900)]

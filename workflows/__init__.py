@@ -1,0 +1,1 @@
+"""What a person runs: sweeps on Ray, seen in MLflow."""

@@ -1,0 +1,114 @@
+"""The command line of a sweep: flags, defaults and checks. Imports neither torch, ray nor mlflow."""
+
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusion.config import (
+    Config,
+    DataConfig,
+    MetricsConfig,
+    NetworkConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    preset,
+)
+from diffusion.errors import InputError
+from workflows.search_space import SearchSpace
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneFlags:
+    """Sweep diffusion models over steps, noise and embeddings; keep, judge and export the best."""
+
+    data: str = "digits"
+    """The data set: digits (8x8 images) or heart (points in the plane)."""
+    num_trials: int = 12
+    """Trials in the sweep, pruned ones included."""
+    name: str | None = None
+    """Name of the sweep and of its folder; a fresh one by default."""
+    experiment: str | None = None
+    """MLflow experiment; the data's name by default."""
+    output_dir: Path = Path("runs")
+    """Folder that holds the sweep's folder."""
+    tracking_uri: str | None = None
+    """MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db by default."""
+    seed: int = 0
+    """Seed of the search and of every training."""
+    verbose: bool = False
+    """Show the logs and warnings of Ray, MLflow and the trials."""
+
+    def __post_init__(self) -> None:
+        if self.num_trials < 1:
+            raise InputError(f"--num-trials {self.num_trials}: give 1 or more")
+        for flag, value in (("--name", self.name), ("--experiment", self.experiment)):
+            if value is not None and not _NAME.fullmatch(value):
+                raise InputError(
+                    f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
+                )
+        if "://" in str(self.output_dir) or re.match(r"^\w+:/", str(self.output_dir)):
+            raise InputError(f"--output-dir {self.output_dir}: only local folders and mounts can be written so far")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TuneFlags):
+    """Every flag of a sweep."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    search: SearchSpace = field(default_factory=SearchSpace)
+
+    @classmethod
+    def for_data(cls, data: str) -> "TuneOptions":
+        """The defaults for a data set.
+
+        Raises:
+            InputError: no data set has that name.
+        """
+        config = preset(data)
+        return cls(
+            data=data,
+            schedule=config.schedule,
+            network=config.network,
+            training=config.training,
+            sampler=config.sampler,
+            metrics=config.metrics,
+        )
+
+    def config(self) -> Config:
+        """The config that trials start from."""
+        return Config(
+            data=DataConfig(name=self.data),
+            schedule=self.schedule,
+            network=self.network,
+            training=self.training,
+            sampler=self.sampler,
+            metrics=self.metrics,
+            seed=self.seed,
+        )
+
+    def run_directory(self) -> Path:
+        """The sweep's folder, absolute and not there yet.
+
+        Raises:
+            InputError: a name that the user chose is taken, or the output folder cannot be made.
+        """
+        parent = self.output_dir.expanduser().absolute()
+        if parent.exists() and not parent.is_dir():
+            raise InputError(f"--output-dir {self.output_dir} is a file: give a folder")
+        if self.name is not None:
+            if (parent / self.name).exists():
+                raise InputError(
+                    f"--name {self.name}: {self.output_dir / self.name} exists; choose another name or remove it"
+                )
+            return parent / self.name
+        stem = time.strftime(f"{self.data}-%Y%m%d-%H%M")
+        candidates = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+        return next(path for path in (parent / name for name in candidates) if not path.exists())

@@ -1,0 +1,132 @@
+"""A sweep from start to end: trials, records, champion, registered model, summary."""
+
+import subprocess
+from pathlib import Path
+
+import ray
+
+from diffusion.data import load_dataset
+from workflows.champion import Champion, crown
+from workflows.console import SweepView
+from workflows.options import TuneOptions
+from workflows.records import TrialRecords
+from workflows.registry import register
+from workflows.tracking import Tracker, redact, resolve_tracking_uri, runs_page
+from workflows.trial import TrialContext
+from workflows.tuning import SweepCallback, run_trials, start_ray
+
+_FINALISTS = 3
+
+
+def run_sweep(options: TuneOptions, directory: Path) -> int:
+    """Run a sweep and return the exit status: 0 with a champion, 1 without.
+
+    Raises:
+        InputError: the tracking store cannot be used.
+    """
+    experiment = options.experiment or options.data
+    tracker = Tracker(resolve_tracking_uri(options.tracking_uri), experiment)
+    config = options.config()
+    dataset = load_dataset(config.data)
+    fixed, searched = options.search.fixed_and_searched(config, dataset.spec.kind)
+    config = config.with_values(fixed)
+    directory.mkdir(parents=True)
+
+    provenance = {
+        "run_id": tracker.start_sweep(
+            directory.name, {**config.flat(), **{f"search.{name}": values for name, values in searched.items()}}
+        ),
+        "git_revision": _git_revision(),
+        "data_fingerprint": dataset.spec.fingerprint,
+    }
+    records = TrialRecords(directory)
+    view = SweepView(directory.name, options.num_trials, config.training.num_updates)
+    champion = None
+    try:
+        view.console.print(f"Sweep {directory.name}: {options.num_trials} trials on {options.data}; starting Ray ...")
+        start_ray(options.verbose)
+        with view:
+            run_trials(
+                TrialContext(config, dataset, threads=1, provenance=provenance),
+                searched,
+                directory,
+                SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
+                num_trials=options.num_trials,
+                seed=options.seed,
+                verbose=options.verbose,
+            )
+        ray.shutdown()
+        records.add_paired_errors()
+        records.write_csv()
+        finalists = {record.trial_id: records.folder(record.trial_id) for record in records.ranked()[:_FINALISTS]}
+        if finalists:
+            view.console.print(f"Confirming the best {len(finalists)} with fresh seeds, exporting the champion ...")
+            champion = crown(finalists, dataset, directory / "champion", provenance)
+            tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
+            tracker.log_sweep_files(champion.directory, "champion")
+    finally:
+        ray.shutdown()
+        tracker.close(succeeded=champion is not None)
+    if champion is None:
+        view.console.print(f"No trial came to a usable end: {directory / 'trials.csv'} holds the reasons.")
+        return 1
+    version, is_best = register(
+        tracker.client,
+        tracker.uri,
+        tracker.parent_id,
+        f"ray-ddpm-{experiment}",
+        champion.directory / "sampler.onnx",
+        {"data_fingerprint": dataset.spec.fingerprint, "test_distance": champion.metrics["test/sample_distance"]},
+    )
+    for line in _summary(champion, records, tracker, f"ray-ddpm-{experiment}", version, is_best):
+        view.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _summary(
+    champion: Champion, records: TrialRecords, tracker: Tracker, model_name: str, version: int, is_best: bool
+) -> list[str]:
+    folder = _readable(champion.directory)
+    record = records[champion.trial_id]
+    metrics = champion.metrics
+    counts: dict[str, int] = {}
+    for each in records:
+        counts[each.status] = counts.get(each.status, 0) + 1
+    lines = [
+        "",
+        f"{len(records)} trials: {', '.join(f'{number} {status}' for status, number in counts.items())}",
+        f"champion: trial {champion.trial_id}, objective (val/elbo_window) {record.objective:.4f} nats/dim",
+        f"  test split: ELBO window {metrics['test/elbo_window']:.4f} nats/dim, distance of "
+        f"{metrics['test/sample_num_samples']:.0f} samples {metrics['test/sample_distance']:.4g} "
+        f"(as many training examples: {metrics['test/sample_distance_floor']:.4g})",
+        "",
+        f"{_readable(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
+        f"{folder / 'samples.png'}    drawn by PyTorch; samples_onnx.png beside it by ONNX Runtime",
+        f"{folder / 'animation.gif'}    noise becoming samples",
+        f"{folder / 'sampler.onnx'}    the file to ship, checked against PyTorch (parity.json)",
+        f"registered in MLflow as {model_name} version {version}"
+        + ("" if is_best else "; an earlier version stays champion: its test figure is better or on other data"),
+    ]
+    if tracker.unsent:
+        lines.append(f"warning: {tracker.unsent} entries could not be sent to MLflow at {redact(tracker.uri)}")
+    lines += [
+        "",
+        "next: make ui        # every run in MLflow"
+        if tracker.uri.startswith("sqlite:")
+        else f"next: {redact(tracker.uri)}{runs_page(tracker.experiment_id)}",
+        f"      python -m export.sampler {folder / 'sampler.onnx'} --num-samples 64 --seed 1 --output grid.png",
+    ]
+    return lines
+
+
+def _readable(path: Path) -> Path:
+    """Relative to the working directory where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

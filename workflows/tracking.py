@@ -1,0 +1,196 @@
+"""MLflow from the driver alone: one parent run a sweep, one child a trial.
+
+Trials never talk to MLflow. What they report is queued here and sent by one background thread, so a
+slow server delays nothing, and what a lost server missed is sent when it is back.
+"""
+
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from PIL import Image
+
+from diffusion.errors import InputError
+
+_SECONDS_TO_REACH_A_SERVER = 4
+_SECONDS_TO_CATCH_UP = 30.0
+_MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
+
+
+def redact(uri: str) -> str:
+    """The same URI without its password."""
+    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)
+
+
+def resolve_tracking_uri(given: str | None) -> str:
+    """The store to use, with sqlite paths made absolute.
+
+    Raises:
+        InputError: a plain folder, which MLflow no longer writes to.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    if "://" not in uri and uri != "databricks" or uri.startswith("file:"):
+        raise InputError(
+            f"--tracking-uri {uri}: MLflow needs a server or a database, such as http://127.0.0.1:5000 "
+            "or sqlite:///mlflow.db"
+        )
+    return uri
+
+
+def runs_page(experiment_id: str) -> str:
+    """Path of the page that shows an experiment's runs; MLflow's own start page is an empty overview."""
+    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+class Tracker:
+    """Writes a sweep's runs to MLflow.
+
+    Args:
+        uri: of the store, resolved.
+        experiment: its name; made if need be.
+
+    Raises:
+        InputError: the store cannot be reached or used.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        # Read on every request: a dead server must be noticed within seconds, at the start and later.
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_TO_REACH_A_SERVER)
+        try:
+            self.client = MlflowClient(uri)
+            self.experiment_id = self._experiment(experiment)
+        except InputError:
+            raise
+        except Exception as error:  # each kind of store has exceptions of its own
+            first_line = redact(str(error).splitlines()[0])[:160]
+            raise InputError(
+                f"--tracking-uri {redact(uri)} cannot be used ({first_line}): start that server or give another URI"
+            ) from error
+        self.parent_id = ""
+        self._children: dict[str, str] = {}
+        self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._deadline: float | None = None
+        self.unsent = 0
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def start_sweep(self, name: str, params: dict[str, Any]) -> str:
+        """Make the parent run and return its id."""
+        self.parent_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
+        self._log_params(self.parent_id, params)
+        return self.parent_id
+
+    def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
+        """Queue the making of a child run."""
+        started = _now()
+
+        def job() -> None:
+            if trial_id not in self._children:
+                tags = {MLFLOW_PARENT_RUN_ID: self.parent_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
+                run = self.client.create_run(self.experiment_id, start_time=started, tags=tags)
+                self._children[trial_id] = run.info.run_id
+            self._log_params(self._children[trial_id], params)
+
+        self._jobs.put(job)
+
+    def log_trial(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
+        """Queue a trial's metrics."""
+        batch = _metrics(metrics, step)
+        self._jobs.put(lambda: self.client.log_batch(self._children[trial_id], metrics=batch))
+
+    def log_trial_picture(self, trial_id: str, path: Path, step: int) -> None:
+        """Queue a picture, which is read now."""
+        with Image.open(path) as file:
+            picture = file.copy()
+        self._jobs.put(lambda: self._log_picture(self._children[trial_id], picture, step))
+
+    def end_trial(self, trial_id: str, status: str, reason: str) -> None:
+        """Queue the end of a child run; `status` as in trials.csv."""
+        ended = _now()
+
+        def job() -> None:
+            run_id = self._children[trial_id]
+            self.client.set_tag(run_id, "status", status)
+            if reason:
+                self.client.set_tag(run_id, "reason", reason[:500])
+            self.client.set_terminated(run_id, _MLFLOW_STATUS.get(status, "FAILED"), ended)
+
+        self._jobs.put(job)
+
+    def log_sweep(self, metrics: dict[str, float], tags: dict[str, str]) -> None:
+        """Queue figures of the parent run."""
+        self._jobs.put(lambda: self.client.log_batch(self.parent_id, metrics=_metrics(metrics, 0)))
+        for key, value in tags.items():
+            self._jobs.put(lambda key=key, value=value: self.client.set_tag(self.parent_id, key, value))
+
+    def log_sweep_files(self, folder: Path, artifact_path: str) -> None:
+        """Queue a folder of files for the parent run; they must stay until `close`."""
+        self._jobs.put(lambda: self.client.log_artifacts(self.parent_id, str(folder), artifact_path))
+
+    def close(self, succeeded: bool) -> None:
+        """End the parent run, and wait a while for what is queued; `unsent` counts what was not sent."""
+        status = "FINISHED" if succeeded else "FAILED"
+        self._jobs.put(lambda: self.client.set_terminated(self.parent_id, status))
+        self._jobs.put(None)
+        self._deadline = time.monotonic() + _SECONDS_TO_CATCH_UP
+        self._thread.join(_SECONDS_TO_CATCH_UP + 2 * _SECONDS_TO_REACH_A_SERVER)
+
+    def _experiment(self, name: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None
+            if self.uri.startswith("sqlite:///"):
+                folder = Path(self.uri.removeprefix("sqlite:///")).parent
+                location = (folder / "mlartifacts" / name).as_uri()
+            return self.client.create_experiment(name, artifact_location=location)
+        if experiment.lifecycle_stage != "active":
+            raise InputError(f"--experiment {name} was deleted in MLflow: restore it there or give another name")
+        return experiment.experiment_id
+
+    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
+        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+
+    def _log_picture(self, run_id: str, picture: Image.Image, step: int) -> None:
+        self.client.log_image(run_id, picture.convert("RGB"), key="samples", step=step, synchronous=True)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            while not self._done(job):
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    self.unsent += 1
+                    break
+                time.sleep(1.0)
+
+    def _done(self, job: Callable[[], Any]) -> bool:
+        """Whether a job need not be tried again."""
+        try:
+            job()
+        except RestException:
+            self.unsent += 1  # the server understood and refused
+        except KeyError:
+            self.unsent += 1  # the child run itself could not be made
+        except (MlflowException, OSError):
+            return False
+        return True
+
+
+def _metrics(metrics: dict[str, float], step: int) -> list[Metric]:
+    now = _now()
+    return [Metric(key, float(value), now, step) for key, value in metrics.items()]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,199 @@
+"""Ray Tune: the search, the early stopping, and what is done with each trial's reports."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from diffusion.training import evaluation_points
+from workflows.console import SweepView
+from workflows.records import TrialRecord, TrialRecords
+from workflows.search_space import is_range
+from workflows.tracking import Tracker
+from workflows.trial import TrialContext, run_trial
+
+_REDUCTION_FACTOR = 2
+
+
+class SweepCallback(tune.Callback):
+    """Turns Tune's events into records, MLflow runs and the live table.
+
+    Args:
+        flat_config: the sweep's parameters under dotted names, before a trial's own are put in.
+        num_updates: of a whole training.
+    """
+
+    def __init__(
+        self,
+        records: TrialRecords,
+        tracker: Tracker,
+        view: SweepView,
+        flat_config: Mapping[str, Any],
+        num_updates: int,
+    ) -> None:
+        self._records, self._tracker, self._view = records, tracker, view
+        self._flat_config, self._num_updates = flat_config, num_updates
+        self._started: dict[str, float] = {}
+
+    def __reduce__(self) -> Any:
+        """Tune pickles its callbacks with its own state; open connections stay here."""
+        return tune.Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins."""
+        if trial.trial_id in self._started:
+            return
+        self._started[trial.trial_id] = time.monotonic()
+        params = {**self._flat_config, **trial.config}
+        self._records.add(TrialRecord(trial.trial_id, params))
+        self._tracker.start_trial(trial.trial_id, params)
+        self._view.started(trial.trial_id, trial.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial was evaluated, or says why it cannot go on."""
+        record = self._records[trial.trial_id]
+        record.status, record.reason = result["status"], result["reason"]
+        if record.status != "running":
+            return
+        record.updates, record.objective, record.metrics = result["updates"], result["objective"], result["metrics"]
+        self._tracker.log_trial(
+            trial.trial_id, {**record.metrics, "objective": record.objective}, record.updates
+        )
+        self._view.progressed(trial.trial_id, record.updates, record.objective, record.metrics)
+
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        """A trial's model and picture are on disk."""
+        self._records.keep_files(trial.trial_id, Path(checkpoint.path))
+        picture = self._records.folder(trial.trial_id) / "samples.png"
+        self._tracker.log_trial_picture(trial.trial_id, picture, self._records[trial.trial_id].updates)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself or was stopped early."""
+        record = self._records[trial.trial_id]
+        if record.status == "running":
+            record.status = "finished" if record.updates >= self._num_updates else "stopped"
+        self._end(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial raised or its process died."""
+        record = self._records[trial.trial_id]
+        record.status = "failed"
+        record.reason = _last_line(trial.get_error())
+        self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        record.seconds = time.monotonic() - self._started[record.trial_id]
+        self._records.write_csv()
+        self._tracker.end_trial(record.trial_id, record.status, record.reason)
+        self._view.ended(record.trial_id, record.status)
+
+
+def start_ray(verbose: bool) -> None:
+    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; quietly, unless verbose."""
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+    )
+    if not verbose:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def run_trials(
+    context: TrialContext,
+    searched: Mapping[str, tuple[Any, ...]],
+    directory: Path,
+    callback: SweepCallback,
+    *,
+    num_trials: int,
+    seed: int,
+    verbose: bool,
+) -> None:
+    """Run the sweep's trials to their end; the callback sees everything.
+
+    Args:
+        context: what the trials share.
+        searched: dotted names with choices, or the two ends of a range.
+        directory: the sweep's folder; Tune's own files go to `tune` in it.
+        callback: receives every event.
+        num_trials: trials to run, pruned ones included.
+        seed: of the search.
+        verbose: let Tune print.
+    """
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, context=context), {"cpu": context.threads, "gpu": gpus}
+    )
+    config = context.config
+    tuner = tune.Tuner(
+        trainable,
+        param_space={name: _domain(name, values) for name, values in searched.items()},
+        tune_config=tune.TuneConfig(
+            num_samples=num_trials,
+            search_alg=_search(config.flat(), searched, seed),
+            scheduler=_scheduler(evaluation_points(config.training)),
+            metric=None if searched else "objective",
+            mode=None if searched else "min",
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(directory),
+            callbacks=[callback],
+            verbose=1 if verbose else 0,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+
+
+def _domain(name: str, values: tuple[Any, ...]) -> Any:
+    return tune.loguniform(*values) if is_range(name) else tune.choice(list(values))
+
+
+def _search(flat: Mapping[str, Any], searched: Mapping[str, tuple[Any, ...]], seed: int) -> OptunaSearch | None:
+    if not searched:
+        return None
+    # The config's own values make the first trial where the space holds them all.
+    start = {name: flat[name] for name in searched}
+    inside = all(
+        values[0] <= start[name] <= values[-1] if is_range(name) else start[name] in values
+        for name, values in searched.items()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna calls its multivariate option experimental
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    return OptunaSearch(
+        metric="objective", mode="min", sampler=sampler, points_to_evaluate=[start] if inside else None
+    )
+
+
+def _scheduler(points: list[int]) -> TrialScheduler:
+    if len(points) == 1:
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="updates",
+        metric="objective",
+        mode="min",
+        max_t=points[-1],
+        grace_period=points[0],
+        reduction_factor=_REDUCTION_FACTOR,
+    )
+
+
+def _last_line(error: Exception | None) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else "the trial's process died"
