@@ -51,7 +51,9 @@ class TrainedModel:
     def save(self, directory: Path) -> None:
         """Write both files into a folder, made if need be; each appears whole or not at all."""
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        weights = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()
+        }
         save_file(weights, directory / "model.safetensors.part")
         os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
         tree = {
@@ -80,16 +82,16 @@ class TrainedModel:
             tree = json.loads((directory / "config.json").read_text())
             if tree["format_version"] != FORMAT_VERSION:
                 raise InputError(
-                    f"{directory}/config.json has format {tree['format_version']}: "
-                    f"this version reads format {FORMAT_VERSION}"
+                    f"format {tree['format_version']}, where this version reads format {FORMAT_VERSION}"
                 )
             config = Config.from_dict(tree["config"])
             data = DataSpec.from_dict(tree["data"])
+            provenance = dict(tree["provenance"])
             network = build_network(config, data.shape)
             network.load_state_dict(load_file(directory / "model.safetensors"))
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{directory} holds a damaged model ({first_line}): train or copy it again") from error
-        return cls(config, data, network.eval().requires_grad_(False), tree["provenance"])
+            raise InputError(
+                f"{directory} holds no model that can be used ({first_line}): train or copy it again"
+            ) from error
+        return cls(config, data, network.eval().requires_grad_(False), provenance)

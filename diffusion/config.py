@@ -14,6 +14,7 @@ from diffusion.sampling import PredictionType, SamplerName, Variance
 from diffusion.schedules import NoiseSchedule, Spacing, cosine_betas, linear_betas
 
 DataName = Literal["digits", "heart"]
+ScheduleKind = Literal["linear", "cosine"]
 
 # Below this the network's x_0 at the last timestep is lost even in float64.
 SMALLEST_SIGNAL = 1e-30
@@ -31,17 +32,17 @@ class DataConfig:
     """Share that only the champion's final figures see."""
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(DataName):
-            raise InputError(f"--data {self.name}: give one of {', '.join(get_args(DataName))}")
+        _check_choice("data", self.name, DataName)
         for name in ("val_fraction", "test_fraction"):
-            _require(0.01 <= getattr(self, name) <= 0.4, f"data.{name}", getattr(self, name), "0.01 to 0.4")
+            value = getattr(self, name)
+            _require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine"] = "linear"
+    kind: ScheduleKind = "linear"
     """linear runs from beta_start to beta_end; cosine needs neither."""
     num_train_timesteps: int = 1000
     """T, the number of noising steps."""
@@ -51,8 +52,8 @@ class ScheduleConfig:
     """Variance of the last noising step."""
 
     def __post_init__(self) -> None:
-        steps = self.num_train_timesteps
-        _require(1 <= steps <= 100_000, "schedule.num_train_timesteps", steps, "a whole number from 1 to 100000")
+        _check_choice("schedule.kind", self.kind, ScheduleKind)
+        _check_whole("schedule.num_train_timesteps", self.num_train_timesteps, 1, 100_000)
         for name in ("beta_start", "beta_end"):
             value = getattr(self, name)
             _require(0.0 < value < 1.0, f"schedule.{name}", value, "a number between 0 and 1, both excluded")
@@ -70,9 +71,15 @@ class ScheduleConfig:
 
     def why_it_cannot_run(self) -> str | None:
         """A reason to prune this schedule before it costs anything, or None."""
-        signal = math.sqrt(self.build().alphas_cumprod[-1])
+        schedule = self.build()
+        if schedule.alphas_cumprod[0] == 1.0:
+            return f"beta_start {self.beta_start:g} is lost in float64: a larger one"
+        signal = math.sqrt(schedule.alphas_cumprod[-1])
         if signal < SMALLEST_SIGNAL:
-            return f"sqrt(alphas_cumprod_T) is {signal:.1e}, below {SMALLEST_SIGNAL:g}: fewer steps or a smaller beta_end"
+            return (
+                f"sqrt(alphas_cumprod_T) is {signal:.1e}, below {SMALLEST_SIGNAL:g}: "
+                "fewer steps or a smaller beta_end"
+            )
         return None
 
 
@@ -98,14 +105,11 @@ class NetworkConfig:
     """Show the network t * 1000 / T, so that T does not change the embedding's range."""
 
     def __post_init__(self) -> None:
-        _require(1 <= self.hidden_size <= 65536, "network.hidden_size", self.hidden_size, "1 to 65536")
-        _require(1 <= self.num_blocks <= 1000, "network.num_blocks", self.num_blocks, "1 to 1000")
+        _check_whole("network.hidden_size", self.hidden_size, 1, 65536)
+        _check_whole("network.num_blocks", self.num_blocks, 1, 1000)
         _require(0.0 <= self.dropout < 1.0, "network.dropout", self.dropout, "a number from 0 to below 1")
         for name in ("time_embedding_size", "data_embedding_size"):
-            value = getattr(self, name)
-            _require(
-                2 <= value <= 4096, f"network.{name}", value, "2 to 4096 (at least one sine and one cosine)"
-            )
+            _check_whole(f"network.{name}", getattr(self, name), 2, 4096, "at least one sine and one cosine")
         scale = self.data_embedding_scale
         _require(0.0 < scale < math.inf, "network.data_embedding_scale", scale, "a positive number")
 
@@ -132,25 +136,27 @@ class TrainingConfig:
     """Evaluations on the validation split, evenly over the updates; the last is at the end."""
 
     def __post_init__(self) -> None:
-        _require(self.num_updates >= 1, "training.num_updates", self.num_updates, "1 or more")
-        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
-        rate = self.learning_rate
+        for name, smallest in (
+            ("num_updates", 1),
+            ("batch_size", 1),
+            ("warmup_updates", 0),
+            ("num_evaluations", 1),
+        ):
+            _check_whole(f"training.{name}", getattr(self, name), smallest)
+        rate, decay, norm = self.learning_rate, self.weight_decay, self.max_gradient_norm
         _require(0.0 < rate <= 1.0, "training.learning_rate", rate, "above 0, at most 1, such as 0.001")
-        _require(self.weight_decay >= 0.0, "training.weight_decay", self.weight_decay, "0 or more")
-        _require(self.warmup_updates >= 0, "training.warmup_updates", self.warmup_updates, "0 or more")
-        norm = self.max_gradient_norm
+        _require(0.0 <= decay < math.inf, "training.weight_decay", decay, "0 or more")
         _require(norm > 0.0, "training.max_gradient_norm", norm, "above 0")
         _require(0.0 <= self.ema_decay < 1.0, "training.ema_decay", self.ema_decay, "0 to below 1")
-        _require(self.num_evaluations >= 1, "training.num_evaluations", self.num_evaluations, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerConfig:
     """The sampler that is deployed."""
 
-    name: SamplerName = "ddim"
+    name: SamplerName = "ddpm"
     """ddpm (ancestral) or ddim."""
-    num_steps: int = 50
+    num_steps: int = 100
     """Network evaluations a sample; at most T, so a shorter schedule uses all its steps."""
     eta: float = 0.0
     """DDIM's share of fresh noise."""
@@ -162,7 +168,9 @@ class SamplerConfig:
     """Keep the predicted clean sample within the range of the data."""
 
     def __post_init__(self) -> None:
-        _require(self.num_steps >= 1, "sampler.num_steps", self.num_steps, "1 or more")
+        for name, choices in (("name", SamplerName), ("variance", Variance), ("spacing", Spacing)):
+            _check_choice(f"sampler.{name}", getattr(self, name), choices)
+        _check_whole("sampler.num_steps", self.num_steps, 1)
         _require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
 
 
@@ -178,8 +186,8 @@ class MetricsConfig:
     """Seed of the noise that every trial is measured with."""
 
     def __post_init__(self) -> None:
-        _require(self.num_samples >= 2, "metrics.num_samples", self.num_samples, "2 or more")
-        _require(self.num_examples >= 2, "metrics.num_examples", self.num_examples, "2 or more")
+        for name, smallest in (("num_samples", 2), ("num_examples", 2), ("seed", 0)):
+            _check_whole(f"metrics.{name}", getattr(self, name), smallest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +202,9 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     seed: int = 0
     """Seed of the weights' start, the order of the data and the training noise."""
+
+    def __post_init__(self) -> None:
+        _check_whole("seed", self.seed, 0, 2**63 - 1)
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -220,8 +231,10 @@ class Config:
                 name: _SECTIONS[name](**value) if name in _SECTIONS else value for name, value in tree.items()
             }
             return cls(**sections)
-        except TypeError as error:
-            raise InputError(f"the config has a name or shape that this version does not know: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise InputError(
+                f"the config has a name or shape that this version does not know: {error}"
+            ) from error
 
     def with_values(self, values: dict[str, Any]) -> "Config":
         """A copy with values set by dotted names.
@@ -231,11 +244,11 @@ class Config:
         """
         tree = self.to_dict()
         for dotted, value in values.items():
-            *path, leaf = dotted.split(".")
-            branch = tree
-            for name in path:
-                branch = branch[name]
-            branch[leaf] = value
+            section, _, name = dotted.rpartition(".")
+            branch = tree.get(section) if section else tree
+            if not isinstance(branch, dict) or name not in branch:
+                raise InputError(f"{dotted}: no parameter has that name; there are {', '.join(self.flat())}")
+            branch[name] = value
         return Config.from_dict(tree)
 
 
@@ -263,13 +276,25 @@ def preset(data_name: str) -> Config:
             training=TrainingConfig(num_updates=10_000, batch_size=256),
             metrics=MetricsConfig(num_samples=4000),
         )
-    return Config(data=data, network=NetworkConfig(hidden_size=384, num_blocks=3, dropout=0.1))
+    return Config(
+        data=data,
+        network=NetworkConfig(hidden_size=384, num_blocks=3, dropout=0.05),
+    )
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
     if not holds:
-        flag = name.replace("_", "-")
-        raise InputError(f"--{flag} {value}: give {allowed}")
+        raise InputError(f"--{name.replace('_', '-')} {value}: give {allowed}")
+
+
+def _check_whole(name: str, value: Any, smallest: int, largest: int | None = None, why: str = "") -> None:
+    allowed = f"a whole number from {smallest}" + (f" to {largest}" if largest is not None else " up")
+    holds = isinstance(value, int) and smallest <= value and (largest is None or value <= largest)
+    _require(holds, name, value, f"{allowed} ({why})" if why else allowed)
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    _require(value in get_args(choices), name, value, f"one of {', '.join(get_args(choices))}")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

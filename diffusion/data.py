@@ -51,7 +51,8 @@ class DataSpec:
     def from_dict(cls, tree: dict[str, Any]) -> "DataSpec":
         """Read what `to_dict` wrote, through JSON or not."""
         tuples = {
-            name: None if tree[name] is None else tuple(tree[name]) for name in ("shape", "range", "columns", "clip")
+            name: None if tree[name] is None else tuple(tree[name])
+            for name in ("shape", "range", "columns", "clip")
         }
         return cls(**{**tree, **tuples})
 

@@ -29,7 +29,9 @@ def deployed_table(
     )
 
 
-def sample(network: nn.Module, table: SamplerTable, x: Tensor, noise: Callable[[int], Tensor]) -> Iterator[Tensor]:
+def sample(
+    network: nn.Module, table: SamplerTable, x: Tensor, noise: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
     """Run the table with a network, yielding x after each row in normalised units.
 
     Args:
@@ -63,7 +65,5 @@ def generate(
     def noise(_row: int) -> Tensor:
         return torch.randn(num_samples, *shape, generator=generator).to(device)
 
-    x = noise(-1)
-    for x in sample(network, table, x, noise):  # noqa: B007 (the last one is the sample)
-        pass
-    return x
+    *_, last = sample(network, table, noise(-1), noise)
+    return last

@@ -93,21 +93,23 @@ def elbo_window(
     squared epsilon error whatever the schedule).
     """
     low, high = window
-    rising = schedule.log_snr[::-1]
+    first, last = schedule.log_snr[0], schedule.log_snr[np.isfinite(schedule.log_snr)][-1]
     grid = np.linspace(low, high, max_points)
     timesteps, places = _measured_timesteps(schedule, grid)
     errors = np.stack(
         [
-            _epsilon_error(network, schedule, x_0, int(t), prediction_type, clip, seed + 1_000_003 * int(place))
+            _epsilon_error(
+                network, schedule, x_0, int(t), prediction_type, clip, _noise_seed(seed, int(place))
+            )
             for t, place in zip(timesteps, places, strict=True)
         ]
     )
     nodes = schedule.log_snr[timesteps]
-    weights = _integration_weights(nodes, max(low, rising[0]), min(high, rising[-1]))
-    above = 0.5 * max(0.0, high - max(rising[-1], low))
+    weights = _integration_weights(nodes, max(low, last), min(high, first))
+    above = 0.5 * max(0.0, high - max(first, low))
     second_moment = x_0.flatten(1).double().square().mean(dim=1).cpu().numpy()
-    below = _prior_integral(second_moment, min(rising[0], high)) - _prior_integral(second_moment, low)
-    below = below if rising[0] > low else np.zeros_like(second_moment)
+    below = _prior_integral(second_moment, min(last, high)) - _prior_integral(second_moment, low)
+    below = below if last > low else np.zeros_like(second_moment)
     return ElboWindow(
         per_example=0.5 * weights @ errors + above + below,
         above=above,
@@ -120,16 +122,27 @@ def elbo_window(
 def _measured_timesteps(
     schedule: NoiseSchedule, grid: Float64Array
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Timesteps in order of rising log-SNR, and for each the grid point whose noise it takes."""
+    """Timesteps in order of rising log-SNR, and for each the grid point whose noise it takes.
+
+    A timestep without any signal (log-SNR -inf) cannot be interpolated to: the prior's closed form
+    stands from the one before it.
+    """
     rising = schedule.log_snr[::-1]
     nearest = {int(np.abs(rising - value).argmin()) for value in grid}
-    inside = np.array(sorted(index for index in nearest if grid[0] <= rising[index] <= grid[-1]), dtype=np.int64)
+    inside = np.array(
+        sorted(index for index in nearest if grid[0] <= rising[index] <= grid[-1]), dtype=np.int64
+    )
     below = np.searchsorted(rising, grid[0]) - 1
     above = np.searchsorted(rising, grid[-1], side="right")
-    ends = [index for index in (below, above) if 0 <= index < rising.size]
+    ends = [index for index in (below, above) if 0 <= index < rising.size and np.isfinite(rising[index])]
     indices = np.unique(np.concatenate([inside, np.array(ends, dtype=np.int64)]))
     places = np.abs(grid[None, :] - rising[indices, None]).argmin(axis=1)
     return rising.size - 1 - indices, places
+
+
+def _noise_seed(seed: int, place: int) -> int:
+    """A stream of its own for each place, which no plain seed of torch's generator repeats."""
+    return int(np.random.SeedSequence((seed, place)).generate_state(1, np.uint64)[0])
 
 
 def _epsilon_error(

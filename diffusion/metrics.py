@@ -33,7 +33,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     Source: arXiv:1706.08500, Eq. 6.
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
-    covariance_x, covariance_y = torch.cov(x.T), torch.cov(y.T)
+    covariance_x, covariance_y = (torch.cov(features.T).reshape(x.shape[1], -1) for features in (x, y))
     root_x = _symmetric_root(covariance_x)
     cross = torch.linalg.eigvalsh(root_x @ covariance_y @ root_x).clamp(min=0.0).sqrt().sum()
     shift = (x.mean(dim=0) - y.mean(dim=0)).square().sum()

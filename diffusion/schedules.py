@@ -5,7 +5,7 @@ step, so `alphas_cumprod[t]` is the paper's alpha-bar of step t + 1.
 """
 
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -185,6 +185,6 @@ def _check_num_train_timesteps(num_train_timesteps: int) -> None:
         raise ValueError(f"num_train_timesteps {num_train_timesteps}: need at least 1")
 
 
-def _frozen(values: Float64Array) -> Float64Array:
+def _frozen(values: NDArray[Any]) -> Float64Array:
     values.flags.writeable = False
     return values

@@ -60,7 +60,9 @@ def train(config: Config, dataset: Dataset, report: Callable[[Progress], None]) 
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate_factor(training, done))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: learning_rate_factor(training, done)
+    )
     generator = torch.Generator(device).manual_seed(config.seed)
     batches = shuffled_batches(len(dataset.train), training.batch_size, generator)
 
@@ -68,7 +70,9 @@ def train(config: Config, dataset: Dataset, report: Callable[[Progress], None]) 
     loss_sum, losses = torch.zeros((), device=device), 0
     for update in range(1, training.num_updates + 1):
         x_0 = dataset.train[next(batches)]
-        timesteps = torch.randint(schedule.num_train_timesteps, (len(x_0),), generator=generator, device=device)
+        timesteps = torch.randint(
+            schedule.num_train_timesteps, (len(x_0),), generator=generator, device=device
+        )
         noise = torch.randn(x_0.shape, generator=generator, device=device)
         loss = epsilon_loss(network, schedule, x_0, timesteps, noise)
         optimizer.zero_grad()

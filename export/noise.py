@@ -14,7 +14,9 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
-def threefry(key: tuple[ArrayLike, ArrayLike], counter: tuple[ArrayLike, ArrayLike]) -> tuple[UInt32Array, UInt32Array]:
+def threefry(
+    key: tuple[ArrayLike, ArrayLike], counter: tuple[ArrayLike, ArrayLike]
+) -> tuple[UInt32Array, UInt32Array]:
     """Threefry 2x32 with 20 rounds.
 
     Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.checkpoints import TrainedModel
-from diffusion.sampling import SamplerTable, sampler_table, trajectory
+from diffusion.sampling import SamplerName, SamplerTable, sampler_table, trajectory
 from export.noise import normal_noise
 from export.sampler import Sampler
 
@@ -40,18 +41,12 @@ def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
     Single calls at batch 1, 3 and 7 over a grid of timesteps, then whole trajectories: the deployed
     sampler, DDPM over all timesteps and DDIM over at most 50, clipped and not.
     """
-    runs: dict[str, tuple[float, Callable[[Denoise], NDArray[np.float64]]]] = {}
     shape = model.data.shape
-    total = model.schedule.num_train_timesteps
-    grid = np.unique(np.linspace(0, total - 1, _GRID_SIZE).round().astype(int))
+    runs: dict[str, tuple[float, Callable[[Denoise], NDArray[np.float64]]]] = {}
     for batch in _BATCHES:
-        x = normal_noise(_SEED, np.arange(batch), 0, shape)
-        runs[f"one step, batch {batch}"] = (
-            STEP_TOLERANCE,
-            lambda denoise, x=x: np.stack([denoise(x, int(t)) for t in grid]),
-        )
+        runs[f"one step, batch {batch}"] = STEP_TOLERANCE, partial(_single_calls, model, batch)
     for name, table in _tables(model).items():
-        runs[name] = TRAJECTORY_TOLERANCE, lambda denoise, table=table: _end_of_trajectory(denoise, table, shape)
+        runs[name] = TRAJECTORY_TOLERANCE, partial(_end_of_trajectory, table, shape)
 
     # One engine after the other: ONNX Runtime's threads would starve torch's.
     expected = {name: run(_torch_denoise(model)) for name, (_, run) in runs.items()}
@@ -70,19 +65,28 @@ def _tables(model: TrainedModel) -> dict[str, SamplerTable]:
     tables = {"deployed sampler": model.table}
     for clip in (model.data.clip, None):
         suffix = "clipped" if clip else "unclipped"
-        for name, steps in (("ddpm", total), ("ddim", min(50, total))):
+        samplers: dict[SamplerName, int] = {"ddpm": total, "ddim": min(50, total)}
+        for name, steps in samplers.items():
             tables[f"{name}, {steps} steps, {suffix}"] = sampler_table(
                 schedule, name, steps, prediction_type=model.config.prediction_type, clip=clip
             )
     return tables
 
 
-def _end_of_trajectory(denoise: Denoise, table: SamplerTable, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _single_calls(model: TrainedModel, batch: int, denoise: Denoise) -> NDArray[np.float64]:
+    x = normal_noise(_SEED, np.arange(batch), 0, model.data.shape)
+    grid = np.linspace(0, model.schedule.num_train_timesteps - 1, _GRID_SIZE).round().astype(int)
+    return np.stack([denoise(x, int(t)) for t in np.unique(grid)])
+
+
+def _end_of_trajectory(table: SamplerTable, shape: tuple[int, ...], denoise: Denoise) -> NDArray[np.float64]:
     indices = np.arange(_NUM_TRAJECTORIES)
-    x = normal_noise(_SEED, indices, 0, shape)
-    for x, _ in trajectory(denoise, x, table, lambda row: normal_noise(_SEED, indices, row + 1, shape)):  # noqa: B007 (the last one is the sample)
-        pass
-    return x
+
+    def noise(row: int) -> NDArray[np.float64]:
+        return normal_noise(_SEED, indices, row + 1, shape)
+
+    *_, (last, _) = trajectory(denoise, noise(-1), table, noise)
+    return last
 
 
 def _torch_denoise(model: TrainedModel) -> Denoise:
@@ -94,7 +98,11 @@ def _torch_denoise(model: TrainedModel) -> Denoise:
     return denoise
 
 
-def _compare(name: str, actual: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float) -> ParityCase:
+def _compare(
+    name: str, actual: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float
+) -> ParityCase:
     scale = float(np.abs(expected).max())
     error = float(np.abs(actual - expected).max())
-    return ParityCase(name, error, scale, passed=bool(np.isfinite(scale) and error <= tolerance * max(scale, 1e-6)))
+    return ParityCase(
+        name, error, scale, passed=bool(np.isfinite(scale) and error <= tolerance * max(scale, 1e-6))
+    )

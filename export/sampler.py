@@ -11,6 +11,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -92,15 +93,21 @@ class Sampler:
                 raise InputError(f"{name} {value}: give 1 or more")
         table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
         starts = range(0, num_samples, batch_size)
-        calls, total = 0, len(starts) * len(table.timesteps)
+        calls = 0
+
+        def denoise(x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
+            nonlocal calls
+            out = self.denoise(x, timestep)
+            calls += 1
+            if on_row is not None:
+                on_row(calls, len(starts) * len(table.timesteps))
+            return out
+
         batches = []
         for start in starts:
             indices = np.arange(start, min(start + batch_size, num_samples))
-            x = self._noise(seed, indices, 0)
-            for x, _ in trajectory(self.denoise, x, table, lambda row: self._noise(seed, indices, row + 1)):  # noqa: B007, B023 (both used up within the pass)
-                calls += 1
-                if on_row is not None:
-                    on_row(calls, total)
+            noise = partial(self._noise, seed, indices)
+            *_, (x, _) = trajectory(denoise, noise(-1), table, noise)
             batches.append(self.spec.denormalise(x).astype(np.float32))
         return np.concatenate(batches)
 
@@ -135,8 +142,8 @@ class Sampler:
         inputs = {"x": x.astype(np.float32), "t": np.full(len(x), timestep, dtype=np.int64)}
         return self._session.run(["model_output"], inputs)[0].astype(np.float64)
 
-    def _noise(self, seed: int, indices: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-        return normal_noise(seed, indices, k, self.spec.shape)
+    def _noise(self, seed: int, indices: NDArray[np.int64], row: int) -> NDArray[np.float64]:
+        return normal_noise(seed, indices, row + 1, self.spec.shape)
 
     def _check_signature(self) -> None:
         inputs = {value.name: value for value in self._session.get_inputs()}
@@ -190,14 +197,20 @@ def _read(path: Path) -> bytes:
             raise InputError(f"{path} has {path.stat().st_size} bytes: a sampler has at most {_LARGEST_FILE}")
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give the path of a sampler.onnx") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): give the path of a sampler.onnx"
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: draw samples and write them to a file."""
-    parser = argparse.ArgumentParser(prog="python -m export.sampler", description="Draw samples from a sampler.onnx.")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.sampler", description="Draw samples from a sampler.onnx."
+    )
     parser.add_argument("model", type=Path, help="the ONNX file")
-    parser.add_argument("--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points)"
+    )
     parser.add_argument("--num-samples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the file's own")
@@ -209,7 +222,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sampler = Sampler(options.model, options.provider)
         _checked_suffix(options.output, sampler.spec)
-        print(f"{options.model}: {sampler.spec.data['kind']} of shape {list(sampler.spec.shape)}, on {sampler.runs_on}")
+        print(
+            f"{options.model}: {sampler.spec.data['kind']} of shape {list(sampler.spec.shape)}, "
+            f"on {sampler.runs_on}"
+        )
         started = time.perf_counter()
         samples = sampler.sample(
             options.num_samples,

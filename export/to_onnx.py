@@ -6,7 +6,6 @@ Nothing is written unless the file computes what PyTorch computes.
 import argparse
 import contextlib
 import io
-import json
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ import torch
 
 from diffusion.checkpoints import TrainedModel
 from diffusion.errors import InputError
-from export.parity import ParityCase, check_parity, summary
+from export.parity import ParityCase, check_parity
 from export.spec import SamplerSpec
 
 OPSET = 20
@@ -155,13 +154,17 @@ def write_atomically(content: bytes, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: export one model folder."""
-    parser = argparse.ArgumentParser(prog="python -m export.to_onnx", description="Export a trained model to ONNX.")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.to_onnx", description="Export a trained model to ONNX."
+    )
     parser.add_argument("model", type=Path, help="a folder with config.json and model.safetensors")
     parser.add_argument("--output", type=Path, default=Path("sampler.onnx"))
     options = parser.parse_args(arguments)
     try:
         if not options.output.absolute().parent.is_dir():
-            raise InputError(f"--output {options.output}: the folder {options.output.parent} does not exist; make it first")
+            raise InputError(
+                f"--output {options.output}: the folder {options.output.parent} does not exist; make it first"
+            )
         content, cases = export_onnx(TrainedModel.load(options.model))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

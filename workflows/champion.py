@@ -44,7 +44,9 @@ class Champion:
     directory: Path
 
 
-def crown(finalists: Mapping[str, Path], dataset: Dataset, directory: Path, provenance: Mapping[str, Any]) -> Champion:
+def crown(
+    finalists: Mapping[str, Path], dataset: Dataset, directory: Path, provenance: Mapping[str, Any]
+) -> Champion:
     """Confirm the finalists on the validation split, take the winner's test figures, export it.
 
     Args:
@@ -59,7 +61,8 @@ def crown(finalists: Mapping[str, Path], dataset: Dataset, directory: Path, prov
     torch.manual_seed(0)
     models = {trial_id: TrainedModel.load(folder) for trial_id, folder in finalists.items()}
     confirmed = {
-        trial_id: _sample_metrics(model, dataset, dataset.val, _CONFIRMATION_SEED) for trial_id, model in models.items()
+        trial_id: _sample_metrics(model, dataset, dataset.val, _CONFIRMATION_SEED)
+        for trial_id, model in models.items()
     }
     distances = {trial_id: metrics["sample/distance"] for trial_id, metrics in confirmed.items()}
     winner = min(distances, key=lambda trial_id: distances[trial_id])
@@ -88,7 +91,9 @@ def export_champion(model: TrainedModel, dataset: Dataset, directory: Path) -> N
 
     frames = _reverse_frames(model)
     points = model.data.kind == "points"
-    limits = plane_limits(dataset.raw(dataset.train)[:, :2]) if points and len(model.data.shape) == 1 else None
+    limits = (
+        plane_limits(dataset.raw(dataset.train)[:, :2]) if points and len(model.data.shape) == 1 else None
+    )
     count = _DRAWN_POINTS if points else _DRAWN_IMAGES
 
     def draw(x: np.ndarray, title: str) -> Any:
@@ -98,7 +103,9 @@ def export_champion(model: TrainedModel, dataset: Dataset, directory: Path) -> N
     onnx_samples = Sampler(content, provider="cpu").sample(count, seed=0)
     draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
     reverse = [draw(frame, "reverse diffusion") for frame in _thinned(frames)]
-    forward = [draw(frame, "forward diffusion") for frame in _forward_frames(model, dataset)] if points else []
+    forward = (
+        [draw(frame, "forward diffusion") for frame in _forward_frames(model, dataset)] if points else []
+    )
     save_animation([*forward, *reverse], directory / "animation.gif")
 
 
@@ -107,15 +114,18 @@ def model_card(model: TrainedModel, metrics: Mapping[str, float]) -> str:
     config, data = model.config, model.data
     figures = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in sorted(metrics.items()))
     params = "\n".join(f"| `{name}` | {value} |" for name, value in config.flat().items())
-    distance = "energy distance, normalised units" if data.kind == "points" else "Frechet distance on raw pixels"
+    distance = (
+        "energy distance, normalised units" if data.kind == "points" else "Frechet distance on raw pixels"
+    )
     return f"""# A diffusion model of {data.name}
 
-A denoising diffusion model of {data.kind} of shape {list(data.shape)}, from trial `{model.provenance.get("trial_id")}`
-of a ray-ddpm sweep. `sampler.onnx` draws samples without PyTorch:
+A denoising diffusion model of {data.kind} of shape {list(data.shape)}, from trial
+`{model.provenance.get("trial_id")}` of a ray-ddpm sweep. `sampler.onnx` draws samples without PyTorch:
 `python -m export.sampler sampler.onnx --num-samples 64 --output samples.png`.
 
 ## Data
-`{data.name}`, fingerprint `{data.fingerprint}`. Values are normalised by mean {data.mean} and deviation {data.std}.
+`{data.name}`, fingerprint `{data.fingerprint}`.
+Values are normalised by mean {data.mean} and deviation {data.std}.
 
 ## Figures
 `val/sample_...` from the confirmation on the validation split with fresh seeds, `test/...` taken once on the
@@ -136,10 +146,14 @@ training examples. Nothing here measures copying.
 """
 
 
-def _sample_metrics(model: TrainedModel, dataset: Dataset, reference: torch.Tensor, seed: int) -> dict[str, float]:
+def _sample_metrics(
+    model: TrainedModel, dataset: Dataset, reference: torch.Tensor, seed: int
+) -> dict[str, float]:
     # A larger sample than in the trials, since a few models are judged once.
     count = 2 * model.config.metrics.num_samples
-    return Evaluator(model.config, dataset).sample_distance(model.network, reference, num_samples=count, seed=seed)
+    return Evaluator(model.config, dataset).sample_distance(
+        model.network, reference, num_samples=count, seed=seed
+    )
 
 
 def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
@@ -151,7 +165,9 @@ def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
         return torch.from_numpy(normal_noise(0, indices, row + 1, shape))
 
     start = noise(-1)
-    return [model.data.denormalise(x.numpy()) for x in (start, *sample(model.network, model.table, start, noise))]
+    return [
+        model.data.denormalise(x.numpy()) for x in (start, *sample(model.network, model.table, start, noise))
+    ]
 
 
 def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:

@@ -84,7 +84,10 @@ def _raise_as_input_error(event: tyro_errors.ParseErrorEvent) -> None:
 
 def _not_a_number(text: str) -> str:
     """Python's words for a value that is no number, in ours."""
-    for start, wanted in (("invalid literal for int", "a whole number"), ("could not convert string to float", "a number")):
+    for start, wanted in (
+        ("invalid literal for int", "a whole number"),
+        ("could not convert string to float", "a number"),
+    ):
         if text.startswith(start):
             return f"{text.rsplit(': ', 1)[-1]}: give {wanted}"
     return text

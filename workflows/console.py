@@ -86,15 +86,17 @@ class SweepView:
         over = sum(row.status != "running" for row in self._rows.values())
         seconds = int(time.monotonic() - self._started)
         table = Table(
-            title=f"{self._name}: {over} of {self._num_trials} trials over, {seconds // 60}:{seconds % 60:02d}",
-            caption="objective = val/elbo_window in nats/dim, lower is better; MSE does not compare across schedules",
+            title=f"{self._name}: {over}/{self._num_trials} trials over, {seconds // 60}:{seconds % 60:02d}",
+            caption="objective: val/elbo_window in nats/dim, lower is better; do not compare MSE",
             title_justify="left",
             caption_justify="left",
         )
         best = min((row.objective for row in self._rows.values() if row.objective is not None), default=None)
         keys = list(dict.fromkeys(key for row in self._rows.values() for key in row.params))
         for heading in ("trial", *map(_short, keys), "updates", "objective", "val MSE", "distance", "status"):
-            table.add_column(heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True)
+            table.add_column(
+                heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True
+            )
         shown = list(self._rows.items())
         if len(shown) > _MOST_ROWS:
             shown.sort(key=lambda item: (item[1].status != "running", item[1].objective or float("inf")))
@@ -105,7 +107,9 @@ class SweepView:
                 trial_id.rsplit("_", 1)[-1].lstrip("0") or "0",
                 *(_number(row.params.get(key)) for key in keys),
                 f"{row.updates}/{self._num_updates}",
-                f"[bold green]{objective}[/]" if row.objective is not None and row.objective == best else objective,
+                f"[bold green]{objective}[/]"
+                if row.objective is not None and row.objective == best
+                else objective,
                 _number(row.mse),
                 _number(row.distance),
                 f"[{_STYLES.get(row.status, 'red')}]{row.status}[/]",

@@ -14,7 +14,10 @@ _DEFAULTS = {
 
 
 def set_defaults(verbose: bool) -> None:
-    """Set what the user has not set, and hush warnings and logs unless `verbose`. Call before importing ray or mlflow."""
+    """Set what the user has not set, and hush warnings and logs unless `verbose`.
+
+    Call it before ray and mlflow are imported.
+    """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not verbose:

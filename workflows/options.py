@@ -45,13 +45,18 @@ class TuneFlags:
     def __post_init__(self) -> None:
         if self.num_trials < 1:
             raise InputError(f"--num-trials {self.num_trials}: give 1 or more")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 up")
         for flag, value in (("--name", self.name), ("--experiment", self.experiment)):
             if value is not None and not _NAME.fullmatch(value):
                 raise InputError(
-                    f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
+                    f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', "
+                    "the first a letter or a digit"
                 )
         if "://" in str(self.output_dir) or re.match(r"^\w+:/", str(self.output_dir)):
-            raise InputError(f"--output-dir {self.output_dir}: only local folders and mounts can be written so far")
+            raise InputError(
+                f"--output-dir {self.output_dir}: only local folders and mounts can be written so far"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,8 @@ class TuneOptions(TuneFlags):
         if self.name is not None:
             if (parent / self.name).exists():
                 raise InputError(
-                    f"--name {self.name}: {self.output_dir / self.name} exists; choose another name or remove it"
+                    f"--name {self.name}: {self.output_dir / self.name} exists; "
+                    "choose another name or remove it"
                 )
             return parent / self.name
         stem = time.strftime(f"{self.data}-%Y%m%d-%H%M")

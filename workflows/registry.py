@@ -1,5 +1,7 @@
 """The registered model: sampler.onnx as an MLflow pyfunc whose predict draws samples."""
 
+import contextlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +22,12 @@ _ALIAS = "champion"
 
 
 def register(
-    client: MlflowClient, tracking_uri: str, run_id: str, name: str, sampler_file: Path, test: Mapping[str, object]
+    client: MlflowClient,
+    tracking_uri: str,
+    run_id: str,
+    name: str,
+    sampler_file: Path,
+    test: Mapping[str, object],
 ) -> tuple[int, bool]:
     """Log sampler.onnx under a run and register it as a new version.
 
@@ -44,7 +51,12 @@ def register(
         inputs=Schema([ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
     )
-    with mlflow.start_run(run_id=run_id):
+    # MLflow announces the version on standard error, and a server's page of the run on standard output.
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+        mlflow.start_run(run_id=run_id),
+    ):
         info = mlflow.pyfunc.log_model(
             name="sampler",
             loader_module="export.serving",

@@ -57,7 +57,9 @@ class SearchSpace:
                 f"{self.beta_end[0]:g}: noise must grow, so keep beta_start's values at or below beta_end's"
             )
 
-    def fixed_and_searched(self, config: Config, kind: str) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    def fixed_and_searched(
+        self, config: Config, kind: str
+    ) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
         """Split into what is fixed and what is searched, both under dotted names.
 
         Args:

@@ -34,7 +34,8 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
 
     provenance = {
         "run_id": tracker.start_sweep(
-            directory.name, {**config.flat(), **{f"search.{name}": values for name, values in searched.items()}}
+            directory.name,
+            {**config.flat(), **{f"search.{name}": values for name, values in searched.items()}},
         ),
         "git_revision": _git_revision(),
         "data_fingerprint": dataset.spec.fingerprint,
@@ -43,7 +44,9 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     view = SweepView(directory.name, options.num_trials, config.training.num_updates)
     champion = None
     try:
-        view.console.print(f"Sweep {directory.name}: {options.num_trials} trials on {options.data}; starting Ray ...")
+        view.console.print(
+            f"Sweep {directory.name}: {options.num_trials} trials on {options.data}; starting Ray ..."
+        )
         start_ray(options.verbose)
         with view:
             run_trials(
@@ -58,9 +61,13 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
         ray.shutdown()
         records.add_paired_errors()
         records.write_csv()
-        finalists = {record.trial_id: records.folder(record.trial_id) for record in records.ranked()[:_FINALISTS]}
+        finalists = {
+            record.trial_id: records.folder(record.trial_id) for record in records.ranked()[:_FINALISTS]
+        }
         if finalists:
-            view.console.print(f"Confirming the best {len(finalists)} with fresh seeds, exporting the champion ...")
+            view.console.print(
+                f"Confirming the best {len(finalists)} with fresh seeds, exporting the champion ..."
+            )
             champion = crown(finalists, dataset, directory / "champion", provenance)
             tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
             tracker.log_sweep_files(champion.directory, "champion")
@@ -76,7 +83,10 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
         tracker.parent_id,
         f"ray-ddpm-{experiment}",
         champion.directory / "sampler.onnx",
-        {"data_fingerprint": dataset.spec.fingerprint, "test_distance": champion.metrics["test/sample_distance"]},
+        {
+            "data_fingerprint": dataset.spec.fingerprint,
+            "test_distance": champion.metrics["test/sample_distance"],
+        },
     )
     for line in _summary(champion, records, tracker, f"ray-ddpm-{experiment}", version, is_best):
         view.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -105,16 +115,22 @@ def _summary(
         f"{folder / 'animation.gif'}    noise becoming samples",
         f"{folder / 'sampler.onnx'}    the file to ship, checked against PyTorch (parity.json)",
         f"registered in MLflow as {model_name} version {version}"
-        + ("" if is_best else "; an earlier version stays champion: its test figure is better or on other data"),
+        + (
+            ""
+            if is_best
+            else "; an earlier version stays champion: its test figure is better or on other data"
+        ),
     ]
     if tracker.unsent:
-        lines.append(f"warning: {tracker.unsent} entries could not be sent to MLflow at {redact(tracker.uri)}")
+        lines.append(
+            f"warning: {tracker.unsent} entries could not be sent to MLflow at {redact(tracker.uri)}"
+        )
     lines += [
         "",
         "next: make ui        # every run in MLflow"
         if tracker.uri.startswith("sqlite:")
         else f"next: {redact(tracker.uri)}{runs_page(tracker.experiment_id)}",
-        f"      python -m export.sampler {folder / 'sampler.onnx'} --num-samples 64 --seed 1 --output grid.png",
+        f"      python -m export.sampler {folder / 'sampler.onnx'} --num-samples 64 --output samples.png",
     ]
     return lines
 

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Tracker:
         except Exception as error:  # each kind of store has exceptions of its own
             first_line = redact(str(error).splitlines()[0])[:160]
             raise InputError(
-                f"--tracking-uri {redact(uri)} cannot be used ({first_line}): start that server or give another URI"
+                f"--tracking-uri {redact(uri)} cannot be used ({first_line}): "
+                "start that server or give another URI"
             ) from error
         self.parent_id = ""
         self._children: dict[str, str] = {}
@@ -134,7 +136,7 @@ class Tracker:
         """Queue figures of the parent run."""
         self._jobs.put(lambda: self.client.log_batch(self.parent_id, metrics=_metrics(metrics, 0)))
         for key, value in tags.items():
-            self._jobs.put(lambda key=key, value=value: self.client.set_tag(self.parent_id, key, value))
+            self._jobs.put(partial(self.client.set_tag, self.parent_id, key, value))
 
     def log_sweep_files(self, folder: Path, artifact_path: str) -> None:
         """Queue a folder of files for the parent run; they must stay until `close`."""
@@ -157,7 +159,9 @@ class Tracker:
                 location = (folder / "mlartifacts" / name).as_uri()
             return self.client.create_experiment(name, artifact_location=location)
         if experiment.lifecycle_stage != "active":
-            raise InputError(f"--experiment {name} was deleted in MLflow: restore it there or give another name")
+            raise InputError(
+                f"--experiment {name} was deleted in MLflow: restore it there or give another name"
+            )
         return experiment.experiment_id
 
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:

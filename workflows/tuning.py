@@ -66,13 +66,19 @@ class SweepCallback(tune.Callback):
         record.status, record.reason = result["status"], result["reason"]
         if record.status != "running":
             return
-        record.updates, record.objective, record.metrics = result["updates"], result["objective"], result["metrics"]
+        record.updates, record.objective, record.metrics = (
+            result["updates"],
+            result["objective"],
+            result["metrics"],
+        )
         self._tracker.log_trial(
             trial.trial_id, {**record.metrics, "objective": record.objective}, record.updates
         )
         self._view.progressed(trial.trial_id, record.updates, record.objective, record.metrics)
 
-    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
         """A trial's model and picture are on disk."""
         self._records.keep_files(trial.trial_id, Path(checkpoint.path))
         picture = self._records.folder(trial.trial_id) / "samples.png"
@@ -164,7 +170,9 @@ def _domain(name: str, values: tuple[Any, ...]) -> Any:
     return tune.loguniform(*values) if is_range(name) else tune.choice(list(values))
 
 
-def _search(flat: Mapping[str, Any], searched: Mapping[str, tuple[Any, ...]], seed: int) -> OptunaSearch | None:
+def _search(
+    flat: Mapping[str, Any], searched: Mapping[str, tuple[Any, ...]], seed: int
+) -> OptunaSearch | None:
     if not searched:
         return None
     # The config's own values make the first trial where the space holds them all.

@@ -11,8 +11,8 @@ from diffusion.evaluation import Evaluator, schedule_metrics
 from diffusion.metrics import energy_distance, frechet_distance
 from diffusion.schedules import NoiseSchedule, linear_betas
 
-HARSH = {"num_train_timesteps": 200, "beta_start": 1e-4, "beta_end": 0.25}
-GENTLE = {"num_train_timesteps": 2000, "beta_start": 1e-6, "beta_end": 0.01}
+HARSH = {"num_train_timesteps": 200, "beta_start": 1e-4, "beta_end": 0.5}
+GENTLE = {"num_train_timesteps": 2000, "beta_start": 1e-6, "beta_end": 0.004}
 
 
 def test_schedule_metrics_are_those_of_the_last_and_first_timestep():
@@ -65,7 +65,7 @@ def test_equally_good_denoisers_have_one_bound_and_far_apart_errors(
         exact_losses(schedule, small_config, gaussian_dataset, gaussian_denoiser)
         for schedule in (HARSH, GENTLE)
     )
-    assert gentle["val/mse"] > 1.8 * harsh["val/mse"]
+    assert gentle["val/mse"] > 3.0 * harsh["val/mse"]
     spread = math.hypot(harsh["val/elbo_window_se"], gentle["val/elbo_window_se"])
     assert abs(harsh["val/elbo_window"] - gentle["val/elbo_window"]) < 3.0 * spread + 0.01
     exact = 0.5 * (math.log1p(math.exp(5.0)) - math.log1p(math.exp(-8.0)))

@@ -4,8 +4,6 @@ from PIL import Image, ImageSequence
 
 from diffusion.plots import draw_samples, image_grid, plane_limits, save_animation, scatter
 
-FRAME = (200, 204, 212)
-
 
 def dark(picture):
     """[height, width] of bool: where dots are drawn (neither paper, frame nor labels)."""
@@ -14,64 +12,79 @@ def dark(picture):
     return (pixels[..., 2] - pixels[..., 0] > 40) & (pixels[..., 0] < 150)
 
 
-def frame_box(picture):
-    """(left, right, top, bottom) of the frame, whose colour is far from white."""
-    framed = np.abs(np.asarray(picture).astype(int) - FRAME).max(axis=2) < 20
-    half = picture.size[0] // 2
-    columns, rows = np.flatnonzero(framed.sum(axis=0) > half), np.flatnonzero(framed.sum(axis=1) > half)
-    return columns.min(), columns.max(), rows.min(), rows.max()
+def tiles(grid, height, width):
+    """The images of a grid in reading order, and its gap: as wide between them as around them."""
+    pixels = np.asarray(grid)
+    gap = next(
+        gap
+        for gap in range(1, 20)
+        if not (np.array(pixels.shape[:2]) - gap) % (height + gap, width + gap) @ [1, 1]
+    )
+    rows, columns = ((np.array(pixels.shape[:2]) - gap) // (height + gap, width + gap)).tolist()
+    places = [
+        (gap + row * (height + gap), gap + col * (width + gap))
+        for row in range(rows)
+        for col in range(columns)
+    ]
+    return (rows, columns), [pixels[top : top + height, left : left + width] for top, left in places]
 
 
 def test_a_grid_holds_every_image_once_in_reading_order_enlarged_by_a_whole_number():
-    levels = np.arange(5.0)
-    images = np.broadcast_to(levels[:, None, None, None], (5, 1, 3, 4))
-    grid = np.asarray(image_grid(images, (0.0, 5.0), cell=9))  # enlarged twice: 6 x 8
-    assert grid.shape == (2 * 8 + 2, 3 * 10 + 2)
-    for index, level in enumerate(levels):
-        top, left = 2 + 8 * (index // 3), 2 + 10 * (index % 3)
-        np.testing.assert_array_equal(grid[top : top + 6, left : left + 8], round(level / 5.0 * 255))
-    assert (grid > 0).sum() == 4 * 6 * 8  # nothing else is drawn; the first image is black
+    levels = np.arange(1.0, 6.0)
+    images = np.broadcast_to(levels[:, None, None, None], (5, 1, 30, 40))
+    grid = image_grid(images, (0.0, 5.0), cell=90)  # enlarged twice: 60 x 80
+    shape, found = tiles(grid, 60, 80)
+    assert shape == (2, 3)
+    for tile, level in zip(found, [*levels, 0.0], strict=True):
+        np.testing.assert_array_equal(tile, round(level / 5.0 * 255))
+    assert (np.asarray(grid) > 0).sum() == 5 * 60 * 80  # nothing else is drawn
 
 
 def test_a_grid_shows_the_ends_of_the_range_as_black_and_white_and_cuts_off_beyond():
-    images = np.array([-5.0, -1.0, 1.0, 7.0]).reshape(4, 1, 1, 1)
-    grid = np.asarray(image_grid(images, (-1.0, 1.0), cell=1))
-    np.testing.assert_array_equal(grid[2::3, 2::3], [[0, 0], [255, 255]])
+    images = np.broadcast_to(np.array([-5.0, -1.0, 1.0, 7.0]).reshape(4, 1, 1, 1), (4, 1, 30, 30))
+    _, found = tiles(image_grid(images, (-1.0, 1.0), cell=30), 30, 30)
+    assert [set(tile.ravel().tolist()) for tile in found] == [{0}, {0}, {255}, {255}]
 
 
 def test_a_grid_keeps_the_orientation_of_images():
-    image = np.arange(6.0).reshape(1, 1, 2, 3)
-    grid = np.asarray(image_grid(image, (0.0, 255.0), cell=1))
-    np.testing.assert_array_equal(grid[2:-2, 2:-2], image[0, 0])
+    image = np.arange(1200.0).reshape(1, 1, 30, 40) / 5.0
+    _, (tile,) = tiles(image_grid(image, (0.0, 255.0), cell=40), 30, 40)
+    np.testing.assert_array_equal(tile, image[0, 0].round())
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_a_grid_has_the_mode_of_its_channels(channels, mode):
-    images = np.zeros((2, channels, 4, 4))
+def test_a_grid_has_the_mode_and_the_colours_of_its_channels(channels, mode):
+    images = np.zeros((1, channels, 30, 30))
     images[:, 0] = 1.0
-    grid = image_grid(images, (0.0, 1.0), cell=4)
+    grid = image_grid(images, (0.0, 1.0), cell=30)
     assert grid.mode == mode
-    pixel = np.atleast_1d(grid.getpixel((3, 3)))
-    assert pixel.tolist() == [255] + [0] * (channels - 1)
+    _, (tile,) = tiles(grid, 30, 30)
+    assert np.unique(tile.reshape(-1, channels), axis=0).tolist() == [[255] + [0] * (channels - 1)]
 
 
 def test_images_larger_than_a_cell_are_not_reduced():
-    assert image_grid(np.zeros((1, 1, 100, 80)), (0.0, 1.0), cell=64).size == (84, 104)
+    image = np.random.default_rng(0).integers(0, 256, (1, 1, 100, 80)).astype(float)
+    _, (tile,) = tiles(image_grid(image, (0.0, 255.0), cell=64), 100, 80)
+    np.testing.assert_array_equal(tile, image[0, 0])
 
 
 def test_a_scatter_is_a_square_picture_of_the_asked_size():
     assert scatter(np.zeros((3, 2)), size=200).size == (200, 200)
 
 
-@pytest.mark.parametrize(
-    ("point", "share"), [((0, 0), (0.5, 0.5)), ((1, 1), (0.75, 0.25)), ((-1, 0), (0.25, 0.5))]
-)
-def test_a_point_is_drawn_where_its_coordinates_say_with_y_upward(point, share):
-    picture = scatter(np.array([point], dtype=float), limits=(-2.0, 2.0, -2.0, 2.0))
-    rows, columns = np.nonzero(dark(picture))
-    left, right, top, bottom = frame_box(picture)
-    assert columns.mean() == pytest.approx(left + share[0] * (right - left), abs=2.0)
-    assert rows.mean() == pytest.approx(top + share[1] * (bottom - top), abs=2.0)
+def centre(point):
+    """(column, row) of the dot of a point in the plane from -2 to 2."""
+    rows, columns = np.nonzero(dark(scatter(np.array([point], dtype=float), limits=(-2.0, 2.0, -2.0, 2.0))))
+    return np.array([columns.mean(), rows.mean()])
+
+
+def test_a_point_is_drawn_where_its_coordinates_say_with_y_upward():
+    origin = centre((0, 0))
+    np.testing.assert_allclose(origin, [240, 240], atol=2)
+    unit = (centre((1, 0)) - origin)[0]
+    assert 80 < unit < 120  # four units fill the picture but its margin
+    for x, y in ((1, 1), (-1, 0), (0, 1.5), (-1.5, -0.5)):
+        np.testing.assert_allclose(centre((x, y)) - origin, [unit * x, -unit * y], atol=2)
 
 
 def test_both_axes_have_one_scale():

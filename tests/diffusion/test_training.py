@@ -127,6 +127,17 @@ def test_training_that_explodes_raises_diverged_with_the_updates(small_config, g
         run(config, gaussian_dataset(num_train=64, num_val=16))
 
 
+def test_gradients_are_scaled_down_to_the_given_norm(small_config, gaussian_dataset):
+    """AdamW does not see a gradient's size until it is small beside 1e-8: then nothing moves."""
+    dataset = gaussian_dataset(num_train=64, num_val=16)
+    moved = [
+        run(small_config(training={"max_gradient_norm": norm}), dataset)[-1][1]["outward.weight"].abs().max()
+        for norm in (1.0, 1e-20)
+    ]
+    assert moved[0] > 1e-3  # the last layer starts at zero
+    assert moved[1] < 1e-8
+
+
 @pytest.mark.parametrize(("num_updates", "warmup"), [(1000, 100), (1000, 0), (50, 100), (5, 100), (1, 0)])
 def test_the_learning_rate_rises_then_falls_to_zero_and_never_exceeds_its_peak(num_updates, warmup):
     training = TrainingConfig(num_updates=num_updates, warmup_updates=warmup, num_evaluations=1)
@@ -170,6 +181,14 @@ def test_the_averaged_weights_forget_the_start(num_updates, decay):
     assert share_of_start < (0.11 if num_updates == 1 else 1e-3)
     if num_updates == 2500:
         assert math.prod([0.9999] * 2500) == pytest.approx(0.78, abs=0.01)
+
+
+@pytest.mark.parametrize("num_updates", [40, 1000, 20_000])
+def test_the_final_average_reaches_back_over_a_small_part_of_the_training(num_updates):
+    """All but a hundredth of its weight lies in the last quarter of the updates, however few they are."""
+    training = TrainingConfig(num_updates=num_updates, ema_decay=0.9999)
+    last_quarter = range(num_updates - num_updates // 4, num_updates)
+    assert math.prod(ema_decay(training, done) for done in last_quarter) < 0.01
 
 
 def test_the_first_averagings_follow_1_plus_n_over_10_plus_n():

@@ -1,0 +1,44 @@
+# make demo   environment, then a sweep on handwritten digits
+# make test   environment, then the tests
+# make ui     MLflow on the runs (PORT=5001 for another port)
+# make lint   format, lint and types, as CI does
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 5000
+
+.PHONY: demo test lint ui clean
+
+demo: $(VENV)/train.stamp
+	$(BIN)/python workflows/tune.py --data digits
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/test.stamp
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+ui: $(VENV)/train.stamp
+	$(BIN)/python -m workflows.ui --port $(PORT)
+
+clean:
+	rm -rf $(VENV)
+
+# One environment in two sizes. A changed dependency makes it anew, so that nothing stale stays in it.
+$(VENV)/python.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.12 ..."; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
+	@echo "Making $(VENV): 5 GB of packages, some minutes on the first time"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/train.stamp: $(VENV)/python.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/python.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/train.stamp
