@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.config import SamplerConfig
-from diffusion.sampling import PredictionType, SamplerTable, sampler_table, trajectory
+from diffusion.sampling import PredictionType, SamplerTable, last_sample, sampler_table, trajectory
 from diffusion.schedules import NoiseSchedule
 
 
@@ -29,10 +29,10 @@ def deployed_table(
     )
 
 
-def sample(
+def sample_states(
     network: nn.Module, table: SamplerTable, x: Tensor, noise: Callable[[int], Tensor]
-) -> Iterator[Tensor]:
-    """Run the table with a network, yielding x after each row in normalised units.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the table with a network, yielding (x, x0) after each row in normalised units.
 
     Args:
         network: (x float32, timesteps int64) -> output, in evaluation mode.
@@ -46,8 +46,7 @@ def sample(
         timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
         return network(x.float(), timesteps).to(x.dtype)
 
-    for x_next, _ in trajectory(denoise, x, table, noise):
-        yield x_next
+    return trajectory(denoise, x, table, noise)
 
 
 def generate(
@@ -65,5 +64,4 @@ def generate(
     def noise(_row: int) -> Tensor:
         return torch.randn(num_samples, *shape, generator=generator).to(device)
 
-    *_, last = sample(network, table, noise(-1), noise)
-    return last
+    return last_sample(sample_states(network, table, noise(-1), noise))

@@ -14,6 +14,7 @@ A row holds the nine coefficients a b c d e f s lo hi of
     x  = c x0 + d x + e x0_previous + f out + s z
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -157,6 +158,11 @@ def trajectory(
         z = noise(index) if row[6] else 0.0
         x, x0 = step(row, x, denoise(x, int(timestep)), x0, z)
         yield x, x0
+
+
+def last_sample(states: Iterator[tuple[Any, Any]]) -> Any:
+    """The x at the end of a `trajectory`; the states on the way are not kept."""
+    return deque(states, maxlen=1).pop()[0]
 
 
 def _x0_coefficients(prediction_type: PredictionType, at: Float64Array) -> tuple[Float64Array, Float64Array]:

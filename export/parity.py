@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.checkpoints import TrainedModel
-from diffusion.sampling import SamplerName, SamplerTable, sampler_table, trajectory
+from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from export.noise import normal_noise
 from export.sampler import Sampler
 
@@ -85,8 +85,7 @@ def _end_of_trajectory(table: SamplerTable, shape: tuple[int, ...], denoise: Den
     def noise(row: int) -> NDArray[np.float64]:
         return normal_noise(_SEED, indices, row + 1, shape)
 
-    *_, (last, _) = trajectory(denoise, noise(-1), table, noise)
-    return last
+    return last_sample(trajectory(denoise, noise(-1), table, noise))
 
 
 def _torch_denoise(model: TrainedModel) -> Denoise:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from diffusion.errors import InputError
 from diffusion.plots import draw_samples
-from diffusion.sampling import SamplerName, SamplerTable, sampler_table, trajectory
+from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from diffusion.schedules import Spacing
 from export.noise import normal_noise
 from export.session import Provider, open_session
@@ -107,7 +107,7 @@ class Sampler:
         for start in starts:
             indices = np.arange(start, min(start + batch_size, num_samples))
             noise = partial(self._noise, seed, indices)
-            *_, (x, _) = trajectory(denoise, noise(-1), table, noise)
+            x = last_sample(trajectory(denoise, noise(-1), table, noise))
             batches.append(self.spec.denormalise(x).astype(np.float32))
         return np.concatenate(batches)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from export.sampler import Sampler
@@ -12,7 +13,7 @@ class _SamplerModel:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
         """Draw samples: one row of `num_samples` and `seed` is one request, results joined.
 
         Args:

@@ -13,7 +13,7 @@ import torch
 from diffusion.checkpoints import TrainedModel
 from diffusion.data import Dataset
 from diffusion.evaluation import Evaluator
-from diffusion.generation import sample
+from diffusion.generation import sample_states
 from diffusion.plots import draw_samples, plane_limits, save_animation
 from diffusion.process import q_sample
 from export.noise import normal_noise
@@ -165,9 +165,8 @@ def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
         return torch.from_numpy(normal_noise(0, indices, row + 1, shape))
 
     start = noise(-1)
-    return [
-        model.data.denormalise(x.numpy()) for x in (start, *sample(model.network, model.table, start, noise))
-    ]
+    states = sample_states(model.network, model.table, start, noise)
+    return [model.data.denormalise(x.numpy()) for x in (start, *(x for x, _ in states))]
 
 
 def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILL
 
 def redact(uri: str) -> str:
     """The same URI without its password."""
-    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", uri)
+    return re.sub(r"(//[^/:@]*):[^/]*@", r"\1:***@", uri)
 
 
 def resolve_tracking_uri(given: str | None) -> str:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from diffusion.config import SamplerConfig
-from diffusion.generation import deployed_table, generate, sample
+from diffusion.generation import deployed_table, generate, sample_states
 from diffusion.sampling import sampler_table, trajectory
 from diffusion.schedules import NoiseSchedule, linear_betas
 
@@ -86,8 +86,8 @@ def test_the_state_keeps_its_dtype_while_the_network_sees_float32_and_int64(sche
         return 0.1 * x
 
     table = sampler_table(schedule, "ddim", 4)
-    states = list(sample(network, table, torch.ones(3, 2, dtype=torch.float64), lambda row: None))
-    assert {state.dtype for state in states} == {torch.float64}
+    states = list(sample_states(network, table, torch.ones(3, 2, dtype=torch.float64), lambda row: None))
+    assert {x.dtype for x, _ in states} == {torch.float64}
     assert len(states) == 4
     assert seen == [(torch.float32, torch.int64, [timestep] * 3) for timestep in table.timesteps.tolist()]
 
@@ -102,8 +102,10 @@ def test_sampling_follows_the_numpy_trajectory(gaussian_denoiser, schedule):
         x = torch.from_numpy(x.astype(np.float32))
         return network(x, torch.full((6,), timestep)).double().numpy()
 
-    states = sample(network, table, torch.from_numpy(noise[20]), lambda row: torch.from_numpy(noise[row]))
-    for ours, (theirs, _) in zip(
+    states = sample_states(
+        network, table, torch.from_numpy(noise[20]), lambda row: torch.from_numpy(noise[row])
+    )
+    for (ours, _), (theirs, _) in zip(
         states, trajectory(denoise, noise[20], table, lambda row: noise[row]), strict=True
     ):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-5)

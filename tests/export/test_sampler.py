@@ -1,0 +1,266 @@
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.errors import InputError
+from diffusion.generation import sample_states
+from diffusion.sampling import sampler_table
+from export.noise import normal_noise
+from export.sampler import Sampler, save_samples
+
+
+def run_normalised(sampler, table, num_samples, seed):
+    """The update of the design, x <- c x0 + d x + f out + s z."""
+    indices, shape = np.arange(num_samples), sampler.spec.shape
+    x = normal_noise(seed, indices, 0, shape)
+    for index, (timestep, row) in enumerate(zip(table.timesteps, table.coefficients, strict=True)):
+        a, b, c, d, e, f, s, lo, hi = row
+        assert e == 0.0
+        out = sampler.denoise(x, int(timestep))
+        x0 = np.clip(a * x + b * out, lo, hi)
+        x = c * x0 + d * x + f * out + s * normal_noise(seed, indices, index + 1, shape)
+    return x
+
+
+def run_by_hand(sampler, table, num_samples, seed):
+    return sampler.spec.denormalise(run_normalised(sampler, table, num_samples, seed))
+
+
+def assert_close(found, expected, tolerance):
+    """Within a share of the expected values' deviation, of which there must be some."""
+    assert found.shape == expected.shape
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * expected.std())
+
+
+@pytest.fixture(name="sampler", params=["image", "points"])
+def _sampler(request, image_sampler, point_sampler):
+    return image_sampler if request.param == "image" else point_sampler
+
+
+@pytest.fixture(name="model_and_sampler", params=["image", "points"])
+def _model_and_sampler(request, image_model, image_sampler, point_model, point_sampler):
+    return (image_model, image_sampler) if request.param == "image" else (point_model, point_sampler)
+
+
+def test_samples_are_float32_of_the_datas_shape(sampler):
+    samples = sampler.sample(5)
+    assert samples.shape == (5, *sampler.spec.shape)
+    assert samples.dtype == np.float32
+    assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_samples_do_not_depend_on_the_batch_size(sampler, batch_size):
+    """Up to the rounding of matrix products of another height."""
+    expected = sampler.sample(10, seed=4, batch_size=10)
+    assert_close(sampler.sample(10, seed=4, batch_size=batch_size), expected, 1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [1, 4, 9])
+def test_fewer_samples_are_the_first_of_more(sampler, num_samples):
+    expected = sampler.sample(10, seed=4)
+    found = sampler.sample(num_samples, seed=4)
+    assert found.shape == (num_samples, *sampler.spec.shape)
+    np.testing.assert_allclose(found, expected[:num_samples], rtol=0, atol=1e-5 * expected.std())
+
+
+def test_a_seed_repeats_and_another_differs(sampler):
+    """The default is seed 0, and only the seed modulo 2^32 counts."""
+    zero = sampler.sample(4, seed=0)
+    np.testing.assert_array_equal(sampler.sample(4), zero)
+    np.testing.assert_array_equal(sampler.sample(4, seed=2**32), zero)
+    for seed in (1, -1, 2**31):
+        assert np.abs(sampler.sample(4, seed=seed) - zero).max() > 0.1 * zero.std()
+
+
+def test_samples_of_a_seed_differ_from_each_other(sampler):
+    samples = sampler.sample(20).reshape(20, -1)
+    distances = np.abs(samples[:, None] - samples[None]).max(axis=-1)
+    assert distances[~np.eye(20, dtype=bool)].min() > 0.0
+
+
+def test_samples_are_those_of_pytorch(model_and_sampler):
+    """From the same noise, with x in float64 between the network's calls."""
+    model, sampler = model_and_sampler
+    indices, shape = np.arange(16), model.data.shape
+    noise = [
+        torch.from_numpy(normal_noise(3, indices, k, shape)) for k in range(1 + len(model.table.timesteps))
+    ]
+    *_, (x, _) = sample_states(model.network, model.table, noise[0], lambda row: noise[row + 1])
+    assert x.dtype == torch.float64
+    assert_close(sampler.sample(16, seed=3), model.data.denormalise(x.numpy()), 1e-4)
+
+
+def test_the_files_own_table_is_the_default(model_and_sampler):
+    model, sampler = model_and_sampler
+    np.testing.assert_array_equal(sampler.table().timesteps, model.table.timesteps)
+    np.testing.assert_array_equal(sampler.table().coefficients, model.table.coefficients)
+    expected = run_by_hand(sampler, model.table, 6, seed=2)
+    assert_close(sampler.sample(6, seed=2), expected, 1e-6)
+
+
+def test_naming_the_files_own_choices_changes_nothing(sampler):
+    own = {name: sampler.spec.sampler[name] for name in ("num_steps", "eta", "spacing")}
+    table = sampler.table(sampler=sampler.spec.sampler["name"], **own)
+    np.testing.assert_array_equal(table.timesteps, sampler.spec.table.timesteps)
+    np.testing.assert_array_equal(table.coefficients, sampler.spec.table.coefficients)
+    np.testing.assert_array_equal(table.alphas_cumprod, sampler.spec.table.alphas_cumprod)
+
+
+# The models' own choices, as their fixtures state them, under sampler_table's names.
+OWN_IMAGE = {
+    "sampler": "ddpm",
+    "num_inference_steps": 10,
+    "eta": 0.0,
+    "variance": "beta",
+    "spacing": "trailing",
+}
+OWN_POINTS = {
+    "sampler": "ddim", "num_inference_steps": 8, "eta": 0.5, "variance": "beta_tilde", "spacing": "leading",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"sampler": "ddpm"},
+        {"sampler": "ddim"},
+        {"num_steps": 1},
+        {"num_steps": 5},
+        {"num_steps": 20},
+        {"sampler": "ddim", "eta": 1.0},
+        {"sampler": "ddim", "eta": 0.0},
+        {"spacing": "linspace"},
+        {"spacing": "logsnr"},
+        {"sampler": "ddim", "num_steps": 7, "eta": 0.25, "spacing": "leading"},
+    ],
+    ids=str,
+)
+def test_a_choice_replaces_the_files_own_and_leaves_the_others(model_and_sampler, choices):
+    model, sampler = model_and_sampler
+    own, clip = (OWN_IMAGE, model.data.clip) if model.data.kind == "image" else (OWN_POINTS, None)
+    renamed = {"num_inference_steps" if name == "num_steps" else name: v for name, v in choices.items()}
+    expected = sampler_table(model.schedule, clip=clip, **{**own, **renamed})
+    found = sampler.table(**choices)
+    np.testing.assert_array_equal(found.timesteps, expected.timesteps)
+    np.testing.assert_array_equal(found.coefficients, expected.coefficients)
+    np.testing.assert_array_equal(found.alphas_cumprod, expected.alphas_cumprod)
+    np.testing.assert_allclose(
+        sampler.sample(3, seed=1, **choices), run_by_hand(sampler, expected, 3, seed=1), rtol=1e-6, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "choices", [{"sampler": "ddpm"}, {"num_steps": 3}, {"eta": 0.0}, {"spacing": "linspace"}]
+)
+def test_a_choice_changes_the_samples(point_sampler, choices):
+    own = point_sampler.sample(8)
+    assert np.abs(point_sampler.sample(8, **choices) - own).max() > 1e-3 * own.std()
+
+
+def test_the_file_keeps_its_own_choices_after_others_were_used(sampler):
+    before = sampler.sample(3)
+    sampler.sample(3, sampler="ddim", num_steps=2, eta=1.0, spacing="linspace")
+    np.testing.assert_array_equal(sampler.sample(3), before)
+
+
+def test_images_stay_within_their_range(image_sampler):
+    """Both ends are reached by clipping, and what lies between is not."""
+    samples = image_sampler.sample(64)
+    assert samples.min() == 0.0
+    assert samples.max() == 16.0
+    assert ((samples > 0.0) & (samples < 16.0)).mean() > 0.2
+
+
+def test_points_are_in_data_units(point_sampler):
+    """Each column has its own mean and deviation, and nothing is clipped."""
+    x = run_normalised(point_sampler, point_sampler.spec.table, 100, seed=0)
+    expected = np.stack([0.5 * x[:, 0] + 1.0, 3.0 * x[:, 1] - 2.0], axis=1)
+    assert_close(point_sampler.sample(100), expected, 1e-6)
+
+
+def test_one_call_of_the_network_is_the_networks(model_and_sampler):
+    model, sampler = model_and_sampler
+    x = np.random.default_rng(0).standard_normal((4, *model.data.shape))
+    for timestep in (0, 7, 19):
+        expected = model.network(torch.from_numpy(x).float(), torch.full((4,), timestep)).numpy()
+        found = sampler.denoise(x, timestep)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert np.abs(expected).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "batches"), [(5, 1024, 1), (5, 5, 1), (5, 2, 3), (4, 2, 2), (3, 1, 3)]
+)
+def test_progress_counts_every_network_call(image_sampler, num_samples, batch_size, batches):
+    seen = []
+    image_sampler.sample(
+        num_samples, num_steps=4, batch_size=batch_size, on_row=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(done, 4 * batches) for done in range(1, 4 * batches + 1)]
+
+
+def test_the_network_never_sees_more_than_a_batch(point_onnx, monkeypatch):
+    sampler, sizes = Sampler(point_onnx, provider="cpu"), []
+    denoise = sampler.denoise
+    monkeypatch.setattr(sampler, "denoise", lambda x, timestep: sizes.append(len(x)) or denoise(x, timestep))
+    sampler.sample(7, num_steps=1, batch_size=3)
+    assert sizes == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ({"num_samples": 0}, "num_samples 0"),
+        ({"num_samples": -3}, "num_samples -3"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"num_steps": 0}, "0"),
+        ({"num_steps": -1}, "-1"),
+        ({"num_steps": 21}, "21"),
+        ({"eta": -0.5}, "-0.5"),
+        ({"eta": 1.5}, "1.5"),
+        ({"eta": float("nan")}, "nan"),
+        ({"sampler": "euler"}, "'euler'"),
+        ({"spacing": "even"}, "'even'"),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused_by_name_before_any_work(image_sampler, numbers, named):
+    calls = []
+    with pytest.raises(InputError) as caught:
+        image_sampler.sample(**{"num_samples": 2, **numbers}, on_row=lambda *_: calls.append(1))
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not calls
+
+
+def test_a_path_a_string_and_bytes_are_the_same_model(image_file, image_onnx):
+    samples = [
+        Sampler(model, provider="cpu").sample(2) for model in (image_file, str(image_file), image_onnx)
+    ]
+    np.testing.assert_array_equal(samples[0], samples[2])
+    np.testing.assert_array_equal(samples[1], samples[2])
+
+
+def test_the_arguments_that_others_rely_on():
+    parameters = inspect.signature(Sampler.sample).parameters
+    assert {name: parameters[name].default for name in ("seed", "sampler", "num_steps")} == {
+        "seed": 0, "sampler": None, "num_steps": None,
+    }  # fmt: skip
+    assert list(inspect.signature(Sampler).parameters) == ["model", "provider"]
+    assert inspect.signature(Sampler).parameters["provider"].default == "auto"
+
+
+def test_points_without_column_names_get_some(
+    point_sampler, with_metadata, metadata_of, point_onnx, tmp_path
+):
+    metadata = metadata_of(point_onnx)
+    metadata["ray_ddpm.spec"] = metadata["ray_ddpm.spec"].replace('["height", "weight"]', "null")
+    sampler = Sampler(with_metadata(point_onnx, metadata), provider="cpu")
+    assert sampler.spec.data["columns"] is None
+    save_samples(sampler.sample(2), sampler.spec, tmp_path / "points.csv")
+    assert (tmp_path / "points.csv").read_text().splitlines()[0] == "x0,x1"

@@ -1,0 +1,63 @@
+"""pyproject.toml, constraints.txt and the Makefile belong together."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = {
+    canonicalize_name(name): version
+    for name, version in re.findall(r"^([\w.-]+)={2,3}(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+}
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["train"], *extras["test"]]
+    return [Requirement(line) for line in lines if not line.startswith("ray-ddpm")]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
+def test_every_requirement_is_pinned_within_its_range(requirement):
+    linux = default_environment() | {"sys_platform": "linux", "platform_machine": "x86_64"}
+    if requirement.marker and not requirement.marker.evaluate(linux):
+        return
+    assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
+
+
+def test_every_line_of_the_constraints_is_an_exact_pin():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+={2,3}[\w.]+", line) for line in lines if not line.startswith("#"))
+    assert "torch===2.13.0" in lines, "with two equals signs pip may take a local CPU build"
+
+
+def test_the_environment_runs_the_pinned_versions():
+    from importlib.metadata import version
+
+    for requirement in requirements():
+        if not requirement.marker or requirement.marker.evaluate():
+            name = canonicalize_name(requirement.name)
+            assert version(name).split("+")[0] == PINS[name], (
+                f"{name}: run make test, which installs the pins"
+            )
+
+
+def test_one_platform_gets_exactly_one_onnxruntime():
+    runtimes = [Requirement(line) for line in PROJECT["dependencies"] if line.startswith("onnxruntime")]
+    platforms = [("linux", "x86_64"), ("linux", "aarch64"), ("win32", "AMD64"), ("darwin", "arm64")]
+    for sys_platform, machine in platforms:
+        environment = default_environment() | {"sys_platform": sys_platform, "platform_machine": machine}
+        chosen = [each.name for each in runtimes if each.marker and each.marker.evaluate(environment)]
+        gpu = sys_platform in ("linux", "win32") and machine in ("x86_64", "AMD64")
+        assert chosen == ["onnxruntime-gpu" if gpu else "onnxruntime"]
+
+
+def test_the_sampler_needs_nothing_of_training():
+    names = {Requirement(line).name for line in PROJECT["dependencies"]}
+    assert names == {"numpy", "pillow", "onnxruntime", "onnxruntime-gpu"}

@@ -1,0 +1,219 @@
+"""A real sweep, as a user starts it: Ray Tune, MLflow on SQLite, ONNX. One sweep serves all tests here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--data heart --training.num-updates 400 --training.num-evaluations 4 --metrics.num-samples 300 "
+    "--network.hidden-size 32 --sampler.num-steps 10 --experiment shapes --tracking-uri sqlite:///store/mlflow.db"
+).split()
+
+
+def tune(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    command = [sys.executable, str(ROOT / "workflows" / "tune.py"), *SMALL, *arguments]
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "store").mkdir()
+    # The upper end of both ranges together cannot run: some trials may be pruned, most not.
+    result = tune(folder, "--num-trials", "5", "--name", "first")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result
+
+
+@pytest.fixture
+def run_folder(sweep):
+    return sweep[0] / "runs" / "first"
+
+
+@pytest.fixture
+def table(run_folder):
+    return pd.read_csv(run_folder / "trials.csv")
+
+
+def test_the_terminal_is_clean(sweep):
+    _, result = sweep
+    assert result.stderr == ""
+    assert "(pid=" not in result.stdout and "Warning" not in result.stdout and "╭" not in result.stdout
+    assert "trial 5/5" in result.stdout
+
+
+def test_the_summary_says_what_was_made_and_what_to_type_next(sweep):
+    folder, result = sweep
+    champion = Path("runs/first/champion")
+    for name in ("samples.png", "animation.gif", "sampler.onnx"):
+        assert str(champion / name) in result.stdout and (folder / champion / name).stat().st_size > 0
+    assert (
+        "make ui" in result.stdout
+        and "python -m export.sampler runs/first/champion/sampler.onnx" in result.stdout
+    )
+
+
+def test_trials_csv_and_the_trials_folders_tell_the_same(run_folder, table):
+    assert len(table) == 5 and table["trial_id"].is_unique
+    assert set(table["status"]) <= {"finished", "stopped", "pruned"}
+    for row in table.itertuples():
+        kept = run_folder / "trials" / row.trial_id
+        if row.status in ("finished", "stopped"):
+            assert (kept / "model.safetensors").exists()
+            config = json.loads((kept / "config.json").read_text())["config"]
+            assert (
+                config["schedule"]["num_train_timesteps"]
+                == table.loc[row.Index, "schedule.num_train_timesteps"]
+            )
+            assert config["training"]["learning_rate"] == table.loc[row.Index, "training.learning_rate"]
+
+
+def test_the_search_varies_what_it_searches_and_nothing_else(table):
+    for name in ("schedule.beta_start", "schedule.beta_end", "training.learning_rate"):
+        assert table[name].nunique() > 1
+    assert set(table["schedule.num_train_timesteps"]) <= {50, 100, 200, 500, 1000}
+    assert table["network.hidden_size"].nunique() == 1
+    first = table.iloc[table["seconds"].index[0]]
+    assert (table["schedule.beta_start"] <= table["schedule.beta_end"]).all() and first["updates"] >= 0
+
+
+def test_the_objective_is_the_windowed_bound_and_mse_does_not_decide(table):
+    ran = table[table["updates"] > 0]
+    np.testing.assert_allclose(ran["objective"], ran["val/elbo_window"])
+    assert ran["val/mse"].notna().all() and ran["train/mse"].notna().all()
+    best = ran[ran["status"] == "finished"]["objective"].idxmin()
+    assert ran.loc[best, "val/elbo_window_paired_se"] == 0.0
+
+
+def test_the_champion_is_confirmed_tested_and_passed_parity(run_folder, table):
+    champion = run_folder / "champion"
+    tree = json.loads((champion / "config.json").read_text())
+    finished = table[table["status"] == "finished"].sort_values("objective")
+    assert tree["provenance"]["trial_id"] in set(finished["trial_id"][:3])
+    assert {"val/sample_distance", "test/sample_distance", "test/elbo_window"} <= set(
+        tree["provenance"]["metrics"]
+    )
+    parity = json.loads((champion / "parity.json").read_text())
+    assert parity["passed"] and len(parity["cases"]) >= 8
+    assert all(case["max_abs_error"] <= 1e-3 * case["output_scale"] for case in parity["cases"])
+    assert "## Limits" in (champion / "model_card.md").read_text()
+
+
+def test_both_engines_drew_the_same_picture(run_folder):
+    ours, theirs = (
+        np.asarray(Image.open(run_folder / "champion" / name).convert("L"), dtype=float)[40:]
+        for name in ("samples.png", "samples_onnx.png")
+    )
+    assert ours.shape == theirs.shape and ours.std() > 0
+    assert np.abs(ours - theirs).mean() < 0.5
+
+
+def test_the_animation_goes_from_data_to_noise_and_back(run_folder):
+    with Image.open(run_folder / "champion" / "animation.gif") as animation:
+        assert animation.n_frames >= 20
+
+        def spread(frame: int) -> float:
+            animation.seek(frame)
+            ink = np.argwhere(np.asarray(animation.convert("L"))[40:440, 40:440] < 128)
+            return float(ink.std(axis=0).mean())
+
+        data, noise = spread(0), spread(animation.n_frames // 2)
+    assert data != noise
+
+
+def test_mlflow_holds_one_parent_with_a_child_for_each_trial(sweep, table):
+    client = MlflowClient(f"sqlite:///{sweep[0] / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("shapes")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert parent.info.run_name == "first" and parent.info.status == "FINISHED"
+    assert set(children) == set(table["trial_id"])
+    for row in table.itertuples():
+        run = children[row.trial_id]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == ("KILLED" if row.status == "pruned" else "FINISHED")
+        assert float(run.data.params["schedule.beta_end"]) == table.loc[row.Index, "schedule.beta_end"]
+        if row.updates:
+            history = client.get_metric_history(run.info.run_id, "val/elbo_window")
+            assert [metric.step for metric in history] == list(range(100, row.updates + 1, 100))
+            assert history[-1].value == pytest.approx(row.objective)
+            assert any(
+                file.path.endswith(".png") for file in client.list_artifacts(run.info.run_id, "images")
+            )
+    assert parent.data.metrics["test/sample_distance"] == pytest.approx(
+        json.loads((sweep[0] / "runs/first/champion/config.json").read_text())["provenance"]["metrics"][
+            "test/sample_distance"
+        ]
+    )
+    assert {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "champion")} >= {
+        "sampler.onnx",
+        "samples.png",
+        "animation.gif",
+    }
+
+
+def test_the_registered_model_draws_the_champions_samples(sweep, run_folder, monkeypatch):
+    import mlflow
+
+    from export.sampler import Sampler
+
+    uri = f"sqlite:///{sweep[0] / 'store' / 'mlflow.db'}"
+    version = MlflowClient(uri).get_model_version_by_alias("ray-ddpm-shapes", "champion")
+    assert version.version in ("1", 1)
+    monkeypatch.chdir(sweep[0])
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/ray-ddpm-shapes@champion")
+    drawn = model.predict(pd.DataFrame({"num_samples": [5], "seed": [3]}))
+    np.testing.assert_array_equal(drawn, Sampler(run_folder / "champion" / "sampler.onnx").sample(5, seed=3))
+
+
+def test_a_kept_trial_can_be_exported_and_sampled_from_the_command_line(sweep, table):
+    folder = sweep[0]
+    trial = table[table["status"].isin(["finished", "stopped"])]["trial_id"].iloc[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in (
+        ["export.to_onnx", f"runs/first/trials/{trial}", "--output", "again.onnx"],
+        ["export.sampler", "again.onnx", "--num-samples", "20", "--steps", "5", "--output", "points.csv"],
+    ):
+        subprocess.run(
+            [sys.executable, "-m", *command], cwd=folder, env=environment, check=True, capture_output=True
+        )
+    points = pd.read_csv(folder / "points.csv")
+    assert list(points.columns) == ["x", "y"] and len(points) == 20 and np.isfinite(points).all(axis=None)
+
+
+def test_the_same_name_again_is_refused_and_nothing_is_lost(sweep, run_folder):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    result = tune(sweep[0], "--name", "first")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --name first") and result.stderr.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+
+
+def test_a_sweep_whose_every_schedule_cannot_run_says_so(sweep):
+    result = tune(
+        sweep[0],
+        *("--num-trials", "2", "--name", "hopeless", "--search.num-train-timesteps", "1000"),
+        *("--search.beta-start", "0.01", "--search.beta-end", "0.9"),
+    )
+    assert result.returncode == 1
+    assert "No trial came to a usable end" in result.stdout and "Traceback" not in result.stderr
+    table = pd.read_csv(sweep[0] / "runs" / "hopeless" / "trials.csv")
+    assert list(table["status"]) == ["pruned", "pruned"]
+    assert table["reason"].str.contains("alphas_cumprod_T").all()
+    client = MlflowClient(f"sqlite:///{sweep[0] / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("shapes")
+    runs = client.search_runs([experiment.experiment_id], filter_string="attributes.run_name = 'hopeless'")
+    assert [run.info.status for run in runs] == ["FAILED"]

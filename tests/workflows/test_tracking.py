@@ -1,0 +1,149 @@
+"""MLflow as a user would find it afterwards, in a real store."""
+
+import socket
+import time
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from diffusion.errors import InputError
+from workflows.tracking import Tracker, redact, resolve_tracking_uri
+
+
+@pytest.fixture
+def uri(tmp_path):
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_a_sweep_is_one_parent_with_one_child_a_trial(uri, tmp_path):
+    tracker = Tracker(uri, "shapes")
+    parent = tracker.start_sweep("sweep", {"data.name": "heart"})
+    Image.new("L", (4, 4)).save(tmp_path / "samples.png")
+    for trial_id, status in (
+        ("a", "finished"),
+        ("b", "stopped"),
+        ("c", "pruned"),
+        ("d", "failed"),
+        ("e", "diverged"),
+    ):
+        tracker.start_trial(trial_id, {"schedule.beta_end": 0.1})
+        tracker.log_trial(trial_id, {"val/mse": 0.5}, 10)
+        tracker.log_trial(trial_id, {"val/mse": 0.25}, 20)
+        tracker.log_trial_picture(trial_id, tmp_path / "samples.png", 20)
+        tracker.end_trial(trial_id, status, "because" if status == "pruned" else "")
+    tracker.log_sweep({"test/elbo_window": 1.0}, {"champion": "a"})
+    tracker.close(succeeded=True)
+    assert tracker.unsent == 0
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([tracker.experiment_id])
+    assert len(runs) == 6
+    children = {run.info.run_name: run for run in runs if run.info.run_id != parent}
+    assert {name: run.info.status for name, run in children.items()} == {
+        "a": "FINISHED",
+        "b": "FINISHED",
+        "c": "KILLED",
+        "d": "FAILED",
+        "e": "FAILED",
+    }
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for run in children.values())
+    assert children["c"].data.tags["reason"] == "because"
+    assert children["a"].data.params == {"schedule.beta_end": "0.1"}
+    history = client.get_metric_history(children["a"].info.run_id, "val/mse")
+    assert [(metric.step, metric.value) for metric in history] == [(10, 0.5), (20, 0.25)]
+    assert client.list_artifacts(children["a"].info.run_id, "images")
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert client.get_run(parent).data.tags["champion"] == "a"
+
+
+def test_artifacts_of_a_database_stand_beside_it(uri, tmp_path):
+    tracker = Tracker(uri, "shapes")
+    run_id = tracker.start_sweep("sweep", {})
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "note.txt").write_text("x")
+    tracker.log_sweep_files(tmp_path / "files", "champion")
+    tracker.close(succeeded=False)
+    found = list((tmp_path / "mlartifacts").rglob("champion/note.txt"))
+    assert len(found) == 1 and run_id in str(found[0])
+    assert MlflowClient(uri).get_run(run_id).info.status == "FAILED"
+
+
+def test_a_second_sweep_uses_the_same_experiment(uri):
+    first = Tracker(uri, "shapes")
+    second = Tracker(uri, "shapes")
+    assert first.experiment_id == second.experiment_id
+    for tracker in (first, second):
+        tracker.start_sweep("sweep", {})
+        tracker.close(succeeded=True)
+
+
+def test_what_a_lost_server_missed_is_sent_when_it_is_back(uri, monkeypatch):
+    tracker = Tracker(uri, "shapes")
+    tracker.start_sweep("sweep", {})
+    real, failures = tracker.client.create_run, []
+
+    def create_run(*args, **kwargs):
+        if len(failures) < 2:
+            failures.append(1)
+            raise MlflowException("API request failed with exception: connection refused")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(tracker.client, "create_run", create_run)
+    tracker.start_trial("a", {})
+    tracker.log_trial("a", {"val/mse": 1.0}, 1)
+    tracker.end_trial("a", "finished", "")
+    tracker.close(succeeded=True)
+    assert len(failures) == 2 and tracker.unsent == 0
+    names = [run.info.run_name for run in MlflowClient(uri).search_runs([tracker.experiment_id])]
+    assert sorted(names) == ["a", "sweep"], "one child, not one a try"
+
+
+def test_a_server_that_is_not_there_is_told_within_five_seconds():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        Tracker(f"http://someone:secret@127.0.0.1:{port}", "shapes")
+    assert time.monotonic() - started < 5
+    message = str(caught.value)
+    assert str(port) in message and "start that server" in message
+    assert "secret" not in message and "\n" not in message
+
+
+def test_a_file_that_is_no_database_is_one_line_and_stays(tmp_path):
+    path = tmp_path / "mlflow.db"
+    path.write_text("not a database, but somebody's notes " * 100)
+    with pytest.raises(InputError) as caught:
+        Tracker(f"sqlite:///{path}", "shapes")
+    assert "\n" not in str(caught.value)
+    assert path.read_text().startswith("not a database")
+
+
+def test_an_experiment_deleted_in_mlflow_is_named(uri):
+    tracker = Tracker(uri, "shapes")
+    tracker.start_sweep("sweep", {})
+    tracker.close(succeeded=True)
+    MlflowClient(uri).delete_experiment(tracker.experiment_id)
+    with pytest.raises(InputError, match="--experiment shapes was deleted"):
+        Tracker(uri, "shapes")
+
+
+def test_uris_become_absolute_and_plain_folders_are_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_tracking_uri("sqlite:////abs/x.db") == "sqlite:////abs/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
+    assert resolve_tracking_uri(None) == "http://there:5000"
+    for folder in ("mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(InputError, match="needs a server or a database"):
+            resolve_tracking_uri(folder)
+
+
+def test_passwords_are_never_shown():
+    assert redact("https://me:s3cr3t@host:5000/x") == "https://me:***@host:5000/x"
+    assert redact("postgresql://me:p@ss@host/db").count("ss@") == 0
+    assert redact("http://127.0.0.1:5000") == "http://127.0.0.1:5000"

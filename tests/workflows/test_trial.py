@@ -1,0 +1,88 @@
+"""One trial, run in this process with Tune's report replaced by a list."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.checkpoints import TrainedModel
+from diffusion.config import preset
+from diffusion.data import load_dataset
+from workflows import trial
+from workflows.trial import TrialContext, run_trial
+
+
+@pytest.fixture(scope="module")
+def context():
+    config = preset("heart").with_values(
+        {
+            "training.num_updates": 20,
+            "training.num_evaluations": 2,
+            "metrics.num_samples": 50,
+            "sampler.num_steps": 5,
+        }
+    )
+    return TrialContext(config, load_dataset(config.data), threads=1, provenance={"run_id": "r"})
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """What was reported: (result, weights or None)."""
+    seen = []
+
+    def report(result, checkpoint=None):
+        weights = None
+        if checkpoint is not None:
+            folder = Path(checkpoint.path)
+            assert (folder / "samples.png").stat().st_size > 0
+            weights = TrainedModel.load(folder)
+        seen.append((result, weights))
+
+    monkeypatch.setattr(trial.tune, "report", report)
+    return seen
+
+
+VALUES = {"schedule.num_train_timesteps": 20, "training.learning_rate": 1e-3}
+
+
+def test_a_trial_reports_objective_metrics_and_model(context, reports):
+    run_trial(VALUES, context)
+    assert [(result["updates"], result["status"]) for result, _ in reports] == [
+        (10, "running"),
+        (20, "running"),
+    ]
+    result, model = reports[-1]
+    assert result["objective"] == result["metrics"]["val/elbo_window"]
+    wanted = {"train/mse", "val/mse", "sample/distance", "schedule/alphas_cumprod_T", "schedule/prior_kl"}
+    assert wanted <= set(result["metrics"])
+    assert "sample/distance" not in reports[0][0]["metrics"], "early values are noise"
+    assert model.config.schedule.num_train_timesteps == 20
+    assert model.provenance["run_id"] == "r"
+
+
+def test_a_trial_does_not_depend_on_the_one_before_it_in_the_same_process(context, reports):
+    run_trial(VALUES, context)
+    alone = reports[-1][1].network.state_dict()
+    run_trial({**VALUES, "training.learning_rate": 0.5}, context)
+    torch.rand(17)
+    run_trial(VALUES, context)
+    again = reports[-1][1].network.state_dict()
+    assert all(torch.equal(alone[name], again[name]) for name in alone)
+
+
+def test_a_schedule_that_cannot_run_is_pruned_before_it_costs_anything(context, reports):
+    run_trial({"schedule.num_train_timesteps": 2000, "schedule.beta_end": 0.5}, context)
+    ((result, model),) = reports
+    assert (result["status"], result["updates"], model) == ("pruned", 0, None)
+    assert math.isinf(result["objective"]) and "alphas_cumprod_T" in result["reason"]
+
+
+def test_a_training_that_leaves_the_finite_numbers_is_diverged(context, reports, monkeypatch):
+    monkeypatch.setattr(
+        "diffusion.training.epsilon_loss", lambda network, *_: next(network.parameters()).sum() * math.nan
+    )
+    run_trial(VALUES, context)
+    result, _ = reports[-1]
+    assert result["status"] == "diverged" and math.isinf(result["objective"])
+    assert "finite" in result["reason"]

@@ -1,0 +1,85 @@
+"""`make ui`: MLflow's real server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from diffusion.errors import InputError
+from workflows import ui
+from workflows.tracking import Tracker
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "shapes")
+    tracker.start_sweep("sweep", {"a": 1})
+    tracker.close(succeeded=True)
+    return tracker
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_port_in_use_is_named_with_another_to_take(runs):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(InputError) as caught:
+            ui.main(["--port", str(port)])
+    assert str(port) in str(caught.value) and "make ui PORT=" in str(caught.value)
+
+
+def test_without_runs_it_says_how_to_make_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="make demo"):
+        ui.main([])
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_port_that_cannot_be_is_refused(runs):
+    with pytest.raises(InputError, match="--port 70000"):
+        ui.main(["--port", "70000"])
+
+
+def test_the_printed_page_shows_the_runs_and_nothing_stays_behind(runs):
+    port = free_port()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("DISPLAY", None)
+    command = [sys.executable, "-m", "workflows.ui", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        lines = [process.stdout.readline() for _ in range(2)]
+        page = (
+            f"http://127.0.0.1:{port}/#/experiments/{runs.experiment_id}/runs?workflowType=machine_learning"
+        )
+        assert lines == [f"shapes: {page}\n", f"open {page}\n"]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search",
+            json.dumps({"experiment_ids": [runs.experiment_id]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)["runs"]
+        assert [run["info"]["run_name"] for run in found] == ["sweep"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        process.stdout.close()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server went with it"
