@@ -8,6 +8,7 @@ or `python -m export.sampler sampler.onnx --num-samples 64 --output grid.png`.
 
 import argparse
 import csv
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -146,20 +147,19 @@ class Sampler:
         return normal_noise(seed, indices, row + 1, self.spec.shape)
 
     def _check_signature(self) -> None:
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        outputs = [value.name for value in self._session.get_outputs()]
-        expected = ["batch", *self.spec.shape]
-        if (
-            set(inputs) != {"x", "t"}
-            or outputs != ["model_output"]
-            or list(inputs["x"].shape[1:]) != expected[1:]
-            or inputs["x"].type != "tensor(float)"
-            or inputs["t"].type != "tensor(int64)"
-        ):
-            found = {name: (value.type, value.shape) for name, value in inputs.items()}
+        expected = {
+            "x": ("tensor(float)", self.spec.shape),
+            "t": ("tensor(int64)", ()),
+            "model_output": ("tensor(float)", self.spec.shape),
+        }
+        values = [*self._session.get_inputs(), *self._session.get_outputs()]
+        found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
+        batched = all(value.shape and not isinstance(value.shape[0], int) for value in values)
+        if found != expected or len(values) != len(expected) or not batched:
+            seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)[:200]
             raise InputError(
-                f"the model's inputs are {found} with outputs {outputs}, not x float32 {expected}, t int64 "
-                "[batch] and model_output: export the model again"
+                f"its inputs and outputs are {seen}, not x float32 and model_output float32 "
+                f"{['batch', *self.spec.shape]} with t int64 ['batch']: export the model again"
             )
 
 
@@ -186,9 +186,23 @@ def _checked_suffix(path: Path, spec: SamplerSpec) -> str:
     allowed = [".png", ".npy"] if spec.data["kind"] == "image" else [".png", ".npy", ".csv"]
     if path.suffix not in allowed:
         raise InputError(f"--output {path}: give a file ending in {', '.join(allowed)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output {path}: the folder {path.parent} does not exist; make it first")
+    check_output(path)
     return path.suffix
+
+
+def check_output(path: Path) -> None:
+    """Find out before the work whether a file can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"--output {path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder: give the name of a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise InputError(f"--output {path} must not be written: choose another place")
 
 
 def _read(path: Path) -> bytes:

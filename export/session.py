@@ -1,6 +1,7 @@
 """An ONNX Runtime session on the processor that was asked for."""
 
 import ctypes
+import os
 from typing import Literal
 
 import onnxruntime
@@ -11,13 +12,14 @@ Provider = Literal["auto", "cpu", "cuda"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_NO_FOLDER = os.path.join(os.devnull, "none")
 
 
 def open_session(model: bytes, provider: Provider) -> tuple[onnxruntime.InferenceSession, str]:
     """Open a model, on CUDA where that was asked for or can be had.
 
     Args:
-        model: the ONNX file's bytes, so that it cannot refer to other files.
+        model: the ONNX file's bytes; a model that refers to other files is refused.
         provider: "cuda" insists; "auto" takes CUDA where it works and the CPU elsewhere.
 
     Returns:
@@ -58,6 +60,8 @@ def _session(model: bytes, providers: list[str]) -> onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what matters is raised, or said by open_session
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without a folder of its own a model in memory may read files from the working directory.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code

@@ -1,22 +1,25 @@
 """The metadata of sampler.onnx: everything needed to sample, as text in the file itself."""
 
 import base64
-import binascii
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
 from diffusion.normalisation import denormalise
-from diffusion.sampling import COEFFICIENTS, PredictionType, SamplerTable
-from diffusion.schedules import NoiseSchedule
+from diffusion.sampling import COEFFICIENTS, PredictionType, SamplerName, SamplerTable, Variance
+from diffusion.schedules import NoiseSchedule, Spacing
 
 FORMAT_VERSION = "1"
 _PREFIX = "ray_ddpm."
+_MOST_VALUES = 2**28  # of one sample
+# What reading text that somebody else wrote can raise; ValueError covers JSON, base64 and Unicode.
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -90,24 +93,56 @@ class SamplerSpec:
             )
             result = cls(table=table, **spec)
             result._check()
-        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        except _DAMAGE as error:
+            first_line = (str(error).splitlines() or [""])[0][:100]
             raise InputError(
-                f"the file's ray_ddpm metadata are damaged ({type(error).__name__}: {str(error)[:100]}): "
+                f"the file's ray_ddpm metadata are damaged ({type(error).__name__}: {first_line}): "
                 "export the model again"
             ) from error
         return result
 
     def _check(self) -> None:
         total = self.noise_schedule.num_train_timesteps
-        timesteps = self.table.timesteps
-        if len(timesteps) == 0 or timesteps.min() < 0 or timesteps.max() >= total:
-            raise ValueError(f"the table's timesteps do not lie in 0..{total - 1}")
-        if not np.isfinite(self.table.coefficients[:, :7]).all():
-            raise ValueError("the table is not finite")
-        if self.data["kind"] not in ("image", "points"):
-            raise ValueError(f"unknown kind of data {self.data['kind']!r}")
-        if self.denormalise(np.zeros((1, *self.shape))).shape != (1, *self.shape):
-            raise ValueError("mean and std do not fit the shape")
+        timesteps, rows = self.table.timesteps, self.table.coefficients
+        inside = len(timesteps) > 0 and timesteps.min() >= 0 and timesteps.max() < total
+        _need(inside, f"the table's timesteps do not lie in 0..{total - 1}")
+        _need(np.isfinite(rows[:, :7]).all(), "the table is not finite")
+        _need((rows[:, 7] <= rows[:, 8]).all(), "the table's clip intervals are none")
+        _need(np.isfinite(self.table.alphas_cumprod).all(), "alphas_cumprod is not finite")
+        _need(self.prediction_type in get_args(PredictionType), f"prediction_type {self.prediction_type}")
+        self._check_data()
+        self._check_sampler(total)
+
+    def _check_data(self) -> None:
+        data = self.data
+        mean, std = (np.array(data[name], dtype=np.float64) for name in ("mean", "std"))
+        _need(data["kind"] in ("image", "points"), f"data kind {data['kind']}")
+        _need(all(isinstance(size, int) and size > 0 for size in self.shape), f"shape {self.shape}")
+        _need(0 < math.prod(self.shape) <= _MOST_VALUES, f"shape {self.shape} is too large")
+        fits = np.broadcast_shapes(mean.shape, std.shape, self.shape) == self.shape
+        _need(fits, "mean and std do not fit the shape")
+        _need(np.isfinite(mean).all() and np.isfinite(std).all(), "mean or std is not finite")
+        _need((std > 0).all(), "std is not positive")
+        _need(data["range"] is None or _is_interval(data["range"]), f"range {data['range']}")
+
+    def _check_sampler(self, total: int) -> None:
+        sampler = self.sampler
+        for name, choices in (("name", SamplerName), ("variance", Variance), ("spacing", Spacing)):
+            _need(sampler[name] in get_args(choices), f"sampler {name} {sampler[name]}")
+        steps, clip = sampler["num_steps"], sampler["clip"]
+        _need(isinstance(steps, int) and 1 <= steps <= total, f"num_steps {steps} is not in 1..{total}")
+        _need(0.0 <= sampler["eta"] <= 1.0, f"eta {sampler['eta']}")
+        _need(clip is None or _is_interval(clip), f"clip {clip}")
+
+
+def _need(holds: Any, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)
+
+
+def _is_interval(pair: Any) -> bool:
+    low, high = pair
+    return bool(np.isfinite(low) and np.isfinite(high) and low < high)
 
 
 def _encode(values: NDArray[Any], dtype: str) -> str:

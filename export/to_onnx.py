@@ -18,6 +18,7 @@ import torch
 from diffusion.checkpoints import TrainedModel
 from diffusion.errors import InputError
 from export.parity import ParityCase, check_parity
+from export.sampler import check_output
 from export.spec import SamplerSpec
 
 OPSET = 20
@@ -161,10 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("sampler.onnx"))
     options = parser.parse_args(arguments)
     try:
-        if not options.output.absolute().parent.is_dir():
-            raise InputError(
-                f"--output {options.output}: the folder {options.output.parent} does not exist; make it first"
-            )
+        check_output(options.output)
         content, cases = export_onnx(TrainedModel.load(options.model))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

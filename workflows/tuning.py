@@ -98,6 +98,14 @@ class SweepCallback(tune.Callback):
         record.reason = _last_line(trial.get_error())
         self._end(record)
 
+    def end_interrupted(self) -> None:
+        """Close what still ran when the sweep was interrupted; what was evaluated counts as stopped."""
+        for record in self._records:
+            if record.status == "running":
+                record.status = "stopped" if record.updates else "failed"
+                record.reason = "the sweep was interrupted"
+                self._end(record)
+
     def _end(self, record: TrialRecord) -> None:
         record.seconds = time.monotonic() - self._started[record.trial_id]
         self._records.write_csv()
@@ -127,7 +135,7 @@ def run_trials(
     seed: int,
     verbose: bool,
 ) -> None:
-    """Run the sweep's trials to their end; the callback sees everything.
+    """Run the sweep's trials to their end, or until Ctrl-C; the callback sees everything.
 
     Args:
         context: what the trials share.
@@ -164,6 +172,7 @@ def run_trials(
         ),
     )
     tuner.fit()
+    callback.end_interrupted()
 
 
 def _domain(name: str, values: tuple[Any, ...]) -> Any:

@@ -101,7 +101,9 @@ def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: IO[by
     while time.monotonic() < deadline:
         if server.poll() is not None:
             log.seek(0)
-            raise RuntimeError(f"MLflow's server ended at once:\n{log.read().decode(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"MLflow's server ended at once:\n{log.read().decode(errors='replace')[-2000:]}"
+            )
         try:
             with urllib.request.urlopen(f"http://{_HOST}:{port}/health", timeout=2):
                 return

@@ -100,19 +100,37 @@ def test_a_network_of_nan_fails(make_model, image_model, image_onnx, broken):
     assert not any(case.passed for case in cases)
 
 
-def test_a_network_that_gives_zero_passes(make_model, point_model, point_onnx):
+@pytest.fixture(name="scaled")
+def _scaled(make_model, point_model, point_onnx):
+    """(model, file) with outputs smaller by a factor, which may differ between the two."""
+
+    def scale(model_factor, file_factor):
+        model = make_model(point_model.data, point_model.config.sampler)
+        model.network.outward.weight.mul_(model_factor)
+        model.network.outward.bias.mul_(model_factor)
+        proto = onnx.load_from_string(point_onnx)
+        for tensor in proto.graph.initializer:
+            if tensor.name.startswith("outward."):
+                values = onnx.numpy_helper.to_array(tensor) * np.float32(file_factor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return model, proto.SerializeToString()
+
+    return scale
+
+
+def test_a_network_that_gives_zero_passes(scaled):
     """A fresh network does, and relative to nothing every error is infinite."""
-    model = make_model(point_model.data, point_model.config.sampler)
-    proto = onnx.load_from_string(point_onnx)
-    for tensor in proto.graph.initializer:
-        if tensor.name.startswith("outward."):
-            zeros = np.zeros(list(tensor.dims), dtype=np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
-    model.network.outward.weight.zero_()
-    model.network.outward.bias.zero_()
-    cases = by_name(check_parity(model, proto.SerializeToString()))
+    cases = by_name(check_parity(*scaled(0.0, 0.0)))
     assert all(case.passed for case in cases.values())
     assert cases["one step, batch 1"].output_scale == 0.0
+
+
+def test_errors_are_relative_to_small_outputs_too(scaled):
+    """A tenth of a percent is too much, however little that is."""
+    cases = by_name(check_parity(*scaled(1e-3, 1e-3)))
+    assert all(cases[name].passed for name in STEPS)
+    cases = by_name(check_parity(*scaled(1e-3, 1.001e-3)))
+    assert not any(cases[name].passed for name in STEPS)
 
 
 def test_another_models_file_fails(make_model, image_model, image_onnx):

@@ -143,6 +143,13 @@ def test_a_truncated_array_is_refused(metadata, key):
     refused({**metadata, name: base64.b64encode(raw + raw[-8:]).decode()})
 
 
+@pytest.mark.parametrize("key", ["timesteps", "table", "alphas_cumprod"])
+@pytest.mark.parametrize("stray", ["!", "\n", " "])
+def test_base64_with_a_stray_character_is_refused(metadata, key, stray):
+    name = f"ray_ddpm.{key}"
+    refused({**metadata, name: metadata[name][:8] + stray + metadata[name][8:]})
+
+
 @pytest.mark.parametrize("timestep", [-1, 20, 2**62])
 def test_timesteps_outside_the_schedule_are_refused(metadata, timestep):
     timesteps = np.frombuffer(base64.b64decode(metadata["ray_ddpm.timesteps"]), "<i8").copy()
