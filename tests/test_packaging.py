@@ -37,6 +37,26 @@ def test_every_line_of_the_constraints_is_an_exact_pin():
     assert "torch===2.13.0" in lines, "with two equals signs pip may take a local CPU build"
 
 
+def test_the_constraints_name_every_transitive_package():
+    """Whatever an installed requirement asks for on this platform has a pin too."""
+    from importlib.metadata import requires
+
+    waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in requirements()]
+    seen = set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen or name in ("onnxruntime", "pip"):
+            continue
+        seen.add((name, extras))
+        assert canonicalize_name(name) in PINS, f"{name} has no pin: remake constraints.txt"
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            environments = [{"extra": extra} for extra in ("", *extras)]
+            if not requirement.marker or any(requirement.marker.evaluate(each) for each in environments):
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    assert len(seen) > 100
+
+
 def test_the_environment_runs_the_pinned_versions():
     from importlib.metadata import version
 

@@ -35,12 +35,14 @@ class Champion:
         trial_id: of the trial it comes from.
         metrics: its figures: `val/...` of the confirmation, `test/...` taken once.
         confirmations: `sample/distance` of each finalist, by trial id.
+        data_fingerprint: of the data it was trained and tested on.
         directory: the champion's folder.
     """
 
     trial_id: str
     metrics: dict[str, float]
     confirmations: dict[str, float]
+    data_fingerprint: str
     directory: Path
 
 
@@ -80,7 +82,7 @@ def crown(
     model.save(directory)
     export_champion(model, dataset, directory)
     (directory / "model_card.md").write_text(model_card(model, metrics))
-    return Champion(winner, metrics, distances, directory)
+    return Champion(winner, metrics, distances, dataset.spec.fingerprint, directory)
 
 
 def export_champion(model: TrainedModel, dataset: Dataset, directory: Path) -> None:

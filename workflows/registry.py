@@ -17,6 +17,11 @@ import diffusion
 import export
 from export.sampler import Sampler
 
+
+class RegistrationError(RuntimeError):
+    """MLflow did not take the model; the message is its own first line."""
+
+
 _REQUIREMENTS = ("numpy", "onnxruntime", "pillow")
 _ALIAS = "champion"
 
@@ -44,7 +49,24 @@ def register(
 
     Returns:
         The version, and whether the alias is on it.
+
+    Raises:
+        RegistrationError: the store refused or cannot be reached.
     """
+    try:
+        return _register(client, tracking_uri, run_id, name, sampler_file, test)
+    except (MlflowException, OSError) as error:
+        raise RegistrationError(str(error).splitlines()[0][:200]) from error
+
+
+def _register(
+    client: MlflowClient,
+    tracking_uri: str,
+    run_id: str,
+    name: str,
+    sampler_file: Path,
+    test: Mapping[str, object],
+) -> tuple[int, bool]:
     mlflow.set_tracking_uri(tracking_uri)
     shape = Sampler(sampler_file, provider="cpu").spec.shape
     signature = ModelSignature(

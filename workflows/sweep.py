@@ -10,7 +10,7 @@ from workflows.champion import Champion, crown
 from workflows.console import SweepView
 from workflows.options import TuneOptions
 from workflows.records import TrialRecords
-from workflows.registry import register
+from workflows.registry import RegistrationError, register
 from workflows.tracking import Tracker, redact, resolve_tracking_uri, runs_page
 from workflows.trial import TrialContext
 from workflows.tuning import SweepCallback, run_trials, start_ray
@@ -77,25 +77,30 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     if champion is None:
         view.console.print(f"No trial came to a usable end: {directory / 'trials.csv'} holds the reasons.")
         return 1
-    version, is_best = register(
-        tracker.client,
-        tracker.uri,
-        tracker.parent_id,
-        f"ray-ddpm-{experiment}",
-        champion.directory / "sampler.onnx",
-        {
-            "data_fingerprint": dataset.spec.fingerprint,
-            "test_distance": champion.metrics["test/sample_distance"],
-        },
-    )
-    for line in _summary(champion, records, tracker, f"ray-ddpm-{experiment}", version, is_best):
+    registered = _register(f"ray-ddpm-{experiment}", champion, tracker)
+    for line in _summary(champion, records, tracker, registered):
         view.console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def _summary(
-    champion: Champion, records: TrialRecords, tracker: Tracker, model_name: str, version: int, is_best: bool
-) -> list[str]:
+def _register(name: str, champion: Champion, tracker: Tracker) -> str:
+    """Register the champion and say in a line what became of it."""
+    test = {
+        "data_fingerprint": champion.data_fingerprint,
+        "test_distance": champion.metrics["test/sample_distance"],
+    }
+    file = champion.directory / "sampler.onnx"
+    try:
+        version, is_best = register(tracker.client, tracker.uri, tracker.parent_id, name, file, test)
+    except RegistrationError as error:
+        return f"warning: MLflow did not register the model ({redact(str(error))})"
+    line = f"registered in MLflow as {name} version {version}"
+    if is_best:
+        return line
+    return f"{line}; an earlier version stays champion: its test figure is better, or on other data"
+
+
+def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, registered: str) -> list[str]:
     folder = _readable(champion.directory)
     record = records[champion.trial_id]
     metrics = champion.metrics
@@ -114,12 +119,7 @@ def _summary(
         f"{folder / 'samples.png'}    drawn by PyTorch; samples_onnx.png beside it by ONNX Runtime",
         f"{folder / 'animation.gif'}    noise becoming samples",
         f"{folder / 'sampler.onnx'}    the file to ship, checked against PyTorch (parity.json)",
-        f"registered in MLflow as {model_name} version {version}"
-        + (
-            ""
-            if is_best
-            else "; an earlier version stays champion: its test figure is better or on other data"
-        ),
+        registered,
     ]
     if tracker.unsent:
         lines.append(

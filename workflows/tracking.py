@@ -23,6 +23,7 @@ from PIL import Image
 from diffusion.errors import InputError
 
 _SECONDS_TO_REACH_A_SERVER = 4
+_SECONDS_A_REQUEST = 30  # an upload takes longer than a first sign of life
 _SECONDS_TO_CATCH_UP = 30.0
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
 
@@ -67,7 +68,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
-        # Read on every request: a dead server must be noticed within seconds, at the start and later.
+        # Both are read on every request. Retries are this class's own: MLflow's would take minutes.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_TO_REACH_A_SERVER)
         try:
@@ -81,6 +82,7 @@ class Tracker:
                 f"--tracking-uri {redact(uri)} cannot be used ({first_line}): "
                 "start that server or give another URI"
             ) from error
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_A_REQUEST)
         self.parent_id = ""
         self._children: dict[str, str] = {}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
@@ -148,7 +150,7 @@ class Tracker:
         self._jobs.put(lambda: self.client.set_terminated(self.parent_id, status))
         self._jobs.put(None)
         self._deadline = time.monotonic() + _SECONDS_TO_CATCH_UP
-        self._thread.join(_SECONDS_TO_CATCH_UP + 2 * _SECONDS_TO_REACH_A_SERVER)
+        self._thread.join(_SECONDS_TO_CATCH_UP + _SECONDS_A_REQUEST)
 
     def _experiment(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
