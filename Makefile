@@ -1,5 +1,5 @@
 # make demo   environment, then a sweep on handwritten digits
-# make test   environment, then the tests
+# make test   environment, then the tests; make test-slow: those with a browser and killed servers
 # make ui     MLflow on the runs (PORT=5001 for another port)
 # make lint   format, lint and types, as CI does
 
@@ -8,13 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
 
-.PHONY: demo test lint ui clean
+.PHONY: demo test test-slow lint ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
