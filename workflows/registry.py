@@ -53,32 +53,28 @@ def register(
     Raises:
         RegistrationError: the store refused or cannot be reached.
     """
+    mlflow.set_tracking_uri(tracking_uri)
     try:
-        return _register(client, tracking_uri, run_id, name, sampler_file, test)
+        version = _log_model(run_id, name, sampler_file)
+        for key, value in test.items():
+            client.set_model_version_tag(name, version, key, str(value))
+        best = _beats_champion(client, name, test)
+        if best:
+            client.set_registered_model_alias(name, _ALIAS, version)
     except (MlflowException, OSError) as error:
         raise RegistrationError(str(error).splitlines()[0][:200]) from error
+    return int(version), best
 
 
-def _register(
-    client: MlflowClient,
-    tracking_uri: str,
-    run_id: str,
-    name: str,
-    sampler_file: Path,
-    test: Mapping[str, object],
-) -> tuple[int, bool]:
-    mlflow.set_tracking_uri(tracking_uri)
+def _log_model(run_id: str, name: str, sampler_file: Path) -> str:
+    """Log and register; returns the version."""
     shape = Sampler(sampler_file, provider="cpu").spec.shape
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
     )
-    # MLflow announces the version on standard error, and a server's page of the run on standard output.
-    with (
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.redirect_stdout(io.StringIO()),
-        mlflow.start_run(run_id=run_id),
-    ):
+    # MLflow announces the version on standard error.
+    with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="sampler",
             loader_module="export.serving",
@@ -89,13 +85,7 @@ def _register(
             pip_requirements=list(_REQUIREMENTS),
             registered_model_name=name,
         )
-    version = str(info.registered_model_version)
-    for key, value in test.items():
-        client.set_model_version_tag(name, version, key, str(value))
-    best = _beats_champion(client, name, test)
-    if best:
-        client.set_registered_model_alias(name, _ALIAS, version)
-    return int(version), best
+    return str(info.registered_model_version)
 
 
 def _beats_champion(client: MlflowClient, name: str, test: Mapping[str, object]) -> bool:

@@ -71,6 +71,7 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
             champion = crown(finalists, dataset, directory / "champion", provenance)
             tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
             tracker.log_sweep_files(champion.directory, "champion")
+            tracker.describe_sweep((champion.directory / "model_card.md").read_text())
     finally:
         ray.shutdown()
         tracker.close(succeeded=champion is not None)

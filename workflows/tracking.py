@@ -17,7 +17,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from PIL import Image
 
 from diffusion.errors import InputError
@@ -139,6 +139,10 @@ class Tracker:
         self._jobs.put(lambda: self.client.log_batch(self.parent_id, metrics=_metrics(metrics, 0)))
         for key, value in tags.items():
             self._jobs.put(partial(self.client.set_tag, self.parent_id, key, value))
+
+    def describe_sweep(self, markdown: str) -> None:
+        """Queue the text that stands on the parent run's page."""
+        self._jobs.put(lambda: self.client.set_tag(self.parent_id, MLFLOW_RUN_NOTE, markdown))
 
     def log_sweep_files(self, folder: Path, artifact_path: str) -> None:
         """Queue a folder of files for the parent run; they must stay until `close`."""
