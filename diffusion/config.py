@@ -7,14 +7,32 @@ part of the ONNX metadata. This module imports neither torch nor ray nor mlflow.
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from diffusion.errors import InputError
 from diffusion.sampling import PredictionType, SamplerName, Variance
-from diffusion.schedules import NoiseSchedule, Spacing, cosine_betas, linear_betas
+from diffusion.schedules import (
+    NoiseSchedule,
+    Spacing,
+    constant_betas,
+    cosine_betas,
+    linear_betas,
+    quadratic_betas,
+    scaled_linear_betas,
+    sigmoid_betas,
+)
 
-DataName = Literal["digits", "heart"]
-ScheduleKind = Literal["linear", "cosine"]
+DataName = Literal["digits", "heart", "mnist", "fashion-mnist", "cifar10"]
+NetworkKind = Literal["mlp", "unet"]
+ScheduleKind = Literal["linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "constant"]
+# Kinds that run from beta_start to beta_end.
+_BETA_RANGES = {
+    "linear": linear_betas,
+    "scaled_linear": scaled_linear_betas,
+    "quadratic": quadratic_betas,
+    "sigmoid": sigmoid_betas,
+}
 
 # Below this the network's x_0 at the last timestep is lost even in float64.
 SMALLEST_SIGNAL = 1e-30
@@ -25,14 +43,26 @@ class DataConfig:
     """Which data, and how they are split."""
 
     name: str = "digits"
-    """digits (1,797 handwritten digits, 8x8) or heart (8,000 points on a curve)."""
+    """One of the named sets, or the absolute path of a folder of images or of a table of points."""
+    image_size: int | None = None
+    """Side that a folder's images are resized and cropped to; by default their own, at most 64."""
+    skip_bad_images: bool = False
+    """Leave out images of a folder that cannot be read."""
     val_fraction: float = 0.15
     """Share that the sweep judges by."""
     test_fraction: float = 0.15
     """Share that only the champion's final figures see."""
 
     def __post_init__(self) -> None:
-        _check_choice("data", self.name, DataName)
+        known = ", ".join(get_args(DataName))
+        _require(
+            self.name in get_args(DataName) or Path(self.name).is_absolute(),
+            "data",
+            self.name,
+            f"one of {known}, or the path of a folder of images or of a .csv, .parquet or .npy table",
+        )
+        if self.image_size is not None:
+            _check_whole("data.image_size", self.image_size, 8, 4096)
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             _require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")
@@ -43,37 +73,49 @@ class ScheduleConfig:
     """The noise schedule."""
 
     kind: ScheduleKind = "linear"
-    """linear runs from beta_start to beta_end; cosine needs neither."""
+    """linear, scaled_linear (also named quadratic) and sigmoid run from beta_start to beta_end; constant
+    uses terminal_noise, cosine none of the three."""
     num_train_timesteps: int = 1000
     """T, the number of noising steps."""
     beta_start: float = 1e-4
     """Variance of the first noising step."""
     beta_end: float = 0.02
     """Variance of the last noising step."""
+    terminal_noise: float = 0.9999
+    """Share of noise at the last step, 1 - alphas_cumprod_T, of a constant schedule."""
 
     def __post_init__(self) -> None:
         _check_choice("schedule.kind", self.kind, ScheduleKind)
         _check_whole("schedule.num_train_timesteps", self.num_train_timesteps, 1, 100_000)
-        for name in ("beta_start", "beta_end"):
+        for name in ("beta_start", "beta_end", "terminal_noise"):
             value = getattr(self, name)
             _require(0.0 < value < 1.0, f"schedule.{name}", value, "a number between 0 and 1, both excluded")
-        if self.beta_start > self.beta_end:
+        if self.uses_betas and self.beta_start > self.beta_end:
             raise InputError(
                 f"--schedule.beta-start {self.beta_start:g} is larger than --schedule.beta-end "
                 f"{self.beta_end:g}: noise must grow, so give beta_start <= beta_end, such as 0.0001 and 0.02"
             )
 
+    @property
+    def uses_betas(self) -> bool:
+        """Whether beta_start and beta_end say anything about this kind."""
+        return self.kind in _BETA_RANGES
+
     def build(self) -> NoiseSchedule:
         """The schedule that these numbers describe."""
-        if self.kind == "cosine":
-            return NoiseSchedule(cosine_betas(self.num_train_timesteps))
-        return NoiseSchedule(linear_betas(self.num_train_timesteps, self.beta_start, self.beta_end))
+        if self.uses_betas:
+            betas = _BETA_RANGES[self.kind](self.num_train_timesteps, self.beta_start, self.beta_end)
+        elif self.kind == "cosine":
+            betas = cosine_betas(self.num_train_timesteps)
+        else:
+            betas = constant_betas(self.num_train_timesteps, self.terminal_noise)
+        return NoiseSchedule(betas)
 
     def why_it_cannot_run(self) -> str | None:
         """A reason to prune this schedule before it costs anything, or None."""
         schedule = self.build()
         if schedule.alphas_cumprod[0] == 1.0:
-            return f"beta_start {self.beta_start:g} is lost in float64: a larger one"
+            return f"the first beta, {schedule.betas[0]:g}, is lost in float64: a larger one"
         signal = math.sqrt(schedule.alphas_cumprod[-1])
         if signal < SMALLEST_SIGNAL:
             return (
@@ -85,12 +127,24 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """The denoiser: a joint MLP over the embedded timestep and the data."""
+    """The denoiser: a joint MLP over the embedded timestep and the data, or a U-Net for images."""
 
+    kind: NetworkKind = "mlp"
+    """mlp, or unet (images only)."""
     hidden_size: int = 256
-    """Width of every block."""
+    """Width of every block of the MLP."""
     num_blocks: int = 4
-    """Residual LayerNorm-Linear-GELU blocks."""
+    """Residual LayerNorm-Linear-GELU blocks of the MLP."""
+    base_channels: int = 16
+    """Channels of the U-Net's first level, a multiple of 8."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each level of the U-Net over base_channels; each level halves the image."""
+    num_res_blocks: int = 1
+    """Residual blocks a level of the U-Net."""
+    attention_resolutions: tuple[int, ...] = (7, 8)
+    """The U-Net attends at levels of this many pixels a side."""
+    gradient_checkpointing: bool = False
+    """Compute the U-Net's blocks anew in the backward pass, to save memory."""
     dropout: float = 0.0
     """Share of each block's output that is dropped in training."""
     time_embedding_size: int = 64
@@ -105,7 +159,15 @@ class NetworkConfig:
     """Show the network t * 1000 / T, so that T does not change the embedding's range."""
 
     def __post_init__(self) -> None:
+        _check_choice("network.kind", self.kind, NetworkKind)
         _check_whole("network.hidden_size", self.hidden_size, 1, 65536)
+        channels = self.base_channels
+        whole = isinstance(channels, int) and 8 <= channels <= 4096 and channels % 8 == 0
+        _require(whole, "network.base_channels", channels, "a multiple of 8 from 8 to 4096")
+        _require(len(self.channel_multipliers) > 0, "network.channel_multipliers", "", "one number a level")
+        for multiplier in self.channel_multipliers:
+            _check_whole("network.channel_multipliers", multiplier, 1, 64)
+        _check_whole("network.num_res_blocks", self.num_res_blocks, 1, 100)
         _check_whole("network.num_blocks", self.num_blocks, 1, 1000)
         _require(0.0 <= self.dropout < 1.0, "network.dropout", self.dropout, "a number from 0 to below 1")
         for name in ("time_embedding_size", "data_embedding_size"):
@@ -155,7 +217,7 @@ class SamplerConfig:
     """The sampler that is deployed."""
 
     name: SamplerName = "ddpm"
-    """ddpm (ancestral) or ddim."""
+    """ddpm (ancestral), ddim or dpmpp_2m (DPM-Solver++(2M): fewer steps)."""
     num_steps: int = 100
     """Network evaluations a sample; at most T, so a shorter schedule uses all its steps."""
     eta: float = 0.0
@@ -227,8 +289,14 @@ class Config:
             InputError: an unknown name, or a value that its dataclass refuses.
         """
         try:
+            # JSON knows lists alone.
             sections = {
-                name: _SECTIONS[name](**value) if name in _SECTIONS else value for name, value in tree.items()
+                name: _SECTIONS[name](
+                    **{key: tuple(leaf) if isinstance(leaf, list) else leaf for key, leaf in value.items()}
+                )
+                if name in _SECTIONS
+                else value
+                for name, value in tree.items()
             }
             return cls(**sections)
         except (TypeError, AttributeError) as error:
@@ -260,26 +328,6 @@ _SECTIONS: dict[str, Any] = {
     "sampler": SamplerConfig,
     "metrics": MetricsConfig,
 }
-
-
-def preset(data_name: str) -> Config:
-    """The config that a data set starts from.
-
-    Raises:
-        InputError: no data set has that name.
-    """
-    data = DataConfig(name=data_name)
-    if data_name == "heart":
-        return Config(
-            data=data,
-            network=NetworkConfig(hidden_size=64, num_blocks=3),
-            training=TrainingConfig(num_updates=10_000, batch_size=256),
-            metrics=MetricsConfig(num_samples=4000),
-        )
-    return Config(
-        data=data,
-        network=NetworkConfig(hidden_size=384, num_blocks=3, dropout=0.05),
-    )
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

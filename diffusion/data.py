@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.config import DataConfig
+from diffusion.errors import InputError
+from diffusion.likelihood import log_snr_window
 from diffusion.normalisation import denormalise
+from diffusion.sources import load_raw, short_name
 
 # The splits must never move between runs, so their seed is not a choice.
 _SPLIT_SEED = 20_26
+_FEWEST = 4  # examples of a split: fewer have no covariance to speak of
+_TUPLES = ("shape", "range", "columns", "clip", "log_snr_window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class DataSpec:
         range: smallest and largest possible value in data units, or None (points).
         columns: the coordinates' names (points), else None.
         clip: interval that holds every clean example, in normalised units.
-        value_step: smallest distance between two data values, in normalised units.
+        log_snr_window: the window of log-SNR that models of these data are judged in.
         fingerprint: sha256 over the data and their split.
     """
 
@@ -40,7 +45,7 @@ class DataSpec:
     range: tuple[float, float] | None
     columns: tuple[str, ...] | None
     clip: tuple[float, float]
-    value_step: float
+    log_snr_window: tuple[float, float]
     fingerprint: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,10 +55,7 @@ class DataSpec:
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "DataSpec":
         """Read what `to_dict` wrote, through JSON or not."""
-        tuples = {
-            name: None if tree[name] is None else tuple(tree[name])
-            for name in ("shape", "range", "columns", "clip")
-        }
+        tuples = {name: None if tree[name] is None else tuple(tree[name]) for name in _TUPLES}
         return cls(**{**tree, **tuples})
 
     def denormalise(self, x: NDArray[Any]) -> NDArray[np.float64]:
@@ -83,48 +85,43 @@ def load_dataset(config: DataConfig) -> Dataset:
     """Load, split by a fixed seed, and normalise by the training split's mean and deviation.
 
     Images are normalised per channel, points per column.
+
+    Raises:
+        InputError: the data cannot be read, are too few for three splits, or a column is constant.
     """
-    values, kind, value_range, columns = _load_digits() if config.name == "digits" else _load_heart()
+    raw = load_raw(config)
+    values = raw.values
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(values))
     num_test = round(len(values) * config.test_fraction)
     num_val = round(len(values) * config.val_fraction)
+    if min(num_test, num_val, len(values) - num_test - num_val) < _FEWEST:
+        raise InputError(
+            f"--data {config.name} has {len(values)} examples: too few for three splits of at least {_FEWEST}"
+        )
     test, val, train = np.split(values[order], [num_test, num_test + num_val])
 
-    axes = (0, 2, 3) if kind == "image" else (0,)
-    mean = train.mean(axis=axes, keepdims=True)[0]
-    std = train.std(axis=axes, keepdims=True)[0]
+    axes = (0, 2, 3) if raw.kind == "image" else (0,)
+    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64)[0]
+    std = train.std(axis=axes, keepdims=True, dtype=np.float64)[0]
+    if not (std > 0.0).all():
+        constant = int(np.flatnonzero(std.ravel() == 0.0)[0])
+        name = raw.columns[constant] if raw.columns else f"channel {constant}"
+        raise InputError(f"--data {config.name}: {name} has one value only; leave it out")
     normalised = [((split - mean) / std).astype(np.float32) for split in (train, val, test)]
+    step = _smallest_step(values, std)
     spec = DataSpec(
-        name=config.name,
-        kind=kind,
+        name=short_name(config),
+        kind=raw.kind,
         shape=values.shape[1:],
         mean=mean.tolist(),
         std=std.tolist(),
-        range=value_range,
-        columns=columns,
-        clip=_clip_interval(normalised[0], value_range, mean, std),
-        value_step=_smallest_step(values, std),
+        range=raw.value_range,
+        columns=raw.columns,
+        clip=_clip_interval(normalised[0], raw.value_range, mean, std),
+        log_snr_window=log_snr_window(torch.from_numpy(normalised[0]), step),
         fingerprint=_fingerprint(values, num_val, num_test),
     )
     return Dataset(spec, *(torch.from_numpy(split) for split in normalised))
-
-
-_Loaded = tuple[
-    NDArray[np.float64], Literal["image", "points"], tuple[float, float] | None, tuple[str, ...] | None
-]
-
-
-def _load_digits() -> _Loaded:
-    from sklearn.datasets import load_digits
-
-    return load_digits().images[:, None], "image", (0.0, 16.0), None
-
-
-def _load_heart() -> _Loaded:
-    u = np.random.default_rng(42).uniform(0.0, 2.0 * np.pi, 8000)
-    x = 16.0 * np.sin(u) ** 3
-    y = 13.0 * np.cos(u) - 5.0 * np.cos(2.0 * u) - 2.0 * np.cos(3.0 * u) - np.cos(4.0 * u)
-    return np.stack([x, y], axis=1) / 5.0, "points", None, ("x", "y")
 
 
 def _clip_interval(
@@ -141,16 +138,17 @@ def _clip_interval(
     return low - margin, high + margin
 
 
-def _smallest_step(values: NDArray[np.float64], std: NDArray[np.float64]) -> float:
+def _smallest_step(values: NDArray[Any], std: NDArray[np.float64]) -> float:
     """Over all channels or columns; numbers closer than float32 can tell apart count as equal."""
     steps = []
     for channel, scale in zip(np.moveaxis(values, 1, 0), std.ravel(), strict=True):
-        gaps = np.diff(np.unique(channel)) / scale
+        gaps = np.diff(np.unique(channel).astype(np.float64)) / scale
         steps.append(gaps[gaps > 1e-7].min())
     return float(min(steps))
 
 
-def _fingerprint(values: NDArray[np.float64], num_val: int, num_test: int) -> str:
+def _fingerprint(values: NDArray[Any], num_val: int, num_test: int) -> str:
     digest = hashlib.sha256(repr((values.shape, num_val, num_test, _SPLIT_SEED)).encode())
-    digest.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
+    for some in np.array_split(values, max(1, len(values) // 4096)):  # not all as float64 at once
+        digest.update(np.ascontiguousarray(some, dtype="<f8").tobytes())
     return digest.hexdigest()

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from diffusion.config import Config
 from diffusion.data import Dataset
 from diffusion.generation import deployed_table, generate
-from diffusion.likelihood import ElboWindow, elbo_window, log_snr_window
+from diffusion.likelihood import ElboWindow, elbo_window
 from diffusion.metrics import energy_distance, frechet_distance
 from diffusion.process import q_sample, to_epsilon
 from diffusion.schedules import NoiseSchedule
 
 # More rows than examples, so that each timestep's share of val/mse is even.
-_MSE_ROWS = 4096
+_MSE_ROWS, _MSE_ROWS_AN_EXAMPLE = 4096, 16
+# Images are compared by their pixels, averaged to at most this many a side.
+_FEATURE_SIDE = 8
 
 
 def schedule_metrics(schedule: NoiseSchedule, num_values: int) -> dict[str, float]:
@@ -48,7 +50,6 @@ class Evaluator:
         self.config = config
         self.dataset = dataset
         self.schedule = config.schedule.build()
-        self.window = log_snr_window(dataset.train, dataset.spec.value_step)
         self.clip = dataset.spec.clip if config.sampler.clip else None
 
     def held_out_losses(self, network: nn.Module) -> tuple[dict[str, float], ElboWindow]:
@@ -58,7 +59,7 @@ class Evaluator:
             network,
             self.schedule,
             examples,
-            self.window,
+            self.dataset.spec.log_snr_window,
             prediction_type=self.config.prediction_type,
             clip=self.clip,
             seed=self.config.metrics.seed,
@@ -77,7 +78,8 @@ class Evaluator:
     ) -> dict[str, float]:
         """Distance of generated samples to held-out data by the deployed sampler, and its floor.
 
-        Points: energy distance in normalised units. Images: Frechet distance on the raw pixels.
+        Points: energy distance in normalised units. Images: Frechet distance on the pixels in data
+        units, averaged to at most 8 a side.
         The floor is the distance of as many training examples (as many as there are) to the same
         reference.
 
@@ -101,17 +103,24 @@ class Evaluator:
     def _distance(self, samples: Tensor, reference: Tensor) -> float:
         if self.dataset.spec.kind == "points":
             return energy_distance(samples, reference)
-        pixels = (torch.from_numpy(self.dataset.raw(images)) for images in (samples, reference))
-        return frechet_distance(*pixels)
+        features = (
+            nn.functional.adaptive_avg_pool2d(
+                torch.from_numpy(self.dataset.raw(images)),
+                (min(images.shape[2], _FEATURE_SIDE), min(images.shape[3], _FEATURE_SIDE)),
+            )
+            for images in (samples, reference)
+        )
+        return frechet_distance(*features)
 
     @torch.no_grad()
     def _mean_squared_error(self, network: nn.Module, examples: Tensor) -> float:
         """Mean over dimensions and uniform t of the squared epsilon error."""
         generator = torch.Generator().manual_seed(self.config.metrics.seed)
-        rows = examples[torch.arange(_MSE_ROWS, device=examples.device) % len(examples)]
+        count = min(_MSE_ROWS, _MSE_ROWS_AN_EXAMPLE * len(examples))
+        rows = examples[torch.arange(count, device=examples.device) % len(examples)]
         total = self.schedule.num_train_timesteps
-        spread = torch.from_numpy(np.arange(_MSE_ROWS) * total // _MSE_ROWS)
-        timesteps = spread[torch.randperm(_MSE_ROWS, generator=generator)].to(examples.device)
+        spread = torch.from_numpy(np.arange(count) * total // count)
+        timesteps = spread[torch.randperm(count, generator=generator)].to(examples.device)
         noise = torch.randn(rows.shape, generator=generator).to(examples.device)
         squared = 0.0
         for x_0, t, z in zip(rows.split(512), timesteps.split(512), noise.split(512), strict=True):

@@ -52,10 +52,18 @@ def log_snr_window(x_0: Tensor, value_step: float) -> tuple[float, float]:
         x_0: [examples, ...] training data in normalised units.
         value_step: smallest distance between data values, in normalised units.
     """
-    flat = x_0.flatten(1).double()
-    second_moment = flat.T @ flat / len(flat)
-    largest = float(torch.linalg.eigvalsh(second_moment)[-1])
+    flat = x_0.flatten(1)
+    largest = _largest_singular_value(flat) ** 2 / len(flat)
     return min(-8.0, float(np.log(0.05 / largest))), min(5.0, float(-np.log(value_step**2 / 12.0)))
+
+
+def _largest_singular_value(matrix: Tensor) -> float:
+    if matrix.shape[1] <= 1024:
+        return float(torch.linalg.eigvalsh(matrix.T.double() @ matrix.double())[-1].sqrt())
+    # Too wide for all of them; the random start must not move the caller's random numbers.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return float(torch.svd_lowrank(matrix, q=8, niter=8)[1][0])
 
 
 @torch.no_grad()

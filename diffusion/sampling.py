@@ -5,7 +5,7 @@ Notation, for the step from timestep t to the next, less noisy timestep s:
     variable        meaning                                         name in the papers
     alphas_cumprod  the signal's share of the variance of x_t       alpha-bar (DDPM), alpha (DDIM)
     out             the network's raw output
-    x0              the clean sample that `out` implies, clipped    f_theta (DDIM, Eq. 9)
+    x0              the clean sample that `out` implies, clipped    f_theta (DDIM), x_theta (DPM-Solver++)
     z               fresh standard normal noise
 
 A row holds the nine coefficients a b c d e f s lo hi of
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from diffusion.schedules import Float64Array, NoiseSchedule, Spacing, respaced_timesteps
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
 Variance = Literal["beta_tilde", "beta"]
 
 COEFFICIENTS = ("a", "b", "c", "d", "e", "f", "s", "lo", "hi")
@@ -57,29 +57,35 @@ def sampler_table(
     spacing: Spacing = "trailing",
     clip: tuple[float, float] | None = None,
     use_clipped_model_output: bool = True,
+    step_ratio_guard: float | None = 3.0,
 ) -> SamplerTable:
     """Compute a sampler's table from a schedule, in float64.
 
     Args:
         schedule: the schedule that the network was trained on.
-        sampler: "ddpm" (ancestral) or "ddim".
+        sampler: "ddpm" (ancestral), "ddim" or "dpmpp_2m" (DPM-Solver++(2M), second order).
         num_inference_steps: S, from 1 to T.
         prediction_type: what the network's output means.
-        eta: DDIM's share of fresh noise, in [0, 1]; DDPM does not use it.
-        variance: DDPM's noise, beta-tilde or beta (both respaced); DDIM does not use it.
+        eta: DDIM's share of fresh noise, in [0, 1]; the others do not use it.
+        variance: DDPM's noise, beta-tilde or beta (both respaced); the others do not use it.
         spacing: how the S timesteps are chosen, see `respaced_timesteps`.
         clip: (lo, hi) for x0 in normalised units, or None.
         use_clipped_model_output: DDIM derives epsilon anew from the clipped x0 (f = 0); otherwise
             it takes epsilon from the raw output, which is diffusers' default.
+        step_ratio_guard: a row of dpmpp_2m whose step in log-SNR is more than this many times the
+            one before is of first order, since it would extrapolate too far. None: no such row
+            (diffusers has no guard).
 
     Returns:
         The table. The last row is c = 1, d = e = f = s = 0: it returns x0.
 
     Raises:
-        ValueError: an unknown name, eta outside [0, 1], clip without lo < hi, S outside 1..T, or
-            epsilon prediction where alphas_cumprod is 0 (x_t then says nothing about x_0).
+        ValueError: an unknown name, eta outside [0, 1], clip without lo < hi, a guard that is not
+            positive, S outside 1..T, or epsilon prediction where alphas_cumprod is 0 (x_t then says
+            nothing about x_0).
 
-    Source: DDPM, arXiv:2006.11239, Eqs. 7 and 11; DDIM, arXiv:2010.02502, Eqs. 12 and 16.
+    Source: DDPM, arXiv:2006.11239, Eqs. 7 and 11; DDIM, arXiv:2010.02502, Eqs. 12 and 16;
+    DPM-Solver++(2M), arXiv:2211.01095, Algorithm 2.
     """
     _check_choice("sampler", sampler, SamplerName)
     _check_choice("prediction_type", prediction_type, PredictionType)
@@ -89,6 +95,8 @@ def sampler_table(
     lo, hi = (-np.inf, np.inf) if clip is None else clip
     if not lo < hi:
         raise ValueError(f"clip ({lo}, {hi}): the first must be smaller than the second")
+    if step_ratio_guard is not None and not step_ratio_guard > 0.0:
+        raise ValueError(f"step_ratio_guard {step_ratio_guard}: need a positive number, or None for no guard")
 
     timesteps = respaced_timesteps(schedule, num_inference_steps, spacing)
     alphas_cumprod = np.append(schedule.alphas_cumprod[timesteps], 1.0)
@@ -99,24 +107,22 @@ def sampler_table(
         )
     at, as_ = alphas_cumprod[:-1], alphas_cumprod[1:]
     a, b = _x0_coefficients(prediction_type, at)
-    f = np.zeros_like(at)
+    e = f = s = np.zeros_like(at)
     if sampler == "ddpm":
-        beta = 1.0 - at / as_
-        beta_tilde = beta * (1.0 - as_) / (1.0 - at)
-        c = np.sqrt(as_) * beta / (1.0 - at)
-        d = np.sqrt(at / as_) * (1.0 - as_) / (1.0 - at)
-        s = np.sqrt(beta_tilde if variance == "beta_tilde" else beta)
-    else:
+        c, d, s = _ancestral_coefficients(at, as_, variance)
+    elif sampler == "ddim":
         s = eta * np.sqrt((1.0 - as_) / (1.0 - at) * (1.0 - at / as_))
-        direction = np.sqrt(np.maximum(1.0 - as_ - s**2, 0.0))
-        c = np.sqrt(as_)
         if use_clipped_model_output:
-            d = direction / np.sqrt(1.0 - at)
-            c = c - d * np.sqrt(at)
+            c, d = _ddim_coefficients(at, as_, s)
         else:
+            c, direction = np.sqrt(as_), _direction(as_, s)
             epsilon_x, epsilon_out = _epsilon_coefficients(prediction_type, at)
             d, f = direction * epsilon_x, direction * epsilon_out
-    rows = np.stack([a, b, c, d, np.zeros_like(at), f, s, np.full_like(at, lo), np.full_like(at, hi)], axis=1)
+    else:
+        c, d = _ddim_coefficients(at, as_, s)
+        weight = _extrapolation(schedule.log_snr[timesteps], step_ratio_guard)
+        c, e = c * (1.0 + weight), -c * weight
+    rows = np.stack([a, b, c, d, e, f, s, np.full_like(at, lo), np.full_like(at, hi)], axis=1)
     rows[-1, 2:7] = (1.0, 0.0, 0.0, 0.0, 0.0)
     return SamplerTable(timesteps, rows, alphas_cumprod)
 
@@ -163,6 +169,52 @@ def trajectory(
 def last_sample(states: Iterator[tuple[Any, Any]]) -> Any:
     """The x at the end of a `trajectory`; the states on the way are not kept."""
     return deque(states, maxlen=1).pop()[0]
+
+
+def _ancestral_coefficients(
+    at: Float64Array, as_: Float64Array, variance: Variance
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """q(x_s | x_t, x_0) = N(c x_0 + d x_t, s^2): DDPM, Eq. 7."""
+    beta = 1.0 - at / as_
+    beta_tilde = beta * (1.0 - as_) / (1.0 - at)
+    c = np.sqrt(as_) * beta / (1.0 - at)
+    d = np.sqrt(at / as_) * (1.0 - as_) / (1.0 - at)
+    return c, d, np.sqrt(beta_tilde if variance == "beta_tilde" else beta)
+
+
+def _ddim_coefficients(
+    at: Float64Array, as_: Float64Array, s: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """x_s = c x_0 + d x_t: DDIM, Eq. 12, with epsilon written as x_t and x_0."""
+    d = _direction(as_, s) / np.sqrt(1.0 - at)
+    return np.sqrt(as_) - d * np.sqrt(at), d
+
+
+def _direction(as_: Float64Array, s: Float64Array) -> Float64Array:
+    """Factor of epsilon in x_s: DDIM, Eq. 12."""
+    return np.sqrt(np.maximum(1.0 - as_ - s**2, 0.0))
+
+
+def _extrapolation(log_snr: Float64Array, guard: float | None) -> Float64Array:
+    """The w by which DPM-Solver++(2M) reads x_0 ahead of its two last values: (1 + w) x0 - w x0_previous.
+
+    The rest of its update, (sigma_s / sigma_t) x - sqrt(alphas_cumprod_s) (exp(-h) - 1) x0 with
+    exp(-h) = sqrt(alphas_cumprod_t / alphas_cumprod_s) sigma_s / sigma_t, is DDIM's with eta = 0, which
+    is finite also where alphas_cumprod is 0. There h is infinite, so that the row after it has w = 0;
+    so have the first row and the last.
+
+    Args:
+        log_snr: [S] before each row: 2 lambda in the paper.
+        guard: see `step_ratio_guard`.
+
+    Returns:
+        float64 [S]: h / (2 h_previous), with h the row's step in log-SNR.
+    """
+    weight = np.zeros_like(log_snr)
+    h = np.diff(log_snr)
+    ratio = h[1:] / h[:-1]
+    weight[1:-1] = np.where(ratio > (np.inf if guard is None else guard), 0.0, ratio / 2.0)
+    return weight
 
 
 def _x0_coefficients(prediction_type: PredictionType, at: Float64Array) -> tuple[Float64Array, Float64Array]:

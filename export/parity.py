@@ -39,7 +39,8 @@ def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
     """Compare PyTorch with ONNX Runtime on the CPU from shared noise.
 
     Single calls at batch 1, 3 and 7 over a grid of timesteps, then whole trajectories: the deployed
-    sampler, DDPM over all timesteps and DDIM over at most 50, clipped and not.
+    sampler, DDPM over all timesteps, DDIM over at most 50 and DPM-Solver++(2M) over at most 20,
+    clipped and not.
     """
     shape = model.data.shape
     runs: dict[str, tuple[float, Callable[[Denoise], NDArray[np.float64]]]] = {}
@@ -65,7 +66,7 @@ def _tables(model: TrainedModel) -> dict[str, SamplerTable]:
     tables = {"deployed sampler": model.table}
     for clip in (model.data.clip, None):
         suffix = "clipped" if clip else "unclipped"
-        samplers: dict[SamplerName, int] = {"ddpm": total, "ddim": min(50, total)}
+        samplers: dict[SamplerName, int] = {"ddpm": total, "ddim": min(50, total), "dpmpp_2m": min(20, total)}
         for name, steps in samplers.items():
             tables[f"{name}, {steps} steps, {suffix}"] = sampler_table(
                 schedule, name, steps, prediction_type=model.config.prediction_type, clip=clip

@@ -76,7 +76,7 @@ class Sampler:
         Args:
             num_samples: at least 1.
             seed: of the noise, modulo 2^32.
-            sampler: "ddpm" or "ddim"; None is the file's own, as are the next three.
+            sampler: "ddpm", "ddim" or "dpmpp_2m"; None is the file's own, as are the next three.
             num_steps: network evaluations, from 1 to the number of training timesteps.
             eta: DDIM's share of fresh noise, in [0, 1].
             spacing: which timesteps are visited.

@@ -117,7 +117,9 @@ def model_card(model: TrainedModel, metrics: Mapping[str, float]) -> str:
     figures = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in sorted(metrics.items()))
     params = "\n".join(f"| `{name}` | {value} |" for name, value in config.flat().items())
     distance = (
-        "energy distance, normalised units" if data.kind == "points" else "Frechet distance on raw pixels"
+        "energy distance, normalised units"
+        if data.kind == "points"
+        else "Frechet distance on pixels averaged to 8x8"
     )
     return f"""# A diffusion model of {data.name}
 

@@ -24,6 +24,7 @@ def parse_tune_options(arguments: Sequence[str]) -> TuneOptions:
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--data", nargs="?", default=TuneFlags.data)
+    early.add_argument("--image-size", nargs="?")
     known, _ = early.parse_known_args(list(arguments))
     if {"-h", "--help"} & set(arguments):
         print_short_help("tune.py", TuneFlags)
@@ -31,7 +32,8 @@ def parse_tune_options(arguments: Sequence[str]) -> TuneOptions:
         flag = argument.split("=", 1)[0]
         if searched := flag_of_searched(flag):
             raise InputError(f"{flag} is searched by a sweep: use {searched} with one value to fix it")
-    defaults = TuneOptions.for_data(known.data or TuneFlags.data)
+    size = int(known.image_size) if (known.image_size or "").isdecimal() else None  # tyro refuses the rest
+    defaults = TuneOptions.for_data(known.data or TuneFlags.data, size)
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     return parse(TuneOptions, arguments, prog="tune.py", default=defaults)
 

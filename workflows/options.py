@@ -13,9 +13,10 @@ from diffusion.config import (
     SamplerConfig,
     ScheduleConfig,
     TrainingConfig,
-    preset,
 )
 from diffusion.errors import InputError
+from diffusion.presets import preset
+from diffusion.sources import resolve, short_name
 from workflows.search_space import SearchSpace
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -26,9 +27,14 @@ class TuneFlags:
     """Sweep diffusion models over steps, noise and embeddings; keep, judge and export the best."""
 
     data: str = "digits"
-    """The data set: digits (8x8 images) or heart (points in the plane)."""
+    """digits, heart, mnist, fashion-mnist, cifar10, or the path of a folder of images or of a .csv,
+    .parquet or .npy table of points."""
+    image_size: int | None = None
+    """Side that a folder's images are resized and cropped to; by default their own, at most 64."""
+    skip_bad_images: bool = False
+    """Leave out images of a folder that cannot be read."""
     num_trials: int = 12
-    """Trials in the sweep, pruned ones included."""
+    """Trials in the sweep, pruned ones included; 6 by default where the network is a U-Net."""
     name: str | None = None
     """Name of the sweep and of its folder; a fresh one by default."""
     experiment: str | None = None
@@ -71,15 +77,16 @@ class TuneOptions(TuneFlags):
     search: SearchSpace = field(default_factory=SearchSpace)
 
     @classmethod
-    def for_data(cls, data: str) -> "TuneOptions":
+    def for_data(cls, data: str, image_size: int | None = None) -> "TuneOptions":
         """The defaults for a data set.
 
         Raises:
-            InputError: no data set has that name.
+            InputError: no data set has that name or path.
         """
-        config = preset(data)
+        config = preset(data, image_size)
         return cls(
             data=data,
+            num_trials=6 if config.network.kind == "unet" else cls.num_trials,
             schedule=config.schedule,
             network=config.network,
             training=config.training,
@@ -90,13 +97,19 @@ class TuneOptions(TuneFlags):
     def config(self) -> Config:
         """The config that trials start from."""
         return Config(
-            data=DataConfig(name=self.data),
+            data=self.data_config(),
             schedule=self.schedule,
             network=self.network,
             training=self.training,
             sampler=self.sampler,
             metrics=self.metrics,
             seed=self.seed,
+        )
+
+    def data_config(self) -> DataConfig:
+        """The data, a path made absolute."""
+        return DataConfig(
+            name=resolve(self.data), image_size=self.image_size, skip_bad_images=self.skip_bad_images
         )
 
     def run_directory(self) -> Path:
@@ -115,6 +128,6 @@ class TuneOptions(TuneFlags):
                     "choose another name or remove it"
                 )
             return parent / self.name
-        stem = time.strftime(f"{self.data}-%Y%m%d-%H%M")
+        stem = time.strftime(f"{short_name(self.data_config())}-%Y%m%d-%H%M")
         candidates = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
         return next(path for path in (parent / name for name in candidates) if not path.exists())

@@ -67,9 +67,9 @@ class SearchSpace:
             kind: of the data, "image" or "points".
         """
         unused = set()
-        if kind != "points":
+        if kind != "points" or config.network.kind != "mlp":
             unused.add("data_embedding_size")
-        if config.schedule.kind == "cosine":
+        if not config.schedule.uses_betas:
             unused |= {"beta_start", "beta_end"}
         fixed, searched = {}, {}
         for field in fields(self):

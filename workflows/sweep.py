@@ -6,6 +6,7 @@ from pathlib import Path
 import ray
 
 from diffusion.data import load_dataset
+from diffusion.sources import short_name
 from workflows.champion import Champion, crown
 from workflows.console import SweepView
 from workflows.options import TuneOptions
@@ -24,7 +25,7 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     Raises:
         InputError: the tracking store cannot be used.
     """
-    experiment = options.experiment or options.data
+    experiment = options.experiment or short_name(options.data_config())
     tracker = Tracker(resolve_tracking_uri(options.tracking_uri), experiment)
     config = options.config()
     dataset = load_dataset(config.data)

@@ -56,7 +56,7 @@ def make_gaussian_dataset(dim=2, num_train=4096, num_val=1024, seed=0):
         range=None,
         columns=tuple(f"x{index}" for index in range(dim)),
         clip=(-6.0, 6.0),
-        value_step=1e-3,
+        log_snr_window=(-8.0, 5.0),
         fingerprint="0" * 64,
     )
     return Dataset(spec, *x.split([num_train, num_val, num_val]))

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from diffusion.checkpoints import TrainedModel
-from diffusion.config import preset
 from diffusion.errors import InputError
 from diffusion.generation import generate
 from diffusion.networks import build_network
+from diffusion.presets import preset
 
 
 @pytest.fixture(name="model")

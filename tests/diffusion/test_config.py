@@ -11,9 +11,9 @@ from diffusion.config import (
     SamplerConfig,
     ScheduleConfig,
     TrainingConfig,
-    preset,
 )
 from diffusion.errors import InputError
+from diffusion.presets import preset
 
 REFUSED = [
     (DataConfig, {"name": "mnits"}, "--data", "mnits"),
@@ -21,7 +21,7 @@ REFUSED = [
     (DataConfig, {"val_fraction": -0.1}, "--data.val-fraction", "-0.1"),
     (DataConfig, {"test_fraction": 0.0}, "--data.test-fraction", "0.0"),
     (DataConfig, {"test_fraction": float("nan")}, "--data.test-fraction", "nan"),
-    (ScheduleConfig, {"kind": "quadratic"}, "--schedule.kind", "quadratic"),
+    (ScheduleConfig, {"kind": "cubic"}, "--schedule.kind", "cubic"),
     (ScheduleConfig, {"num_train_timesteps": 0}, "--schedule.num-train-timesteps", "0"),
     (ScheduleConfig, {"num_train_timesteps": -5}, "--schedule.num-train-timesteps", "-5"),
     (ScheduleConfig, {"num_train_timesteps": 100_001}, "--schedule.num-train-timesteps", "100001"),

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from diffusion.config import DataConfig
-from diffusion.data import DataSpec, load_dataset
+from diffusion.data import DataSpec, _smallest_step, load_dataset
 
 NAMES = ("digits", "heart")
 
@@ -86,7 +86,7 @@ def test_denormalise_scales_each_column_or_channel_by_its_own_numbers():
             range=value_range,
             columns=None,
             clip=(-1.0, 1.0),
-            value_step=0.1,
+            log_snr_window=(-8.0, 5.0),
             fingerprint="",
         )
 
@@ -169,14 +169,18 @@ def test_points_clip_to_the_training_range_over_all_columns_widened_by_5_percent
     assert high + low == pytest.approx(largest + smallest, abs=1e-6)
 
 
-def test_value_step_of_digits_is_one_grey_level():
-    dataset = load_dataset(DataConfig(name="digits"))
-    assert dataset.spec.value_step == pytest.approx(1.0 / np.ravel(dataset.spec.std)[0], rel=1e-9)
+def test_the_window_of_digits_ends_at_five_and_holds_every_strong_direction():
+    """A grey level is coarse enough to keep the upper end at 5; the lower is -8 or below."""
+    low, high = load_dataset(DataConfig(name="digits")).spec.log_snr_window
+    assert low <= -8.0 and high == 5.0
 
 
-def test_value_step_of_points_is_positive_and_no_larger_than_any_gap(name, dataset):
-    gaps = [np.diff(np.unique(column)) for column in np.moveaxis(dataset.train.numpy(), 1, 0)]
-    assert 0.0 < dataset.spec.value_step <= min(gap[gap > 1e-5].min() for gap in gaps) * (1 + 1e-4)
+def test_smallest_step_is_one_grey_level_and_no_larger_than_any_gap():
+    images = np.random.default_rng(0).integers(0, 17, (50, 1, 8, 8)).astype(np.uint8)
+    assert _smallest_step(images, np.array([4.0])) == pytest.approx(0.25)
+    points = np.random.default_rng(1).normal(size=(100, 2))
+    gaps = [np.diff(np.sort(column)).min() for column in points.T]
+    assert _smallest_step(points, np.ones(2)) == pytest.approx(min(gap for gap in gaps if gap > 1e-7))
 
 
 def test_spec_survives_json(dataset):

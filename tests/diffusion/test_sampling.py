@@ -224,6 +224,8 @@ ALL_TABLES = [
         ("ddim", {"eta": 0.0}),
         ("ddim", {"eta": 0.7}),
         ("ddim", {"eta": 0.7, "use_clipped_model_output": False}),
+        ("dpmpp_2m", {}),
+        ("dpmpp_2m", {"step_ratio_guard": None}),
     ]
 ]
 
@@ -351,7 +353,11 @@ def test_zero_terminal_snr_gives_finite_rows(sampler, prediction_type):
 
 def test_numpy_and_torch_take_the_same_step(schedule, rng):
     x, out, x0_previous, z = rng.standard_normal((4, 6, 2))
-    for options in ({"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.5, "use_clipped_model_output": False}):
+    for options in (
+        {"sampler": "ddpm"},
+        {"sampler": "ddim", "eta": 0.5, "use_clipped_model_output": False},
+        {"sampler": "dpmpp_2m"},
+    ):
         for row in sampler_table(schedule, num_inference_steps=6, clip=(-0.5, 0.4), **options).coefficients:
             arrays = step(row, x, out, x0_previous, z)
             tensors = step(row, *(torch.from_numpy(values) for values in (x, out, x0_previous, z)))
@@ -387,6 +393,7 @@ def test_trajectory_hands_each_row_the_clipped_x0_of_the_row_before():
     [
         ({"sampler": "ddim", "eta": 0.0}, []),
         ({"sampler": "ddim", "eta": 0.3}, [0, 1, 2, 3]),
+        ({"sampler": "dpmpp_2m"}, []),
         ({"sampler": "ddpm", "variance": "beta"}, [0, 1, 2, 3]),
     ],
 )

@@ -44,7 +44,7 @@ IMAGES = DataSpec(
     range=(0.0, 16.0),
     columns=None,
     clip=(-1.25, 2.75),
-    value_step=0.25,
+    log_snr_window=(-8.0, 5.0),
     fingerprint="f" * 64,
 )
 POINTS = DataSpec(
@@ -56,7 +56,7 @@ POINTS = DataSpec(
     range=None,
     columns=("height", "weight"),
     clip=(-2.5, 2.5),
-    value_step=0.01,
+    log_snr_window=(-8.0, 5.0),
     fingerprint="0" * 64,
 )
 

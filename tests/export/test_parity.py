@@ -15,8 +15,10 @@ TRAJECTORIES = [
     "deployed sampler",
     "ddpm, 20 steps, clipped",
     "ddim, 20 steps, clipped",
+    "dpmpp_2m, 20 steps, clipped",
     "ddpm, 20 steps, unclipped",
     "ddim, 20 steps, unclipped",
+    "dpmpp_2m, 20 steps, unclipped",
 ]
 
 

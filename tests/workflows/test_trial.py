@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusion.checkpoints import TrainedModel
-from diffusion.config import preset
 from diffusion.data import load_dataset
+from diffusion.presets import preset
 from workflows import trial
 from workflows.trial import TrialContext, run_trial
 
