@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -38,12 +40,12 @@ class TrainedModel:
     network: nn.Module
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule it was trained on."""
         return self.config.schedule.build()
 
-    @property
+    @cached_property
     def table(self) -> SamplerTable:
         """The deployed sampler."""
         return deployed_table(self.config.sampler, self.schedule, self.data.clip, self.config.prediction_type)
@@ -89,9 +91,13 @@ class TrainedModel:
             provenance = dict(tree["provenance"])
             network = build_network(config, data.shape)
             network.load_state_dict(load_file(directory / "model.safetensors"))
+            model = cls(config, data, network.eval().requires_grad_(False), provenance)
+            _ = model.table  # a clip interval that is none fails here
+            if data.denormalise(np.zeros((1, *data.shape)))[0].shape != data.shape:
+                raise InputError("mean and std do not fit the shape")
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"{directory} holds no model that can be used ({first_line}): train or copy it again"
             ) from error
-        return cls(config, data, network.eval().requires_grad_(False), provenance)
+        return model

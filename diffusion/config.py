@@ -36,6 +36,7 @@ _BETA_RANGES = {
 
 # Below this the network's x_0 at the last timestep is lost even in float64.
 SMALLEST_SIGNAL = 1e-30
+LARGEST_SEED = 2**32 - 1  # numpy's, which the search uses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +205,7 @@ class TrainingConfig:
             ("warmup_updates", 0),
             ("num_evaluations", 1),
         ):
-            _check_whole(f"training.{name}", getattr(self, name), smallest)
+            _check_whole(f"training.{name}", getattr(self, name), smallest, 10**9)
         rate, decay, norm = self.learning_rate, self.weight_decay, self.max_gradient_norm
         _require(0.0 < rate <= 1.0, "training.learning_rate", rate, "above 0, at most 1, such as 0.001")
         _require(0.0 <= decay < math.inf, "training.weight_decay", decay, "0 or more")
@@ -232,8 +233,10 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         for name, choices in (("name", SamplerName), ("variance", Variance), ("spacing", Spacing)):
             _check_choice(f"sampler.{name}", getattr(self, name), choices)
-        _check_whole("sampler.num_steps", self.num_steps, 1)
+        _check_whole("sampler.num_steps", self.num_steps, 1, 100_000)
         _require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
+        if self.eta > 0.0 and self.name != "ddim":
+            raise InputError(f"--sampler.eta {self.eta:g}: only ddim has it; add --sampler.name ddim")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,8 +251,9 @@ class MetricsConfig:
     """Seed of the noise that every trial is measured with."""
 
     def __post_init__(self) -> None:
-        for name, smallest in (("num_samples", 2), ("num_examples", 2), ("seed", 0)):
-            _check_whole(f"metrics.{name}", getattr(self, name), smallest)
+        for name in ("num_samples", "num_examples"):
+            _check_whole(f"metrics.{name}", getattr(self, name), 2, 10_000_000)
+        _check_whole("metrics.seed", self.seed, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,7 +270,7 @@ class Config:
     """Seed of the weights' start, the order of the data and the training noise."""
 
     def __post_init__(self) -> None:
-        _check_whole("seed", self.seed, 0, 2**63 - 1)
+        _check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     @property
     def prediction_type(self) -> PredictionType:

@@ -97,10 +97,13 @@ class Evaluator:
             "sample/distance": self._distance(samples, reference),
             "sample/distance_floor": self._distance(self.dataset.train[:num_samples], reference),
             "sample/num_samples": num_samples,
+            "sample/num_reference": len(reference),
             "sample/network_evaluations": len(table.timesteps),
         }
 
     def _distance(self, samples: Tensor, reference: Tensor) -> float:
+        if not bool(samples.isfinite().all()):
+            return math.inf
         if self.dataset.spec.kind == "points":
             return energy_distance(samples, reference)
         features = (

@@ -7,6 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+# How many samples make a picture.
+PICTURED = {"image": 64, "points": 2000}
+
 _INK = (31, 60, 136)
 _FRAME = (200, 204, 212)
 _TEXT = (90, 96, 110)
@@ -64,8 +67,7 @@ def scatter(
         size: side of the picture in pixels.
         title: one line above the frame.
     """
-    plane = np.concatenate([points, np.zeros((len(points), 1))], axis=1)[:, :2]
-    plane = plane[np.isfinite(plane).all(axis=1)]
+    plane = _plane(points)
     x_min, x_max, y_min, y_max = plane_limits(plane) if limits is None else limits
     fine = 2  # drawn twice as large and reduced, for smooth dots
     margin, side = 34 * fine, size * fine
@@ -92,13 +94,20 @@ def scatter(
 
 
 def plane_limits(points: NDArray[np.floating]) -> tuple[float, float, float, float]:
-    """(x_min, x_max, y_min, y_max) around points [batch, 2] with a margin; (-1, 1, -1, 1) around none."""
-    if len(points) == 0:
+    """(x_min, x_max, y_min, y_max) around points [batch, D] with a margin; (-1, 1, -1, 1) around none."""
+    plane = _plane(points)
+    if len(plane) == 0:
         return -1.0, 1.0, -1.0, 1.0
-    low, high = points.min(axis=0), points.max(axis=0)
+    low, high = plane.min(axis=0), plane.max(axis=0)
     margin = np.maximum((high - low) * 0.1, 1e-6)
     (x_min, y_min), (x_max, y_max) = low - margin, high + margin
     return float(x_min), float(x_max), float(y_min), float(y_max)
+
+
+def _plane(points: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The finite points' first two columns; the second is 0 where there is but one."""
+    plane = np.concatenate([points, np.zeros((len(points), 1))], axis=1)[:, :2]
+    return plane[np.isfinite(plane).all(axis=1)]
 
 
 def save_animation(

@@ -45,6 +45,8 @@ def resolve(name: str) -> str:
     """
     if name in get_args(DataName):
         return name
+    if not name.strip():
+        raise InputError(f"--data is empty: give one of {', '.join(get_args(DataName))}, or a path")
     path = Path(name).expanduser().absolute()
     if path.is_dir() or (path.is_file() and path.suffix in SUFFIXES):
         return str(path)

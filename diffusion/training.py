@@ -92,7 +92,9 @@ def train(config: Config, dataset: Dataset, report: Callable[[Progress], None]) 
         losses = 0
         if not (math.isfinite(metrics["train/mse"]) and math.isfinite(metrics["val/elbo_window"])):
             raise Diverged(f"the loss is no longer a finite number after {update} updates")
-        metrics["training/learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics["training/learning_rate"] = training.learning_rate * learning_rate_factor(
+            training, update - 1
+        )
         metrics |= schedule_metrics(schedule, math.prod(dataset.spec.shape))
         if update == training.num_updates:
             metrics |= evaluator.sample_distance(

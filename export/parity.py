@@ -17,6 +17,10 @@ from export.sampler import Sampler
 STEP_TOLERANCE = 1e-4
 # A trajectory feeds its errors back into itself.
 TRAJECTORY_TOLERANCE = 1e-3
+# Beyond this, in units of the data's deviation, a trajectory has diverged: it multiplies rounding errors
+# without bound, so it says nothing about the file. Only the deployed sampler must not do that.
+_DIVERGED = 1e3
+_DEPLOYED = "deployed sampler"
 _BATCHES = (1, 3, 7)
 _GRID_SIZE = 9
 _NUM_TRAJECTORIES = 8
@@ -41,19 +45,23 @@ def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
     Single calls at batch 1, 3 and 7 over a grid of timesteps, then whole trajectories: the deployed
     sampler, DDPM over all timesteps, DDIM over at most 50 and DPM-Solver++(2M) over at most 20,
     clipped and not.
+    Trajectories that diverge in PyTorch are left out, unless they are the deployed sampler's.
     """
     shape = model.data.shape
     runs: dict[str, tuple[float, Callable[[Denoise], NDArray[np.float64]]]] = {}
     for batch in _BATCHES:
         runs[f"one step, batch {batch}"] = STEP_TOLERANCE, partial(_single_calls, model, batch)
-    for name, table in _tables(model).items():
+    tables = _tables(model)
+    for name, table in tables.items():
         runs[name] = TRAJECTORY_TOLERANCE, partial(_end_of_trajectory, table, shape)
 
     # One engine after the other: ONNX Runtime's threads would starve torch's.
     expected = {name: run(_torch_denoise(model)) for name, (_, run) in runs.items()}
     sampler = Sampler(onnx_file, provider="cpu")
     actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
-    return [_compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
+    cases = [_compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
+    diverged = {case.name for case in cases if not case.output_scale <= _DIVERGED}
+    return [case for case in cases if case.name not in diverged & tables.keys() - {_DEPLOYED}]
 
 
 def summary(cases: list[ParityCase]) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def summary(cases: list[ParityCase]) -> dict[str, Any]:
 
 def _tables(model: TrainedModel) -> dict[str, SamplerTable]:
     schedule, total = model.schedule, model.schedule.num_train_timesteps
-    tables = {"deployed sampler": model.table}
+    tables = {_DEPLOYED: model.table}
     for clip in (model.data.clip, None):
         suffix = "clipped" if clip else "unclipped"
         samplers: dict[SamplerName, int] = {"ddpm": total, "ddim": min(50, total), "dpmpp_2m": min(20, total)}

@@ -6,7 +6,6 @@
 or `python -m export.sampler sampler.onnx --num-samples 64 --output grid.png`.
 """
 
-import argparse
 import csv
 import os
 import sys
@@ -23,10 +22,12 @@ from diffusion.errors import InputError
 from diffusion.plots import draw_samples
 from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from diffusion.schedules import Spacing
+from export.arguments import OneLineParser
 from export.noise import normal_noise
 from export.session import Provider, open_session
 from export.spec import SamplerSpec
 
+_MOST_SAMPLES = 10_000_000  # of one call
 _LARGEST_FILE = 2 * 1024**3  # the limit of one protobuf file
 
 
@@ -55,7 +56,9 @@ class Sampler:
             self.spec = SamplerSpec.from_metadata(self._session.get_modelmeta().custom_metadata_map)
             self._check_signature()
         except InputError as error:
-            raise error if isinstance(model, bytes) else InputError(f"{model}: {error}") from error
+            if isinstance(model, bytes):
+                raise
+            raise InputError(f"{model}: {error}") from error
 
     def sample(
         self,
@@ -90,8 +93,8 @@ class Sampler:
             InputError: a number out of range, or an unknown name.
         """
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"{name} {value}: give 1 or more")
+            if not 1 <= value <= _MOST_SAMPLES:
+                raise InputError(f"{name} {value}: give 1 to {_MOST_SAMPLES}")
         table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
         starts = range(0, num_samples, batch_size)
         calls = 0
@@ -124,10 +127,15 @@ class Sampler:
         if sampler is None and num_steps is None and eta is None and spacing is None:
             return self.spec.table
         own = self.spec.sampler
+        name = sampler or own["name"]
+        if eta and name != "ddim":
+            raise InputError(
+                f"eta {eta:g}: only the sampler ddim has it, not {name}; choose ddim or leave eta out"
+            )
         try:
             return sampler_table(
                 self.spec.noise_schedule,
-                sampler or own["name"],
+                name,
                 own["num_steps"] if num_steps is None else num_steps,
                 prediction_type=self.spec.prediction_type,
                 eta=own["eta"] if eta is None else eta,
@@ -167,9 +175,22 @@ def save_samples(samples: NDArray[np.float32], spec: SamplerSpec, path: Path) ->
     """Write samples by the suffix of `path`: .png (grid or scatter), .npy, or .csv (points).
 
     Raises:
-        InputError: another suffix, or .csv for images.
+        InputError: another suffix, .csv for images, or a place that cannot be written.
     """
     suffix = _checked_suffix(path, spec)
+    # A file that was there stays whole until the new one is.
+    part = path.with_name(f".{path.name}.part{suffix}")
+    try:
+        _write(samples, spec, part, suffix)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            f"--output {path} cannot be written ({error.strerror}): choose another place"
+        ) from error
+
+
+def _write(samples: NDArray[np.float32], spec: SamplerSpec, path: Path, suffix: str) -> None:
     if suffix == ".npy":
         np.save(path, samples)
     elif suffix == ".csv":
@@ -218,9 +239,7 @@ def _read(path: Path) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: draw samples and write them to a file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.sampler", description="Draw samples from a sampler.onnx."
-    )
+    parser = OneLineParser(prog="python -m export.sampler", description="Draw samples from a sampler.onnx.")
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument(
         "--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points)"

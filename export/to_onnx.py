@@ -3,7 +3,6 @@
 Nothing is written unless the file computes what PyTorch computes.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -17,6 +16,7 @@ import torch
 
 from diffusion.checkpoints import TrainedModel
 from diffusion.errors import InputError
+from export.arguments import OneLineParser
 from export.parity import ParityCase, check_parity
 from export.sampler import check_output
 from export.spec import SamplerSpec
@@ -155,9 +155,7 @@ def write_atomically(content: bytes, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: export one model folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.to_onnx", description="Export a trained model to ONNX."
-    )
+    parser = OneLineParser(prog="python -m export.to_onnx", description="Export a trained model to ONNX.")
     parser.add_argument("model", type=Path, help="a folder with config.json and model.safetensors")
     parser.add_argument("--output", type=Path, default=Path("sampler.onnx"))
     options = parser.parse_args(arguments)
@@ -170,7 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_atomically(content, options.output)
+    try:
+        write_atomically(content, options.output)
+    except OSError as error:
+        print(f"error: --output {options.output} cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
     worst = max(case.max_abs_error / max(case.output_scale, 1e-6) for case in cases)
     print(f"{options.output}: {len(content) / 1e6:.2f} MB, {len(cases)} comparisons with PyTorch passed")
     print(f"largest difference {worst:.1e} of the output's scale")

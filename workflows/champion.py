@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from diffusion.checkpoints import TrainedModel
 from diffusion.data import Dataset
 from diffusion.evaluation import Evaluator
 from diffusion.generation import sample_states
-from diffusion.plots import draw_samples, plane_limits, save_animation
+from diffusion.plots import PICTURED, draw_samples, plane_limits, save_animation
 from diffusion.process import q_sample
 from export.noise import normal_noise
-from export.parity import summary
+from export.parity import ParityCase, summary
 from export.sampler import Sampler
-from export.to_onnx import export_onnx, write_atomically
+from export.to_onnx import ParityError, export_onnx, write_atomically
 
 # Seeds that no trial was judged by.
 _CONFIRMATION_SEED, _TEST_SEED = 1_000_001, 2_000_003
-_DRAWN_IMAGES, _DRAWN_POINTS = 64, 2000
 _FRAMES = 40
 
 
@@ -47,62 +46,81 @@ class Champion:
 
 
 def crown(
-    finalists: Mapping[str, Path], dataset: Dataset, directory: Path, provenance: Mapping[str, Any]
+    finalists: Mapping[str, Path],
+    dataset: Dataset,
+    directory: Path,
+    provenance: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> Champion:
     """Confirm the finalists on the validation split, take the winner's test figures, export it.
+
+    A finalist that cannot be exported leaves its place to the next.
 
     Args:
         finalists: folders with config.json and model.safetensors by trial id.
         dataset: all three splits.
         directory: the champion's folder, made here.
         provenance: kept with the model: run id, revision of the code.
+        say: told what is being done.
 
     Raises:
-        ParityError: the ONNX file would not compute what PyTorch computes.
+        ParityError: no finalist's ONNX file would compute what PyTorch computes.
     """
-    torch.manual_seed(0)
     models = {trial_id: TrainedModel.load(folder) for trial_id, folder in finalists.items()}
-    confirmed = {
-        trial_id: _sample_metrics(model, dataset, dataset.val, _CONFIRMATION_SEED)
-        for trial_id, model in models.items()
-    }
+    confirmed = {}
+    for number, (trial_id, model) in enumerate(models.items(), start=1):
+        say(f"confirming trial {trial_id} with fresh seeds ({number}/{len(models)})")
+        confirmed[trial_id] = _sample_metrics(model, dataset, dataset.val, _CONFIRMATION_SEED)
     distances = {trial_id: metrics["sample/distance"] for trial_id, metrics in confirmed.items()}
-    winner = min(distances, key=lambda trial_id: distances[trial_id])
-    model = models[winner]
+    ranked = sorted(models, key=lambda trial_id: distances[trial_id])
+    for winner in ranked:
+        say(f"measuring trial {winner} on the test split, exporting and drawing it")
+        model = models[winner]
+        metrics = {
+            **{name.replace("sample/", "val/sample_"): value for name, value in confirmed[winner].items()},
+            **_test_metrics(model, dataset),
+        }
+        model = dataclasses.replace(model, provenance={**provenance, "trial_id": winner, "metrics": metrics})
+        try:
+            exported = export_onnx(model)
+        except ParityError as error:
+            if winner == ranked[-1]:
+                raise
+            say(f"trial {winner} is passed over: {error}")
+            continue
+        model.save(directory)
+        _write_files(model, dataset, directory, *exported)
+        (directory / "model_card.md").write_text(model_card(model, metrics))
+        return Champion(winner, metrics, distances, dataset.spec.fingerprint, directory)
+    raise ValueError("there are no finalists")
 
+
+def _test_metrics(model: TrainedModel, dataset: Dataset) -> dict[str, float]:
     on_test = dataclasses.replace(dataset, val=dataset.test)
     losses, _ = Evaluator(model.config, on_test).held_out_losses(model.network)
     samples = _sample_metrics(model, dataset, dataset.test, _TEST_SEED)
-    metrics = {
-        **{name.replace("sample/", "val/sample_"): value for name, value in confirmed[winner].items()},
+    return {
         **{name.replace("val/", "test/"): value for name, value in losses.items()},
         **{name.replace("sample/", "test/sample_"): value for name, value in samples.items()},
     }
-    model = dataclasses.replace(model, provenance={**provenance, "trial_id": winner, "metrics": metrics})
-    model.save(directory)
-    export_champion(model, dataset, directory)
-    (directory / "model_card.md").write_text(model_card(model, metrics))
-    return Champion(winner, metrics, distances, dataset.spec.fingerprint, directory)
 
 
-def export_champion(model: TrainedModel, dataset: Dataset, directory: Path) -> None:
+def _write_files(
+    model: TrainedModel, dataset: Dataset, directory: Path, content: bytes, cases: list[ParityCase]
+) -> None:
     """Write sampler.onnx, parity.json, the samples of both engines and the animation."""
-    content, cases = export_onnx(model)
     write_atomically(content, directory / "sampler.onnx")
     (directory / "parity.json").write_text(json.dumps(summary(cases), indent=2) + "\n")
 
     frames = _reverse_frames(model)
     points = model.data.kind == "points"
-    limits = (
-        plane_limits(dataset.raw(dataset.train)[:, :2]) if points and len(model.data.shape) == 1 else None
-    )
-    count = _DRAWN_POINTS if points else _DRAWN_IMAGES
+    limits = plane_limits(dataset.raw(dataset.train)) if points else None
 
     def draw(x: np.ndarray, title: str) -> Any:
         return draw_samples(x, model.data.range, limits, title)
 
     draw(frames[-1], "samples (PyTorch)").save(directory / "samples.png")
-    onnx_samples = Sampler(content, provider="cpu").sample(count, seed=0)
+    onnx_samples = Sampler(content, provider="cpu").sample(PICTURED[model.data.kind], seed=0)
     draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
     reverse = [draw(frame, "reverse diffusion") for frame in _thinned(frames)]
     forward = (
@@ -163,7 +181,7 @@ def _sample_metrics(
 def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
     """From noise to samples in data units, by PyTorch from the deployed noise of seed 0."""
     shape = model.data.shape
-    indices = np.arange(_DRAWN_POINTS if model.data.kind == "points" else _DRAWN_IMAGES)
+    indices = np.arange(PICTURED[model.data.kind])
 
     def noise(row: int) -> torch.Tensor:
         return torch.from_numpy(normal_noise(0, indices, row + 1, shape))
@@ -175,7 +193,7 @@ def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
 
 def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:
     """Training points on their way to noise: the deployed timesteps, least noisy first."""
-    x_0 = dataset.train[:_DRAWN_POINTS]
+    x_0 = dataset.train[: PICTURED["points"]]
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     frames = [x_0]
     for t in _thinned(list(model.table.timesteps[::-1])):

@@ -33,7 +33,7 @@ def parse_tune_options(arguments: Sequence[str]) -> TuneOptions:
         if searched := flag_of_searched(flag):
             raise InputError(f"{flag} is searched by a sweep: use {searched} with one value to fix it")
     size = int(known.image_size) if (known.image_size or "").isdecimal() else None  # tyro refuses the rest
-    defaults = TuneOptions.for_data(known.data or TuneFlags.data, size)
+    defaults = TuneOptions.for_data(TuneFlags.data if known.data is None else known.data, size)
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     return parse(TuneOptions, arguments, prog="tune.py", default=defaults)
 
@@ -86,6 +86,8 @@ def _raise_as_input_error(event: tyro_errors.ParseErrorEvent) -> None:
 
 def _not_a_number(text: str) -> str:
     """Python's words for a value that is no number, in ours."""
+    if text.startswith("Could not find valid parse"):
+        return f"{text.split(': ', 1)[-1].strip('[]')}: give numbers of the right kind"
     for start, wanted in (
         ("invalid literal for int", "a whole number"),
         ("could not convert string to float", "a number"),

@@ -56,6 +56,10 @@ class SweepView:
         if self.console.is_terminal:
             self._live.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line as it is."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
         """A trial begins."""
         self._rows[trial_id] = _Row(params)
@@ -74,12 +78,9 @@ class SweepView:
             over = sum(row.status != "running" for row in self._rows.values())
             seconds = time.monotonic() - self._started
             params = ", ".join(f"{_short(key)} {_number(value)}" for key, value in row.params.items())
-            self.console.print(
+            self.say(
                 f"[{seconds:4.0f} s] trial {over}/{self._num_trials} {status} after {row.updates} updates: "
-                f"objective {_number(row.objective)} ({params})",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                f"objective {_number(row.objective)} ({params})"
             )
 
     def _table(self) -> Table:
@@ -91,7 +92,8 @@ class SweepView:
             title_justify="left",
             caption_justify="left",
         )
-        best = min((row.objective for row in self._rows.values() if row.objective is not None), default=None)
+        able = [row.objective for row in self._rows.values() if row.status in ("running", "finished")]
+        best = min((objective for objective in able if objective is not None), default=None)
         keys = list(dict.fromkeys(key for row in self._rows.values() for key in row.params))
         for heading in ("trial", *map(_short, keys), "updates", "objective", "val MSE", "distance", "status"):
             table.add_column(
@@ -104,7 +106,7 @@ class SweepView:
         for trial_id, row in shown:
             objective = _number(row.objective)
             table.add_row(
-                trial_id.rsplit("_", 1)[-1].lstrip("0") or "0",
+                trial_id,
                 *(_number(row.params.get(key)) for key in keys),
                 f"{row.updates}/{self._num_updates}",
                 f"[bold green]{objective}[/]"

@@ -1,11 +1,13 @@
 """The command line of a sweep: flags, defaults and checks. Imports neither torch, ray nor mlflow."""
 
+import os
 import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion.config import (
+    LARGEST_SEED,
     Config,
     DataConfig,
     MetricsConfig,
@@ -39,7 +41,7 @@ class TuneFlags:
     """Name of the sweep and of its folder; a fresh one by default."""
     experiment: str | None = None
     """MLflow experiment; the data's name by default."""
-    output_dir: Path = Path("runs")
+    output_dir: str = "runs"
     """Folder that holds the sweep's folder."""
     tracking_uri: str | None = None
     """MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db by default."""
@@ -51,15 +53,18 @@ class TuneFlags:
     def __post_init__(self) -> None:
         if self.num_trials < 1:
             raise InputError(f"--num-trials {self.num_trials}: give 1 or more")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: give a whole number from 0 up")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 to {LARGEST_SEED}")
         for flag, value in (("--name", self.name), ("--experiment", self.experiment)):
             if value is not None and not _NAME.fullmatch(value):
                 raise InputError(
                     f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', "
                     "the first a letter or a digit"
                 )
-        if "://" in str(self.output_dir) or re.match(r"^\w+:/", str(self.output_dir)):
+        for flag, text in (("--output-dir", self.output_dir), ("--tracking-uri", self.tracking_uri)):
+            if text is not None and not text.strip():
+                raise InputError(f"{flag} is empty: give a value, or leave the flag out")
+        if "://" in self.output_dir:
             raise InputError(
                 f"--output-dir {self.output_dir}: only local folders and mounts can be written so far"
             )
@@ -118,14 +123,18 @@ class TuneOptions(TuneFlags):
         Raises:
             InputError: a name that the user chose is taken, or the output folder cannot be made.
         """
-        parent = self.output_dir.expanduser().absolute()
-        if parent.exists() and not parent.is_dir():
-            raise InputError(f"--output-dir {self.output_dir} is a file: give a folder")
+        parent = Path(self.output_dir).expanduser().absolute()
+        existing = next(path for path in (parent, *parent.parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"--output-dir {self.output_dir}: {existing} is a file; give a folder")
+        if not os.access(existing, os.W_OK):
+            raise InputError(
+                f"--output-dir {self.output_dir}: {existing} must not be written; give another folder"
+            )
         if self.name is not None:
             if (parent / self.name).exists():
                 raise InputError(
-                    f"--name {self.name}: {self.output_dir / self.name} exists; "
-                    "choose another name or remove it"
+                    f"--name {self.name}: {parent / self.name} exists; choose another name or remove it"
                 )
             return parent / self.name
         stem = time.strftime(f"{short_name(self.data_config())}-%Y%m%d-%H%M")

@@ -32,12 +32,14 @@ def register(
     run_id: str,
     name: str,
     sampler_file: Path,
-    test: Mapping[str, object],
+    figures: Mapping[str, object],
+    *,
+    may_lead: bool,
 ) -> tuple[int, bool]:
     """Log sampler.onnx under a run and register it as a new version.
 
     The alias `champion` moves to it when no version has it, or when the new model's test distance
-    is smaller on the same test data.
+    is smaller and was measured in the same way on the same data.
 
     Args:
         client: of the store.
@@ -45,7 +47,8 @@ def register(
         run_id: the sweep's parent run.
         name: of the registered model.
         sampler_file: the sampler.onnx.
-        test: `data_fingerprint` and `test_distance`, kept as tags of the version.
+        figures: `test_distance`, and what two of them must share to be compared; kept as tags.
+        may_lead: whether the alias may move at all.
 
     Returns:
         The version, and whether the alias is on it.
@@ -56,9 +59,9 @@ def register(
     mlflow.set_tracking_uri(tracking_uri)
     try:
         version = _log_model(run_id, name, sampler_file)
-        for key, value in test.items():
+        for key, value in figures.items():
             client.set_model_version_tag(name, version, key, str(value))
-        best = _beats_champion(client, name, test)
+        best = may_lead and _beats_champion(client, name, figures)
         if best:
             client.set_registered_model_alias(name, _ALIAS, version)
     except (MlflowException, OSError) as error:
@@ -88,11 +91,10 @@ def _log_model(run_id: str, name: str, sampler_file: Path) -> str:
     return str(info.registered_model_version)
 
 
-def _beats_champion(client: MlflowClient, name: str, test: Mapping[str, object]) -> bool:
-    try:
-        champion = client.get_model_version_by_alias(name, _ALIAS)
-    except MlflowException:
+def _beats_champion(client: MlflowClient, name: str, figures: Mapping[str, object]) -> bool:
+    if _ALIAS not in client.get_registered_model(name).aliases:
         return True
-    if champion.tags.get("data_fingerprint") != test["data_fingerprint"]:
+    tags = client.get_model_version_by_alias(name, _ALIAS).tags
+    if any(tags.get(key) != str(value) for key, value in figures.items() if key != "test_distance"):
         return False
-    return float(str(test["test_distance"])) < float(champion.tags.get("test_distance", "inf"))
+    return float(str(figures["test_distance"])) < float(tags["test_distance"])

@@ -1,12 +1,15 @@
 """A sweep from start to end: trials, records, champion, registered model, summary."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import ray
 
 from diffusion.data import load_dataset
+from diffusion.errors import InputError
 from diffusion.sources import short_name
+from export.to_onnx import ParityError
 from workflows.champion import Champion, crown
 from workflows.console import SweepView
 from workflows.options import TuneOptions
@@ -14,7 +17,7 @@ from workflows.records import TrialRecords
 from workflows.registry import RegistrationError, register
 from workflows.tracking import Tracker, redact, resolve_tracking_uri, runs_page
 from workflows.trial import TrialContext
-from workflows.tuning import SweepCallback, run_trials, start_ray
+from workflows.tuning import SweepCallback, run_trials, start_ray, stop_at_sigterm
 
 _FINALISTS = 3
 
@@ -31,26 +34,31 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     dataset = load_dataset(config.data)
     fixed, searched = options.search.fixed_and_searched(config, dataset.spec.kind)
     config = config.with_values(fixed)
-    directory.mkdir(parents=True)
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be made ({error.strerror}): give another --output-dir"
+        ) from error
 
+    own = {name: value for name, value in config.flat().items() if name not in searched}
+    run_id = tracker.start_sweep(
+        directory.name, own | {f"search.{name}": each for name, each in searched.items()}
+    )
     provenance = {
-        "run_id": tracker.start_sweep(
-            directory.name,
-            {**config.flat(), **{f"search.{name}": values for name, values in searched.items()}},
-        ),
+        "run_id": run_id,
         "git_revision": _git_revision(),
         "data_fingerprint": dataset.spec.fingerprint,
     }
     records = TrialRecords(directory)
     view = SweepView(directory.name, options.num_trials, config.training.num_updates)
-    champion = None
+    status = "FAILED"
+    stop_at_sigterm()
     try:
-        view.console.print(
-            f"Sweep {directory.name}: {options.num_trials} trials on {options.data}; starting Ray ..."
-        )
+        view.say(f"Sweep {directory.name}: {options.num_trials} trials on {options.data}; starting Ray ...")
         start_ray(options.verbose)
         with view:
-            run_trials(
+            interrupted = run_trials(
                 TrialContext(config, dataset, threads=1, provenance=provenance),
                 searched,
                 directory,
@@ -62,44 +70,58 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
         ray.shutdown()
         records.add_paired_errors()
         records.write_csv()
+        if interrupted:
+            view.say(f"Interrupted after {len(records)} of {options.num_trials} trials; going on with those.")
         finalists = {
             record.trial_id: records.folder(record.trial_id) for record in records.ranked()[:_FINALISTS]
         }
-        if finalists:
-            view.console.print(
-                f"Confirming the best {len(finalists)} with fresh seeds, exporting the champion ..."
-            )
-            champion = crown(finalists, dataset, directory / "champion", provenance)
-            tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
-            tracker.log_sweep_files(champion.directory, "champion")
-            tracker.describe_sweep((champion.directory / "model_card.md").read_text())
+        if not finalists:
+            view.say(f"No trial came to a usable end: {directory / 'trials.csv'} holds the reasons.")
+            return 1
+        champion = crown(finalists, dataset, directory / "champion", provenance, view.say)
+        tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
+        tracker.log_sweep_files(champion.directory, "champion")
+        tracker.describe_sweep((champion.directory / "model_card.md").read_text())
+        registered = _register(f"ray-ddpm-{experiment}", champion, tracker, may_lead=not interrupted)
+        # Each trial's newest model stands in trials/ as well.
+        shutil.rmtree(directory / "tune", ignore_errors=True)
+        status = "KILLED" if interrupted else "FINISHED"
+    except ParityError as error:
+        view.say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         ray.shutdown()
-        tracker.close(succeeded=champion is not None)
-    if champion is None:
-        view.console.print(f"No trial came to a usable end: {directory / 'trials.csv'} holds the reasons.")
-        return 1
-    registered = _register(f"ray-ddpm-{experiment}", champion, tracker)
+        tracker.close(status)
     for line in _summary(champion, records, tracker, registered):
-        view.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        view.say(line)
     return 0
 
 
-def _register(name: str, champion: Champion, tracker: Tracker) -> str:
+def _register(name: str, champion: Champion, tracker: Tracker, *, may_lead: bool) -> str:
     """Register the champion and say in a line what became of it."""
-    test = {
+    figures = {
         "data_fingerprint": champion.data_fingerprint,
         "test_distance": champion.metrics["test/sample_distance"],
+        "test_num_samples": int(champion.metrics["test/sample_num_samples"]),
+        "test_num_reference": int(champion.metrics["test/sample_num_reference"]),
     }
     file = champion.directory / "sampler.onnx"
     try:
-        version, is_best = register(tracker.client, tracker.uri, tracker.parent_id, name, file, test)
+        version, is_best = register(
+            tracker.client, tracker.uri, tracker.parent_id, name, file, figures, may_lead=may_lead
+        )
     except RegistrationError as error:
         return f"warning: MLflow did not register the model ({redact(str(error))})"
     line = f"registered in MLflow as {name} version {version}"
     if is_best:
         return line
-    return f"{line}; an earlier version stays champion: its test figure is better, or on other data"
+    reason = (
+        "its test figure is better, or was measured otherwise" if may_lead else "this sweep was cut short"
+    )
+    return f"{line}; the alias champion stays where it is: {reason}"
 
 
 def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, registered: str) -> list[str]:

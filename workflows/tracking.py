@@ -7,6 +7,7 @@ slow server delays nothing, and what a lost server missed is sent when it is bac
 import os
 import queue
 import re
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from diffusion.errors import InputError
 _SECONDS_TO_REACH_A_SERVER = 4
 _SECONDS_A_REQUEST = 30  # an upload takes longer than a first sign of life
 _SECONDS_TO_CATCH_UP = 30.0
+_PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
 
 
@@ -37,11 +39,15 @@ def resolve_tracking_uri(given: str | None) -> str:
     """The store to use, with sqlite paths made absolute.
 
     Raises:
-        InputError: a plain folder, which MLflow no longer writes to.
+        InputError: a plain folder, which MLflow no longer writes to, or a database that cannot be there.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+        path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+        if path.is_dir() or not path.parent.is_dir():
+            what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which does not exist"
+            raise InputError(f"--tracking-uri {uri}: {path} {what}; give a file in an existing folder")
+        return f"sqlite:///{path}"
     if "://" not in uri and uri != "databricks" or uri.startswith("file:"):
         raise InputError(
             f"--tracking-uri {uri}: MLflow needs a server or a database, such as http://127.0.0.1:5000 "
@@ -53,6 +59,27 @@ def resolve_tracking_uri(given: str | None) -> str:
 def runs_page(experiment_id: str) -> str:
     """Path of the page that shows an experiment's runs; MLflow's own start page is an empty overview."""
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client of a store that answers, within seconds.
+
+    Raises:
+        InputError: the store cannot be reached or used.
+    """
+    # Both are read on every request. Retries are the tracker's own: MLflow's would take minutes.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_TO_REACH_A_SERVER)
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # each kind of store has exceptions of its own
+        reason = textwrap.shorten(redact(str(error).splitlines()[0]), 160, placeholder=" ...")
+        raise InputError(
+            f"--tracking-uri {redact(uri)} cannot be used ({reason}): mend that, or give another URI"
+        ) from error
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_A_REQUEST)
+    return client
 
 
 class Tracker:
@@ -68,21 +95,8 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
-        # Both are read on every request. Retries are this class's own: MLflow's would take minutes.
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_TO_REACH_A_SERVER)
-        try:
-            self.client = MlflowClient(uri)
-            self.experiment_id = self._experiment(experiment)
-        except InputError:
-            raise
-        except Exception as error:  # each kind of store has exceptions of its own
-            first_line = redact(str(error).splitlines()[0])[:160]
-            raise InputError(
-                f"--tracking-uri {redact(uri)} cannot be used ({first_line}): "
-                "start that server or give another URI"
-            ) from error
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(_SECONDS_A_REQUEST)
+        self.client = open_store(uri)
+        self.experiment_id = self._experiment(experiment)
         self.parent_id = ""
         self._children: dict[str, str] = {}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
@@ -148,9 +162,12 @@ class Tracker:
         """Queue a folder of files for the parent run; they must stay until `close`."""
         self._jobs.put(lambda: self.client.log_artifacts(self.parent_id, str(folder), artifact_path))
 
-    def close(self, succeeded: bool) -> None:
-        """End the parent run, and wait a while for what is queued; `unsent` counts what was not sent."""
-        status = "FINISHED" if succeeded else "FAILED"
+    def close(self, status: str) -> None:
+        """End the parent run, and wait a while for what is queued; `unsent` counts what was not sent.
+
+        Args:
+            status: MLflow's word for how it ended: FINISHED, FAILED or KILLED.
+        """
         self._jobs.put(lambda: self.client.set_terminated(self.parent_id, status))
         self._jobs.put(None)
         self._deadline = time.monotonic() + _SECONDS_TO_CATCH_UP
@@ -188,12 +205,15 @@ class Tracker:
         """Whether a job need not be tried again."""
         try:
             job()
-        except RestException:
-            self.unsent += 1  # the server understood and refused
-        except KeyError:
-            self.unsent += 1  # the child run itself could not be made
-        except (MlflowException, OSError):
+        except MlflowException as error:
+            if isinstance(error, RestException) and error.error_code not in _PASSING:
+                self.unsent += 1  # the server understood and refused
+                return True
             return False
+        except OSError:
+            return False
+        except Exception:  # whatever it is, the entries behind it must still be sent
+            self.unsent += 1
         return True
 
 

@@ -14,10 +14,8 @@ from ray import tune
 from diffusion.config import Config
 from diffusion.data import Dataset
 from diffusion.generation import generate
-from diffusion.plots import draw_samples
+from diffusion.plots import PICTURED, draw_samples
 from diffusion.training import Diverged, Progress, train
-
-_PICTURED_IMAGES, _PICTURED_POINTS = 64, 2000
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def _save(progress: Progress, context: TrialContext, folder: Path) -> None:
     provenance = {**context.provenance, "metrics": progress.metrics}
     dataclasses.replace(model, provenance=provenance).save(folder)
     np.save(folder / "elbo_per_example.npy", progress.elbo.per_example)
-    count = _PICTURED_IMAGES if model.data.kind == "image" else _PICTURED_POINTS
-    samples = generate(model.network, model.table, model.data.shape, count, seed=0, device=_device())
+    count, shape = PICTURED[model.data.kind], model.data.shape
+    samples = generate(model.network, model.table, shape, count, seed=0, device=_device())
     pixels = model.data.denormalise(samples.cpu().numpy())
     draw_samples(pixels, model.data.range, title=f"{progress.updates} updates").save(folder / "samples.png")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Mapping
@@ -50,19 +51,19 @@ class SweepCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins."""
-        if trial.trial_id in self._started:
+        if _id(trial) in self._started:
             return
-        self._started[trial.trial_id] = time.monotonic()
+        self._started[_id(trial)] = time.monotonic()
         params = {**self._flat_config, **trial.config}
-        self._records.add(TrialRecord(trial.trial_id, params))
-        self._tracker.start_trial(trial.trial_id, params)
-        self._view.started(trial.trial_id, trial.config)
+        self._records.add(TrialRecord(_id(trial), params))
+        self._tracker.start_trial(_id(trial), params)
+        self._view.started(_id(trial), trial.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial was evaluated, or says why it cannot go on."""
-        record = self._records[trial.trial_id]
+        record = self._records[_id(trial)]
         record.status, record.reason = result["status"], result["reason"]
         if record.status != "running":
             return
@@ -71,46 +72,55 @@ class SweepCallback(tune.Callback):
             result["objective"],
             result["metrics"],
         )
-        self._tracker.log_trial(
-            trial.trial_id, {**record.metrics, "objective": record.objective}, record.updates
-        )
-        self._view.progressed(trial.trial_id, record.updates, record.objective, record.metrics)
+        self._tracker.log_trial(_id(trial), {**record.metrics, "objective": record.objective}, record.updates)
+        self._view.progressed(_id(trial), record.updates, record.objective, record.metrics)
 
     def on_checkpoint(
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
         """A trial's model and picture are on disk."""
-        self._records.keep_files(trial.trial_id, Path(checkpoint.path))
-        picture = self._records.folder(trial.trial_id) / "samples.png"
-        self._tracker.log_trial_picture(trial.trial_id, picture, self._records[trial.trial_id].updates)
+        self._records.keep_files(_id(trial), Path(checkpoint.path))
+        picture = self._records.folder(_id(trial)) / "samples.png"
+        self._tracker.log_trial_picture(_id(trial), picture, self._records[_id(trial)].updates)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself or was stopped early."""
-        record = self._records[trial.trial_id]
+        record = self._records[_id(trial)]
         if record.status == "running":
             record.status = "finished" if record.updates >= self._num_updates else "stopped"
         self._end(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial raised or its process died."""
-        record = self._records[trial.trial_id]
+        record = self._records[_id(trial)]
         record.status = "failed"
         record.reason = _last_line(trial.get_error())
         self._end(record)
 
-    def end_interrupted(self) -> None:
-        """Close what still ran when the sweep was interrupted; what was evaluated counts as stopped."""
+    def end_interrupted(self) -> bool:
+        """Close what still ran when the sweep was interrupted, and say whether anything did.
+
+        What was evaluated counts as stopped.
+        """
+        interrupted = False
         for record in self._records:
             if record.status == "running":
+                interrupted = True
                 record.status = "stopped" if record.updates else "failed"
                 record.reason = "the sweep was interrupted"
                 self._end(record)
+        return interrupted
 
     def _end(self, record: TrialRecord) -> None:
         record.seconds = time.monotonic() - self._started[record.trial_id]
         self._records.write_csv()
         self._tracker.end_trial(record.trial_id, record.status, record.reason)
         self._view.ended(record.trial_id, record.status)
+
+
+def stop_at_sigterm() -> None:
+    """Take SIGTERM for Ctrl-C: a clean stop that closes every run."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 def start_ray(verbose: bool) -> None:
@@ -121,6 +131,7 @@ def start_ray(verbose: bool) -> None:
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
     )
+    stop_at_sigterm()  # ray.init puts a handler of its own there, which leaves runs open
     if not verbose:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -134,7 +145,7 @@ def run_trials(
     num_trials: int,
     seed: int,
     verbose: bool,
-) -> None:
+) -> bool:
     """Run the sweep's trials to their end, or until Ctrl-C; the callback sees everything.
 
     Args:
@@ -145,6 +156,9 @@ def run_trials(
         num_trials: trials to run, pruned ones included.
         seed: of the search.
         verbose: let Tune print.
+
+    Returns:
+        Whether the sweep was interrupted.
     """
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     trainable = tune.with_resources(
@@ -172,7 +186,7 @@ def run_trials(
         ),
     )
     tuner.fit()
-    callback.end_interrupted()
+    return callback.end_interrupted()
 
 
 def _domain(name: str, values: tuple[Any, ...]) -> Any:
@@ -209,6 +223,11 @@ def _scheduler(points: list[int]) -> TrialScheduler:
         grace_period=points[0],
         reduction_factor=_REDUCTION_FACTOR,
     )
+
+
+def _id(trial: Any) -> str:
+    """Tune's id behind a letter: eight digits, or digits and an e, would pass for a number in a table."""
+    return f"t{trial.trial_id}"
 
 
 def _last_line(error: Exception | None) -> str:

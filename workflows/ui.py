@@ -1,6 +1,5 @@
 """MLflow's pages, opened on the runs: `make ui`."""
 
-import argparse
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from diffusion.errors import InputError
+from export.arguments import OneLineParser
 from workflows.cli import run
 from workflows.environment import set_defaults
 
@@ -24,16 +24,17 @@ _SECONDS_TO_START = 90
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the local runs until interrupted, or open the server that MLFLOW_TRACKING_URI names."""
-    parser = argparse.ArgumentParser(prog="python -m workflows.ui", description="Open MLflow on the runs.")
+    parser = OneLineParser(prog="python -m workflows.ui", description="Open MLflow on the runs.")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db")
     options = parser.parse_args(arguments)
     set_defaults(verbose=False)
 
-    from workflows.tracking import resolve_tracking_uri, runs_page
+    from workflows.tracking import open_store, resolve_tracking_uri, runs_page
 
     uri = resolve_tracking_uri(options.tracking_uri)
     if uri.startswith("http"):
+        open_store(uri)
         _show(uri.rstrip("/") + "/#/experiments")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
@@ -43,9 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--port {options.port}: give a number from 1 to 65535")
     _check_port_is_free(options.port)
 
-    from mlflow import MlflowClient
-
-    experiments = [each for each in MlflowClient(uri).search_experiments() if each.experiment_id != "0"]
+    experiments = [each for each in open_store(uri).search_experiments() if each.experiment_id != "0"]
     log = tempfile.TemporaryFile()
     server = _start_server(uri, options.port, log)
     try:

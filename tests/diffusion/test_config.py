@@ -58,6 +58,9 @@ REFUSED = [
     (SamplerConfig, {"num_steps": 0}, "--sampler.num-steps", "0"),
     (SamplerConfig, {"eta": 1.5}, "--sampler.eta", "1.5"),
     (SamplerConfig, {"eta": -0.5}, "--sampler.eta", "-0.5"),
+    (SamplerConfig, {"name": "ddpm", "eta": 0.5}, "--sampler.eta", "0.5"),
+    (TrainingConfig, {"batch_size": 10**20}, "--training.batch-size", "100000000000000000000"),
+    (MetricsConfig, {"seed": 2**32}, "--metrics.seed", "4294967296"),
     (MetricsConfig, {"num_samples": 1}, "--metrics.num-samples", "1"),
     (MetricsConfig, {"num_examples": 1}, "--metrics.num-examples", "1"),
 ]
@@ -84,7 +87,7 @@ def test_the_smallest_and_largest_allowed_values_pass():
     ScheduleConfig(num_train_timesteps=1, beta_start=0.5, beta_end=0.5)
     NetworkConfig(hidden_size=1, num_blocks=1, time_embedding_size=2, data_embedding_size=2, dropout=0.0)
     TrainingConfig(num_updates=1, num_evaluations=1, batch_size=1, warmup_updates=0, ema_decay=0.0)
-    SamplerConfig(num_steps=1, eta=1.0)
+    SamplerConfig(name="ddim", num_steps=1, eta=1.0)
     assert SamplerConfig(eta=0.0).eta == 0.0
 
 

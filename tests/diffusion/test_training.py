@@ -165,7 +165,7 @@ def test_the_rate_in_use_is_the_one_reported(small_config, gaussian_dataset):
     training = small_config(training={"learning_rate": 0.01}).training
     for progress, _ in history:
         assert progress.metrics["training/learning_rate"] == pytest.approx(
-            0.01 * learning_rate_factor(training, progress.updates), abs=1e-12
+            0.01 * learning_rate_factor(training, progress.updates - 1), abs=1e-12
         )
 
 

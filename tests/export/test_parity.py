@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from diffusion.config import SamplerConfig
+from export import parity
 from export.noise import normal_noise
-from export.parity import STEP_TOLERANCE, TRAJECTORY_TOLERANCE, check_parity, summary
+from export.parity import STEP_TOLERANCE, TRAJECTORY_TOLERANCE, ParityCase, check_parity, summary
+from export.to_onnx import ParityError, export_onnx
 
 STEPS = ["one step, batch 1", "one step, batch 3", "one step, batch 7"]
 TRAJECTORIES = [
@@ -172,3 +174,23 @@ def test_one_failure_fails_the_summary(image_export):
     cases = list(image_export[1])
     cases[-1] = dataclasses.replace(cases[-1], passed=False)
     assert summary(cases)["passed"] is False
+
+
+def test_a_trajectory_that_diverges_in_pytorch_vetoes_nothing_unless_it_is_deployed(monkeypatch, image_model):
+    """It multiplies rounding errors without bound, so it says nothing about the file."""
+
+    def diverging(word):
+        def compare(name, *_):
+            return (
+                ParityCase(name, 1e5, 1e8, passed=False) if word in name else ParityCase(name, 0.0, 1.0, True)
+            )
+
+        return compare
+
+    monkeypatch.setattr(parity, "_compare", diverging("unclipped"))
+    content, cases = export_onnx(image_model)
+    assert content and cases and not [case for case in cases if "unclipped" in case.name]
+    for veto in ("deployed sampler", "one step"):
+        monkeypatch.setattr(parity, "_compare", diverging(veto))
+        with pytest.raises(ParityError, match=veto):
+            export_onnx(image_model)

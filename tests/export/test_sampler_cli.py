@@ -90,7 +90,7 @@ def test_every_flag_reaches_the_sampler(point_file, point_sampler, tmp_path, cap
     run(capsys, point_file, *flags, "--spacing", "linspace", "--provider", "cpu", "--output", path)
     choices = {"sampler": "ddim", "num_steps": 6, "eta": 0.75, "spacing": "linspace"}
     np.testing.assert_array_equal(np.load(path), point_sampler.sample(4, seed=9, **choices))
-    for changed in ({"sampler": "ddpm"}, {"num_steps": 5}, {"eta": 0.5}, {"spacing": "leading"}):
+    for changed in ({"sampler": "ddpm", "eta": None}, {"num_steps": 5}, {"eta": 0.5}, {"spacing": "leading"}):
         other = point_sampler.sample(4, seed=9, **{**choices, **changed})
         assert np.abs(other - np.load(path)).max() > 1e-4
 

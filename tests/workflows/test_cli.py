@@ -66,7 +66,13 @@ def test_each_data_set_brings_its_own_defaults():
         ("--name .hidden", ["--name", ".hidden"]),
         (f"--name {'x' * 65}", ["--name", "64"]),
         ("--experiment ../up", ["--experiment", "../up"]),
-        ("--output-dir s3://bucket/runs", ["--output-dir", "s3:"]),
+        ("--output-dir s3://bucket/runs", ["--output-dir", "s3://bucket/runs"]),
+        ("--output-dir=", ["--output-dir", "empty"]),
+        ("--tracking-uri=", ["--tracking-uri", "empty"]),
+        ("--data=", ["--data", "empty"]),
+        ("--seed 4294967296", ["--seed", "4294967296"]),
+        ("--sampler.eta 0.5", ["--sampler.eta", "ddim"]),
+        ("--search.num-train-timesteps 1e3", ["--search.num-train-timesteps", "1e3", "numbers"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_flag_value_and_remedy(arguments, words):
@@ -85,6 +91,13 @@ def test_a_name_that_exists_is_refused_and_nothing_is_touched(tmp_path):
     with pytest.raises(InputError, match="mine exists; choose another name"):
         options.run_directory()
     assert (tmp_path / "mine" / "trials.csv").read_text() == "precious"
+
+
+def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in ("file", "file/below"):
+        with pytest.raises(InputError, match="is a file"):
+            parse_tune_options(["--output-dir", str(tmp_path / folder)]).run_directory()
 
 
 def test_without_a_name_a_fresh_one_is_made_each_time(tmp_path):

@@ -34,7 +34,7 @@ def test_a_sweep_is_one_parent_with_one_child_a_trial(uri, tmp_path):
         tracker.log_trial_picture(trial_id, tmp_path / "samples.png", 20)
         tracker.end_trial(trial_id, status, "because" if status == "pruned" else "")
     tracker.log_sweep({"test/elbo_window": 1.0}, {"champion": "a"})
-    tracker.close(succeeded=True)
+    tracker.close("FINISHED")
     assert tracker.unsent == 0
 
     client = MlflowClient(uri)
@@ -64,7 +64,7 @@ def test_artifacts_of_a_database_stand_beside_it(uri, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "note.txt").write_text("x")
     tracker.log_sweep_files(tmp_path / "files", "champion")
-    tracker.close(succeeded=False)
+    tracker.close("FAILED")
     found = list((tmp_path / "mlartifacts").rglob("champion/note.txt"))
     assert len(found) == 1 and run_id in str(found[0])
     assert MlflowClient(uri).get_run(run_id).info.status == "FAILED"
@@ -76,7 +76,7 @@ def test_a_second_sweep_uses_the_same_experiment(uri):
     assert first.experiment_id == second.experiment_id
     for tracker in (first, second):
         tracker.start_sweep("sweep", {})
-        tracker.close(succeeded=True)
+        tracker.close("FINISHED")
 
 
 def test_what_a_lost_server_missed_is_sent_when_it_is_back(uri, monkeypatch):
@@ -94,7 +94,7 @@ def test_what_a_lost_server_missed_is_sent_when_it_is_back(uri, monkeypatch):
     tracker.start_trial("a", {})
     tracker.log_trial("a", {"val/mse": 1.0}, 1)
     tracker.end_trial("a", "finished", "")
-    tracker.close(succeeded=True)
+    tracker.close("FINISHED")
     assert len(failures) == 2 and tracker.unsent == 0
     names = [run.info.run_name for run in MlflowClient(uri).search_runs([tracker.experiment_id])]
     assert sorted(names) == ["a", "sweep"], "one child, not one a try"
@@ -109,7 +109,7 @@ def test_a_server_that_is_not_there_is_told_within_five_seconds():
         Tracker(f"http://someone:secret@127.0.0.1:{port}", "shapes")
     assert time.monotonic() - started < 5
     message = str(caught.value)
-    assert str(port) in message and "start that server" in message
+    assert str(port) in message and "give another URI" in message
     assert "secret" not in message and "\n" not in message
 
 
@@ -122,10 +122,30 @@ def test_a_file_that_is_no_database_is_one_line_and_stays(tmp_path):
     assert path.read_text().startswith("not a database")
 
 
+@pytest.mark.parametrize("place", ["", "nowhere/mlflow.db"])
+def test_a_database_that_cannot_be_there_is_one_line_at_once(tmp_path, place):
+    with pytest.raises(InputError, match="--tracking-uri") as caught:
+        resolve_tracking_uri(f"sqlite:///{tmp_path}/{place}")
+    assert "\n" not in str(caught.value) and not (tmp_path / "nowhere").exists()
+
+
+def test_an_entry_that_cannot_be_sent_is_counted_and_does_not_stop_the_others(uri):
+    tracker = Tracker(uri, "shapes")
+    tracker.start_sweep("sweep", {})
+    tracker.log_trial("never started", {"val/mse": 1.0}, 1)
+    tracker._jobs.put(lambda: 1 / 0)
+    tracker.start_trial("a", {})
+    tracker.end_trial("a", "finished", "")
+    tracker.close("FINISHED")
+    assert tracker.unsent == 2
+    (child,) = MlflowClient(uri).search_runs([tracker.experiment_id], "attributes.run_name = 'a'")
+    assert child.info.status == "FINISHED"
+
+
 def test_an_experiment_deleted_in_mlflow_is_named(uri):
     tracker = Tracker(uri, "shapes")
     tracker.start_sweep("sweep", {})
-    tracker.close(succeeded=True)
+    tracker.close("FINISHED")
     MlflowClient(uri).delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match="--experiment shapes was deleted"):
         Tracker(uri, "shapes")
@@ -135,7 +155,7 @@ def test_uris_become_absolute_and_plain_folders_are_refused(monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert resolve_tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert resolve_tracking_uri("sqlite:////abs/x.db") == "sqlite:////abs/x.db"
+    assert resolve_tracking_uri(f"sqlite:///{tmp_path}/x.db") == f"sqlite:///{tmp_path}/x.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
     assert resolve_tracking_uri(None) == "http://there:5000"
     for folder in ("mlruns", "file:///tmp/mlruns"):

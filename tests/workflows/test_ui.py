@@ -24,7 +24,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "shapes")
     tracker.start_sweep("sweep", {"a": 1})
-    tracker.close(succeeded=True)
+    tracker.close("FINISHED")
     return tracker
 
 
@@ -50,6 +50,14 @@ def test_without_runs_it_says_how_to_make_some(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="make demo"):
         ui.main([])
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_server_that_is_not_there_and_a_broken_database_are_one_line(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(os.urandom(4096))
+    for uri in (f"http://127.0.0.1:{free_port()}", f"sqlite:///{tmp_path}/mlflow.db"):
+        with pytest.raises(InputError) as caught:
+            ui.main(["--tracking-uri", uri, "--port", str(free_port())])
+        assert uri in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_port_that_cannot_be_is_refused(runs):
