@@ -8,6 +8,7 @@ import ray
 
 from diffusion.data import load_dataset
 from diffusion.errors import InputError
+from diffusion.networks import build_network
 from diffusion.sources import short_name
 from export.to_onnx import ParityError
 from workflows.champion import Champion, crown
@@ -15,7 +16,7 @@ from workflows.console import SweepView
 from workflows.options import TuneOptions
 from workflows.records import TrialRecords
 from workflows.registry import RegistrationError, register
-from workflows.tracking import Tracker, redact, resolve_tracking_uri, runs_page
+from workflows.tracking import Tracker, open_store, redact, resolve_tracking_uri, runs_page
 from workflows.trial import TrialContext
 from workflows.tuning import SweepCallback, run_trials, start_ray, stop_at_sigterm
 
@@ -26,14 +27,17 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     """Run a sweep and return the exit status: 0 with a champion, 1 without.
 
     Raises:
-        InputError: the tracking store cannot be used.
+        InputError: the tracking store or the data cannot be used, or the network does not fit them.
     """
-    experiment = options.experiment or short_name(options.data_config())
-    tracker = Tracker(resolve_tracking_uri(options.tracking_uri), experiment)
     config = options.config()
+    experiment = options.experiment or short_name(config.data)
+    uri = resolve_tracking_uri(options.tracking_uri)
+    open_store(uri)  # the first thing to know, before data are loaded
     dataset = load_dataset(config.data)
     fixed, searched = options.search.fixed_and_searched(config, dataset.spec.kind)
     config = config.with_values(fixed)
+    build_network(config, dataset.spec.shape)
+    tracker = Tracker(uri, experiment)
     try:
         directory.mkdir(parents=True)
     except OSError as error:

@@ -217,3 +217,37 @@ def test_a_sweep_whose_every_schedule_cannot_run_says_so(sweep):
     experiment = client.get_experiment_by_name("shapes")
     runs = client.search_runs([experiment.experiment_id], filter_string="attributes.run_name = 'hopeless'")
     assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_a_folder_of_images_is_swept_with_a_u_net(sweep):
+    folder = sweep[0]
+    (folder / "My photos").mkdir()
+    for number in range(60):
+        pixels = np.random.default_rng(number).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "My photos" / f"{number}.png")
+    result = tune(
+        folder,
+        *("--data", "My photos", "--num-trials", "1", "--name", "photos", "--training.num-updates", "4"),
+        *("--network.base-channels", "8", "--metrics.num-examples", "8", "--metrics.num-samples", "8"),
+    )
+    assert result.returncode == 0 and result.stderr == "", result.stdout + result.stderr
+    tree = json.loads((folder / "runs/photos/champion/config.json").read_text())
+    assert tree["config"]["network"]["kind"] == "unet" and tree["data"]["shape"] == [3, 10, 10]
+    assert str(folder).encode() not in (folder / "runs/photos/champion/sampler.onnx").read_bytes()
+    assert not (folder / "runs/photos/tune").exists(), "no second copy of the weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--network.kind", "unet"), ("--network.kind unet", "mlp")),
+        (("--output-dir", "/proc/nowhere"), ("--output-dir", "cannot be made")),
+        (("--tracking-uri", "http://127.0.0.1:9"), ("--tracking-uri", "another URI")),
+    ],
+)
+def test_what_only_shows_later_is_still_one_line_and_leaves_nothing(sweep, arguments, words):
+    before = set((sweep[0] / "runs").iterdir())
+    result = tune(sweep[0], *arguments, "--name", "never")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in words)
+    assert set((sweep[0] / "runs").iterdir()) == before
