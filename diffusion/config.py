@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from diffusion.checks import check_choice, check_whole, require
 from diffusion.errors import InputError
 from diffusion.sampling import PredictionType, SamplerName, Variance
 from diffusion.schedules import (
@@ -56,17 +57,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         known = ", ".join(get_args(DataName))
-        _require(
+        require(
             self.name in get_args(DataName) or Path(self.name).is_absolute(),
             "data",
             self.name,
             f"one of {known}, or the path of a folder of images or of a .csv, .parquet or .npy table",
         )
         if self.image_size is not None:
-            _check_whole("data.image_size", self.image_size, 8, 4096)
+            check_whole("data.image_size", self.image_size, 8, 4096)
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
-            _require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")
+            require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +87,11 @@ class ScheduleConfig:
     """Share of noise at the last step, 1 - alphas_cumprod_T, of a constant schedule."""
 
     def __post_init__(self) -> None:
-        _check_choice("schedule.kind", self.kind, ScheduleKind)
-        _check_whole("schedule.num_train_timesteps", self.num_train_timesteps, 1, 100_000)
+        check_choice("schedule.kind", self.kind, ScheduleKind)
+        check_whole("schedule.num_train_timesteps", self.num_train_timesteps, 1, 100_000)
         for name in ("beta_start", "beta_end", "terminal_noise"):
             value = getattr(self, name)
-            _require(0.0 < value < 1.0, f"schedule.{name}", value, "a number between 0 and 1, both excluded")
+            require(0.0 < value < 1.0, f"schedule.{name}", value, "a number between 0 and 1, both excluded")
         if self.uses_betas and self.beta_start > self.beta_end:
             raise InputError(
                 f"--schedule.beta-start {self.beta_start:g} is larger than --schedule.beta-end "
@@ -160,21 +161,21 @@ class NetworkConfig:
     """Show the network t * 1000 / T, so that T does not change the embedding's range."""
 
     def __post_init__(self) -> None:
-        _check_choice("network.kind", self.kind, NetworkKind)
-        _check_whole("network.hidden_size", self.hidden_size, 1, 65536)
+        check_choice("network.kind", self.kind, NetworkKind)
+        check_whole("network.hidden_size", self.hidden_size, 1, 65536)
         channels = self.base_channels
         whole = isinstance(channels, int) and 8 <= channels <= 4096 and channels % 8 == 0
-        _require(whole, "network.base_channels", channels, "a multiple of 8 from 8 to 4096")
-        _require(len(self.channel_multipliers) > 0, "network.channel_multipliers", "", "one number a level")
+        require(whole, "network.base_channels", channels, "a multiple of 8 from 8 to 4096")
+        require(len(self.channel_multipliers) > 0, "network.channel_multipliers", "", "one number a level")
         for multiplier in self.channel_multipliers:
-            _check_whole("network.channel_multipliers", multiplier, 1, 64)
-        _check_whole("network.num_res_blocks", self.num_res_blocks, 1, 100)
-        _check_whole("network.num_blocks", self.num_blocks, 1, 1000)
-        _require(0.0 <= self.dropout < 1.0, "network.dropout", self.dropout, "a number from 0 to below 1")
+            check_whole("network.channel_multipliers", multiplier, 1, 64)
+        check_whole("network.num_res_blocks", self.num_res_blocks, 1, 100)
+        check_whole("network.num_blocks", self.num_blocks, 1, 1000)
+        require(0.0 <= self.dropout < 1.0, "network.dropout", self.dropout, "a number from 0 to below 1")
         for name in ("time_embedding_size", "data_embedding_size"):
-            _check_whole(f"network.{name}", getattr(self, name), 2, 4096, "at least one sine and one cosine")
+            check_whole(f"network.{name}", getattr(self, name), 2, 4096, "at least one sine and one cosine")
         scale = self.data_embedding_scale
-        _require(0.0 < scale < math.inf, "network.data_embedding_scale", scale, "a positive number")
+        require(0.0 < scale < math.inf, "network.data_embedding_scale", scale, "a positive number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,12 +206,12 @@ class TrainingConfig:
             ("warmup_updates", 0),
             ("num_evaluations", 1),
         ):
-            _check_whole(f"training.{name}", getattr(self, name), smallest, 10**9)
+            check_whole(f"training.{name}", getattr(self, name), smallest, 10**9)
         rate, decay, norm = self.learning_rate, self.weight_decay, self.max_gradient_norm
-        _require(0.0 < rate <= 1.0, "training.learning_rate", rate, "above 0, at most 1, such as 0.001")
-        _require(0.0 <= decay < math.inf, "training.weight_decay", decay, "0 or more")
-        _require(norm > 0.0, "training.max_gradient_norm", norm, "above 0")
-        _require(0.0 <= self.ema_decay < 1.0, "training.ema_decay", self.ema_decay, "0 to below 1")
+        require(0.0 < rate <= 1.0, "training.learning_rate", rate, "above 0, at most 1, such as 0.001")
+        require(0.0 <= decay < math.inf, "training.weight_decay", decay, "0 or more")
+        require(norm > 0.0, "training.max_gradient_norm", norm, "above 0")
+        require(0.0 <= self.ema_decay < 1.0, "training.ema_decay", self.ema_decay, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,9 +233,9 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (("name", SamplerName), ("variance", Variance), ("spacing", Spacing)):
-            _check_choice(f"sampler.{name}", getattr(self, name), choices)
-        _check_whole("sampler.num_steps", self.num_steps, 1, 100_000)
-        _require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
+            check_choice(f"sampler.{name}", getattr(self, name), choices)
+        check_whole("sampler.num_steps", self.num_steps, 1, 100_000)
+        require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
         if self.eta > 0.0 and self.name != "ddim":
             raise InputError(f"--sampler.eta {self.eta:g}: only ddim has it; add --sampler.name ddim")
 
@@ -252,8 +253,8 @@ class MetricsConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_examples"):
-            _check_whole(f"metrics.{name}", getattr(self, name), 2, 10_000_000)
-        _check_whole("metrics.seed", self.seed, 0, LARGEST_SEED)
+            check_whole(f"metrics.{name}", getattr(self, name), 2, 10_000_000)
+        check_whole("metrics.seed", self.seed, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,7 +271,7 @@ class Config:
     """Seed of the weights' start, the order of the data and the training noise."""
 
     def __post_init__(self) -> None:
-        _check_whole("seed", self.seed, 0, LARGEST_SEED)
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -332,21 +333,6 @@ _SECTIONS: dict[str, Any] = {
     "sampler": SamplerConfig,
     "metrics": MetricsConfig,
 }
-
-
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"--{name.replace('_', '-')} {value}: give {allowed}")
-
-
-def _check_whole(name: str, value: Any, smallest: int, largest: int | None = None, why: str = "") -> None:
-    allowed = f"a whole number from {smallest}" + (f" to {largest}" if largest is not None else " up")
-    holds = isinstance(value, int) and smallest <= value and (largest is None or value <= largest)
-    _require(holds, name, value, f"{allowed} ({why})" if why else allowed)
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    _require(value in get_args(choices), name, value, f"one of {', '.join(get_args(choices))}")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
