@@ -72,6 +72,7 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
                 verbose=options.verbose,
             )
         ray.shutdown()
+        interrupted |= len(records) < options.num_trials
         records.add_paired_errors()
         records.write_csv()
         if interrupted:
