@@ -70,8 +70,8 @@ class SweepView:
         row.updates, row.objective = updates, objective
         row.mse, row.distance = metrics.get("val/mse"), metrics.get("sample/distance")
 
-    def ended(self, trial_id: str, status: str) -> None:
-        """A trial is over; `status` as in trials.csv."""
+    def ended(self, trial_id: str, status: str, reason: str = "") -> None:
+        """A trial is over; `status` and `reason` as in trials.csv."""
         row = self._rows[trial_id]
         row.status = status
         if not self.console.is_terminal:
@@ -82,6 +82,8 @@ class SweepView:
                 f"[{seconds:4.0f} s] trial {over}/{self._num_trials} {status} after {row.updates} updates: "
                 f"objective {_number(row.objective)} ({params})"
             )
+        if status == "failed":
+            self.say(f"trial {trial_id} failed: {reason}")
 
     def _table(self) -> Table:
         over = sum(row.status != "running" for row in self._rows.values())

@@ -94,7 +94,7 @@ class SweepCallback(tune.Callback):
         """A trial raised or its process died."""
         record = self._records[_id(trial)]
         record.status = "failed"
-        record.reason = _last_line(trial.get_error())
+        record.reason = _why_it_failed(trial)
         self._end(record)
 
     def end_interrupted(self) -> bool:
@@ -115,7 +115,7 @@ class SweepCallback(tune.Callback):
         record.seconds = time.monotonic() - self._started[record.trial_id]
         self._records.write_csv()
         self._tracker.end_trial(record.trial_id, record.status, record.reason)
-        self._view.ended(record.trial_id, record.status)
+        self._view.ended(record.trial_id, record.status, record.reason)
 
 
 def stop_at_sigterm() -> None:
@@ -133,6 +133,7 @@ def start_ray(verbose: bool) -> None:
     )
     stop_at_sigterm()  # ray.init puts a handler of its own there, which leaves runs open
     if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's reason is shown and kept
         optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -230,6 +231,10 @@ def _id(trial: Any) -> str:
     return f"t{trial.trial_id}"
 
 
-def _last_line(error: Exception | None) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else "the trial's process died"
+def _why_it_failed(trial: Any) -> str:
+    """The last line of the error that Tune wrote down for a trial."""
+    try:
+        lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
+    except (OSError, TypeError):
+        lines = []
+    return lines[-1][:500] if lines else "the trial's process died"
