@@ -35,7 +35,9 @@ def test_every_searched_name_is_a_parameter_of_the_config():
 def test_each_combination_of_the_default_space_is_a_valid_config():
     _, searched = SearchSpace().fixed_and_searched(Config(), "points")
     for pick in (0, -1):
-        Config().with_values({name: values[pick] for name, values in searched.items()})
+        picked = {name: values[pick] for name, values in searched.items()}
+        flat = Config().with_values(picked).flat()
+        assert {name: flat[name] for name in picked} == picked
 
 
 def test_betas_whose_ranges_overlap_are_refused():
