@@ -1,7 +1,6 @@
 """A trained model on disk: `config.json` and `model.safetensors`."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from torch import nn
 from diffusion.config import Config
 from diffusion.data import DataSpec
 from diffusion.errors import InputError
+from diffusion.files import replacing
 from diffusion.generation import deployed_table
 from diffusion.networks import build_network
 from diffusion.sampling import SamplerTable
@@ -56,16 +56,16 @@ class TrainedModel:
         weights = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()
         }
-        save_file(weights, directory / "model.safetensors.part")
-        os.replace(directory / "model.safetensors.part", directory / "model.safetensors")
+        with replacing(directory / "model.safetensors") as part:
+            save_file(weights, part)
         tree = {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
             "data": self.data.to_dict(),
             "provenance": dict(self.provenance),
         }
-        (directory / "config.json.part").write_text(json.dumps(tree, indent=2) + "\n")
-        os.replace(directory / "config.json.part", directory / "config.json")
+        with replacing(directory / "config.json") as part:
+            part.write_text(json.dumps(tree, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "TrainedModel":

@@ -41,12 +41,18 @@ def sample_states(
         noise: row index -> standard normal noise of x's shape.
     """
 
+    return trajectory(denoiser(network), x, table, noise)
+
+
+def denoiser(network: nn.Module) -> Callable[[Tensor, int], Tensor]:
+    """(x of any real dtype, timestep) -> the network's output in that dtype, without gradients."""
+
     @torch.no_grad()
     def denoise(x: Tensor, timestep: int) -> Tensor:
         timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
         return network(x.float(), timesteps).to(x.dtype)
 
-    return trajectory(denoise, x, table, noise)
+    return denoise
 
 
 def generate(

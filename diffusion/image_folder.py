@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,15 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def default_image_size(folder: Path) -> int:
-    """The shorter side of the folder's first image, at most 64."""
-    with _opened(image_files(folder)[0]) as image:
-        return min(*image.size, _LARGEST_DEFAULT_SIZE)
+    """The shorter side of the folder's first image that can be read, at most 64.
+
+    Raises:
+        InputError: there is none.
+    """
+    for path in image_files(folder):
+        with suppress(InputError), _opened(path) as image:
+            return min(*image.size, _LARGEST_DEFAULT_SIZE)
+    raise InputError(f"{folder}: not one of its images can be read")
 
 
 def load_image_folder(folder: Path, image_size: int | None, skip_bad: bool) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.checkpoints import TrainedModel
+from diffusion.generation import denoiser
 from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from export.noise import normal_noise
 from export.sampler import Sampler
@@ -98,12 +99,8 @@ def _end_of_trajectory(table: SamplerTable, shape: tuple[int, ...], denoise: Den
 
 
 def _torch_denoise(model: TrainedModel) -> Denoise:
-    @torch.no_grad()
-    def denoise(x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
-        timesteps = torch.full((len(x),), timestep, dtype=torch.int64)
-        return model.network(torch.from_numpy(x).float(), timesteps).double().numpy()
-
-    return denoise
+    denoise = denoiser(model.network)
+    return lambda x, timestep: denoise(torch.from_numpy(x), timestep).numpy()
 
 
 def _compare(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
+from diffusion.files import replacing
 from diffusion.plots import draw_samples
 from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from diffusion.schedules import Spacing
@@ -178,13 +179,10 @@ def save_samples(samples: NDArray[np.float32], spec: SamplerSpec, path: Path) ->
         InputError: another suffix, .csv for images, or a place that cannot be written.
     """
     suffix = _checked_suffix(path, spec)
-    # A file that was there stays whole until the new one is.
-    part = path.with_name(f".{path.name}.part{suffix}")
     try:
-        _write(samples, spec, part, suffix)
-        os.replace(part, path)
+        with replacing(path) as part:
+            _write(samples, spec, part, suffix)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(
             f"--output {path} cannot be written ({error.strerror}): choose another place"
         ) from error

@@ -4,9 +4,9 @@ Nothing is written unless the file computes what PyTorch computes.
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from diffusion.checkpoints import TrainedModel
 from diffusion.errors import InputError
+from diffusion.files import replacing
 from export.arguments import OneLineParser
 from export.parity import ParityCase, check_parity
 from export.sampler import check_output
@@ -64,13 +65,7 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
             "range": data.range,
             "columns": data.columns,
         },
-        schedule={
-            "kind": schedule.kind,
-            "num_train_timesteps": schedule.num_train_timesteps,
-            "beta_start": schedule.beta_start,
-            "beta_end": schedule.beta_end,
-            "betas": model.schedule.betas.tolist(),
-        },
+        schedule={**dataclasses.asdict(schedule), "betas": model.schedule.betas.tolist()},
         prediction_type=model.config.prediction_type,
         sampler={
             "name": sampler.name,
@@ -146,13 +141,6 @@ def _quiet():  # type: ignore[no-untyped-def]
         logger.setLevel(level)
 
 
-def write_atomically(content: bytes, path: Path) -> None:
-    """Write a file that appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line: export one model folder."""
     parser = OneLineParser(prog="python -m export.to_onnx", description="Export a trained model to ONNX.")
@@ -169,7 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        write_atomically(content, options.output)
+        with replacing(options.output) as part:
+            part.write_bytes(content)
     except OSError as error:
         print(f"error: --output {options.output} cannot be written ({error.strerror})", file=sys.stderr)
         return 2

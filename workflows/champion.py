@@ -13,13 +13,14 @@ import torch
 from diffusion.checkpoints import TrainedModel
 from diffusion.data import Dataset
 from diffusion.evaluation import Evaluator
+from diffusion.files import replacing
 from diffusion.generation import sample_states
 from diffusion.plots import PICTURED, draw_samples, plane_limits, save_animation
 from diffusion.process import q_sample
 from export.noise import normal_noise
 from export.parity import ParityCase, summary
 from export.sampler import Sampler
-from export.to_onnx import ParityError, export_onnx, write_atomically
+from export.to_onnx import ParityError, export_onnx
 
 # Seeds that no trial was judged by.
 _CONFIRMATION_SEED, _TEST_SEED = 1_000_001, 2_000_003
@@ -109,7 +110,8 @@ def _write_files(
     model: TrainedModel, dataset: Dataset, directory: Path, content: bytes, cases: list[ParityCase]
 ) -> None:
     """Write sampler.onnx, parity.json, the samples of both engines and the animation."""
-    write_atomically(content, directory / "sampler.onnx")
+    with replacing(directory / "sampler.onnx") as part:
+        part.write_bytes(content)
     (directory / "parity.json").write_text(json.dumps(summary(cases), indent=2) + "\n")
 
     frames = _reverse_frames(model)

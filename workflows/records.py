@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffusion.files import replacing
+
 _KEPT_FILES = ("config.json", "model.safetensors", "samples.png", "elbo_per_example.npy")
 
 
@@ -69,8 +71,8 @@ class TrialRecords:
         folder = self.folder(trial_id)
         folder.mkdir(parents=True, exist_ok=True)
         for name in _KEPT_FILES:
-            shutil.copyfile(checkpoint / name, folder / f"{name}.part")
-            (folder / f"{name}.part").replace(folder / name)
+            with replacing(folder / name) as part:
+                shutil.copyfile(checkpoint / name, part)
 
     def ranked(self) -> list[TrialRecord]:
         """Trials that may win, best objective first: the finished ones, or the stopped if none is."""
@@ -114,6 +116,6 @@ class TrialRecords:
             for record in self
         ]
         path = self._directory / "trials.csv"
-        pd.DataFrame(rows).to_csv(path.with_name("trials.csv.part"), index=False)
-        path.with_name("trials.csv.part").replace(path)
+        with replacing(path) as part:
+            pd.DataFrame(rows).to_csv(part, index=False)
         return path

@@ -84,6 +84,9 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
             view.say(f"No trial came to a usable end: {directory / 'trials.csv'} holds the reasons.")
             return 1
         champion = crown(finalists, dataset, directory / "champion", provenance, view.say)
+        for trial_id, distance in champion.confirmations.items():
+            records[trial_id].metrics["val/confirmed_distance"] = distance
+        records.write_csv()
         tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
         tracker.log_sweep_files(champion.directory, "champion")
         tracker.describe_sweep((champion.directory / "model_card.md").read_text())

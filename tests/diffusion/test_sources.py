@@ -103,6 +103,14 @@ def test_a_corrupt_image_among_good_ones_is_named(folder):
     assert len(load_image_folder(folder, 8, skip_bad=True)) == 40
 
 
+def test_a_corrupt_first_image_does_not_hide_the_size_of_the_others(folder):
+    (folder / "class0" / "!first.png").write_bytes(b"not an image")
+    assert default_image_size(folder) == 16
+    assert load_image_folder(folder, None, skip_bad=True).shape == (40, 1, 16, 16)
+    with pytest.raises(InputError, match="!first.png"):
+        load_image_folder(folder, None, skip_bad=False)
+
+
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InputError, match="holds no images"):

@@ -16,7 +16,7 @@ from diffusion.config import SamplerConfig
 from export import to_onnx
 from export.noise import normal_noise
 from export.sampler import Sampler
-from export.to_onnx import ParityError, export_onnx, main, sampler_spec, write_atomically
+from export.to_onnx import ParityError, export_onnx, main, sampler_spec
 
 
 @pytest.fixture(name="content", params=["image", "points"])
@@ -322,21 +322,6 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(arguments, capsys):
         main(arguments)
     assert caught.value.code == 2
     assert "error" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
-    path = tmp_path / "sampler.onnx"
-    write_atomically(b"old", path)
-    write_atomically(b"new", path)
-    assert path.read_bytes() == b"new"
-
-    def fail(*_):
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(to_onnx.os, "replace", fail)
-    with pytest.raises(OSError, match="full"):
-        write_atomically(b"newer", path)
-    assert path.read_bytes() == b"new"
 
 
 def test_a_saved_and_loaded_model_gives_the_same_file(model_folder, point_model, point_onnx):
