@@ -26,6 +26,7 @@ from diffusion.schedules import (
 
 DataName = Literal["digits", "heart", "mnist", "fashion-mnist", "cifar10"]
 NetworkKind = Literal["mlp", "unet"]
+Precision = Literal["fp32", "bf16", "fp16"]
 ScheduleKind = Literal["linear", "scaled_linear", "quadratic", "cosine", "sigmoid", "constant"]
 # Kinds that run from beta_start to beta_end.
 _BETA_RANGES = {
@@ -50,10 +51,16 @@ class DataConfig:
     """Side that a folder's images are resized and cropped to; by default their own, at most 64."""
     skip_bad_images: bool = False
     """Leave out images of a folder that cannot be read."""
+    horizontal_flips: bool = False
+    """Show each image mirrored left to right half of the time in training."""
+    label_column: str | None = None
+    """Column of a table that is no coordinate but the class of its rows."""
+    memory_limit_gb: float = 4.0
+    """Images of a folder that need more than this as uint8 are streamed from disk; in units of 10^9 bytes."""
     val_fraction: float = 0.15
-    """Share that the sweep judges by."""
+    """Share that the sweep judges by, at most 10,000 examples."""
     test_fraction: float = 0.15
-    """Share that only the champion's final figures see."""
+    """Share that only the champion's final figures see, at most 10,000 examples."""
 
     def __post_init__(self) -> None:
         known = ", ".join(get_args(DataName))
@@ -65,6 +72,9 @@ class DataConfig:
         )
         if self.image_size is not None:
             check_whole("data.image_size", self.image_size, 8, 4096)
+        require(self.label_column != "", "data.label_column", '""', "the name of a column")
+        limit = self.memory_limit_gb
+        require(0.0 < limit < math.inf, "data.memory_limit_gb", limit, "above 0, such as 4")
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")
@@ -184,8 +194,14 @@ class TrainingConfig:
 
     num_updates: int = 8000
     """Optimizer steps; the learning rate decays to zero over them."""
+    num_epochs: float | None = None
+    """The same as passes over the training data; turned into updates once the data are known."""
     batch_size: int = 128
-    """Examples in an update."""
+    """Examples in an update, over all workers together."""
+    accumulation_steps: int = 1
+    """Parts that a worker's share of the batch is computed in, one after another, to save memory."""
+    precision: Precision = "fp32"
+    """fp32, bf16 or fp16 (GPUs only) in the network's forward pass; weights stay in fp32."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.0
@@ -198,15 +214,26 @@ class TrainingConfig:
     """Upper limit of the averaging of weights; lower early on and in short trainings."""
     num_evaluations: int = 8
     """Evaluations on the validation split, evenly over the updates; the last is at the end."""
+    checkpoint_minutes: float = 5.0
+    """A run of train.py keeps a checkpoint this often, and at every evaluation."""
 
     def __post_init__(self) -> None:
         for name, smallest in (
             ("num_updates", 1),
             ("batch_size", 1),
+            ("accumulation_steps", 1),
             ("warmup_updates", 0),
             ("num_evaluations", 1),
         ):
             check_whole(f"training.{name}", getattr(self, name), smallest, 10**9)
+        check_choice("training.precision", self.precision, Precision)
+        epochs, minutes = self.num_epochs, self.checkpoint_minutes
+        require(epochs is None or 0.0 < epochs < 1e6, "training.num_epochs", epochs, "above 0, such as 20")
+        require(0.0 < minutes < math.inf, "training.checkpoint_minutes", minutes, "above 0, such as 5")
+        steps, batch = self.accumulation_steps, self.batch_size
+        require(
+            steps <= batch, "training.accumulation_steps", steps, f"at most the batch size, which is {batch}"
+        )
         rate, decay, norm = self.learning_rate, self.weight_decay, self.max_gradient_norm
         require(0.0 < rate <= 1.0, "training.learning_rate", rate, "above 0, at most 1, such as 0.001")
         require(0.0 <= decay < math.inf, "training.weight_decay", decay, "0 or more")
@@ -285,6 +312,14 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """The same under dotted names, such as `schedule.beta_start`."""
         return _flatten(self.to_dict())
+
+    def for_examples(self, num_examples: int) -> "Config":
+        """A copy whose `training.num_epochs`, if given, have become updates over so many examples."""
+        training = self.training
+        if training.num_epochs is None:
+            return self
+        updates = max(1, math.ceil(training.num_epochs * num_examples / training.batch_size))
+        return self.with_values({"training.num_updates": updates, "training.num_epochs": None})
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "Config":

@@ -1,8 +1,10 @@
-"""Data sets: loaded, split and normalised, each split one tensor in memory."""
+"""Data sets: loaded, split, and normalised when they are taken."""
 
-import hashlib
+import math
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -12,13 +14,14 @@ from torch import Tensor
 from diffusion.config import DataConfig
 from diffusion.errors import InputError
 from diffusion.likelihood import log_snr_window
+from diffusion.moments import clip_interval, pixel_moments, pixel_sums, smallest_step, value_moments
 from diffusion.normalisation import denormalise
-from diffusion.sources import load_raw, short_name
+from diffusion.sources import Source, load_raw, short_name
+from diffusion.splits import Splits, digests, fingerprint, split
 
-# The splits must never move between runs, so their seed is not a choice.
-_SPLIT_SEED = 20_26
-_FEWEST = 4  # examples of a split: fewer have no covariance to speak of
-_TUPLES = ("shape", "range", "columns", "clip", "log_snr_window")
+_TUPLES = ("shape", "range", "columns", "clip", "log_snr_window", "classes")
+# What the window of log-SNR is fitted to; so many values take a GiB as float32.
+_MOST_FIRST, _MOST_FIRST_VALUES = 10_000, 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class DataSpec:
         columns: the coordinates' names (points), else None.
         clip: interval that holds every clean example, in normalised units.
         log_snr_window: the window of log-SNR that models of these data are judged in.
-        fingerprint: sha256 over the data and their split.
+        fingerprint: sha256 over the data, their labels and their split.
+        classes: names by label number, or None where there are no labels.
     """
 
     name: str
@@ -47,6 +51,7 @@ class DataSpec:
     clip: tuple[float, float]
     log_snr_window: tuple[float, float]
     fingerprint: str
+    classes: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -54,7 +59,8 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "DataSpec":
-        """Read what `to_dict` wrote, through JSON or not."""
+        """Read what `to_dict` wrote, through JSON or not; older files know no classes."""
+        tree = {"classes": None, **tree}
         tuples = {name: None if tree[name] is None else tuple(tree[name]) for name in _TUPLES}
         return cls(**{**tree, **tuples})
 
@@ -63,92 +69,216 @@ class DataSpec:
         return denormalise(x, self.mean, self.std, self.range)
 
 
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples in memory as they are stored, normalised when they are taken.
+
+    Attributes:
+        values: [N, *shape]: uint8, or float32 and normalised already.
+        mean, std: float32 that broadcast against `values`, or None where those are normalised already.
+        labels: int64 [N], or None.
+    """
+
+    values: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples are, and what is taken of them."""
+        return self.values.device
+
+    def to(self, device: str | torch.device) -> "Examples":
+        """The same on another device."""
+        rest = (part if part is None else part.to(device) for part in (self.mean, self.std, self.labels))
+        return Examples(self.values.to(device), *rest)
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        """Some examples, float32 and normalised; an index tensor may be on any device."""
+        return self.normalised(
+            self.values[index if isinstance(index, slice) else index.to(self.values.device)]
+        )
+
+    def normalised(self, values: Tensor) -> Tensor:
+        """Values that are stored like these, and lie where they do, as float32 and normalised."""
+        return values if self.mean is None or self.std is None else (values - self.mean) / self.std
+
+    def batches(self, indices: Iterator[Tensor]) -> Generator[Tensor, None, None]:
+        """`self[index]` for each of the index tensors."""
+        for index in indices:
+            yield self[index]
+
+    def __reduce__(self) -> Any:
+        """As arrays, which Ray keeps once a machine for all processes; on the CPU."""
+        parts = (self.values, self.mean, self.std, self.labels)
+        return _examples_of_arrays, tuple(part if part is None else part.cpu().numpy() for part in parts)
+
+
+class TrainingExamples(Protocol):
+    """What training asks of its examples, whether they are in memory or streamed from disk."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [N], or None."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is taken lies."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same on another device."""
+
+    def __getitem__(self, index: slice) -> Tensor:
+        """Examples from the front, float32 and normalised: the slice starts at 0 with step 1."""
+
+    def batches(self, indices: Iterator[Tensor]) -> Generator[Tensor, None, None]:
+        """The examples of each index tensor, float32 and normalised.
+
+        Args:
+            indices: int64, on any device; endless or not. They may be read far ahead of what is
+                yielded, so they must not share a random generator with their consumer.
+        """
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits in normalised units, float32 [examples, *shape], and what describes them."""
+    """Three splits, and what describes them."""
 
     spec: DataSpec
-    train: Tensor
-    val: Tensor
-    test: Tensor
+    train: TrainingExamples
+    val: Examples
+    test: Examples
 
     def to(self, device: str | torch.device) -> "Dataset":
         """The same on another device."""
-        return Dataset(self.spec, *(split.to(device) for split in (self.train, self.val, self.test)))
+        return Dataset(self.spec, self.train.to(device), self.val.to(device), self.test.to(device))
 
-    def raw(self, split: Tensor) -> NDArray[np.float64]:
-        """A split in data units."""
-        return self.spec.denormalise(split.cpu().numpy())
+    def raw(self, examples: Tensor) -> NDArray[np.float64]:
+        """Normalised examples in data units."""
+        return self.spec.denormalise(examples.cpu().numpy())
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Load, split by a fixed seed, and normalise by the training split's mean and deviation.
+    """Load all the data into memory, split by a fixed seed, and fit the normalisation to the training split.
 
-    Images are normalised per channel, points per column.
+    Images are normalised per channel, points per column. `config.memory_limit_gb` is not looked at:
+    `workflows.streaming.load_dataset` does that.
 
     Raises:
         InputError: the data cannot be read, are too few for three splits, or a column is constant.
     """
     raw = load_raw(config)
     values = raw.values
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(values))
-    num_test = round(len(values) * config.test_fraction)
-    num_val = round(len(values) * config.val_fraction)
-    if min(num_test, num_val, len(values) - num_test - num_val) < _FEWEST:
-        raise InputError(
-            f"--data {config.name} has {len(values)} examples: too few for three splits of at least {_FEWEST}"
+    splits = split(len(values), math.prod(values.shape[1:]), config)
+    train = values[splits.train]
+    if values.dtype == np.uint8:
+        mean, std = pixel_moments(pixel_sums(train), math.prod(values.shape[2:]))
+    else:
+        mean, std = value_moments(train)
+    check_spread(config, raw.columns, std)
+    stored = [
+        stored_examples(part, mean, std, None if raw.labels is None else raw.labels[places])
+        for part, places in (
+            (train, splits.train),
+            (values[splits.val], splits.val),
+            (values[splits.test], splits.test),
         )
-    test, val, train = np.split(values[order], [num_test, num_test + num_val])
-
-    axes = (0, 2, 3) if raw.kind == "image" else (0,)
-    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64)[0]
-    std = train.std(axis=axes, keepdims=True, dtype=np.float64)[0]
-    if not (std > 0.0).all():
-        constant = int(np.flatnonzero(std.ravel() == 0.0)[0])
-        name = raw.columns[constant] if raw.columns else f"channel {constant}"
-        raise InputError(f"--data {config.name}: {name} has one value only; leave it out")
-    normalised = [((split - mean) / std).astype(np.float32) for split in (train, val, test)]
-    step = _smallest_step(values, std)
-    spec = DataSpec(
-        name=short_name(config),
-        kind=raw.kind,
-        shape=values.shape[1:],
-        mean=mean.tolist(),
-        std=std.tolist(),
-        range=raw.value_range,
-        columns=raw.columns,
-        clip=_clip_interval(normalised[0], raw.value_range, mean, std),
-        log_snr_window=log_snr_window(torch.from_numpy(normalised[0]), step),
-        fingerprint=_fingerprint(values, num_val, num_test),
+    ]
+    spec = describe(
+        config,
+        raw,
+        values.shape,
+        splits,
+        digests(values),
+        (mean, std),
+        clip_interval(stored[0].values.numpy(), raw.value_range, mean, std),
+        train[: num_first(values.shape[1:])],
     )
-    return Dataset(spec, *(torch.from_numpy(split) for split in normalised))
+    return Dataset(spec, *stored)
 
 
-def _clip_interval(
-    train: NDArray[np.float32],
-    value_range: tuple[float, float] | None,
+def num_first(shape: Sequence[int]) -> int:
+    """How many training examples of a shape the window of log-SNR is fitted to."""
+    return max(1, min(_MOST_FIRST, _MOST_FIRST_VALUES // math.prod(shape)))
+
+
+def stored_examples(
+    values: NDArray[Any],
     mean: NDArray[np.float64],
     std: NDArray[np.float64],
-) -> tuple[float, float]:
-    if value_range is not None:
-        ends = (np.array(value_range)[:, None] - mean.ravel()) / std.ravel()
-        return float(ends.min()), float(ends.max())
-    low, high = float(train.min()), float(train.max())
-    margin = 0.05 * (high - low) / 2.0
-    return low - margin, high + margin
+    labels: NDArray[np.int64] | None,
+) -> Examples:
+    """Examples in data units as they are kept: uint8 as it is, all else normalised as float32."""
+    numbers = None if labels is None else torch.from_numpy(labels)
+    if values.dtype == np.uint8:
+        centre, spread = (torch.from_numpy(moment.astype(np.float32)) for moment in (mean, std))
+        return Examples(torch.from_numpy(values), centre, spread, numbers)
+    return Examples(torch.from_numpy(((values - mean) / std).astype(np.float32)), labels=numbers)
 
 
-def _smallest_step(values: NDArray[Any], std: NDArray[np.float64]) -> float:
-    """Over all channels or columns; numbers closer than float32 can tell apart count as equal."""
-    steps = []
-    for channel, scale in zip(np.moveaxis(values, 1, 0), std.ravel(), strict=True):
-        gaps = np.diff(np.unique(channel).astype(np.float64)) / scale
-        steps.append(gaps[gaps > 1e-7].min())
-    return float(min(steps))
+def check_spread(config: DataConfig, columns: Sequence[str] | None, std: NDArray[np.float64]) -> None:
+    """Refuse what cannot be normalised.
+
+    Raises:
+        InputError: a column or channel has one value only, or values too large for their deviation.
+    """
+    for place, deviation in enumerate(std.ravel()):
+        name = f"column {columns[place]}" if columns else f"channel {place} of the images"
+        if deviation == 0.0:
+            raise InputError(f"--data {config.name}: {name} has one value only; leave it out")
+        if not math.isfinite(deviation):
+            raise InputError(
+                f"--data {config.name}: {name} has values too large to work with; scale them down"
+            )
 
 
-def _fingerprint(values: NDArray[Any], num_val: int, num_test: int) -> str:
-    digest = hashlib.sha256(repr((values.shape, num_val, num_test, _SPLIT_SEED)).encode())
-    for some in np.array_split(values, max(1, len(values) // 4096)):  # not all as float64 at once
-        digest.update(np.ascontiguousarray(some, dtype="<f8").tobytes())
-    return digest.hexdigest()
+def describe(
+    config: DataConfig,
+    source: Source,
+    shape: Sequence[int],
+    splits: Splits,
+    example_digests: Iterable[bytes],
+    moments: tuple[NDArray[np.float64], NDArray[np.float64]],
+    clip: tuple[float, float],
+    first: NDArray[Any],
+) -> DataSpec:
+    """What describes data so split, whether they are in memory or streamed from disk.
+
+    Args:
+        config: names the data.
+        source: what is known of them.
+        shape: of all examples, [examples, ...].
+        splits: of the examples.
+        example_digests: of each example's values, see `splits.digests`.
+        moments: mean and deviation of the training split.
+        clip: interval that holds every clean example, normalised.
+        first: the training split's first examples in data units, see `num_first`.
+    """
+    mean, std = moments
+    return DataSpec(
+        name=short_name(config),
+        kind=source.kind,
+        shape=tuple(shape[1:]),
+        mean=mean.tolist(),
+        std=std.tolist(),
+        range=source.value_range,
+        columns=source.columns,
+        clip=clip,
+        log_snr_window=log_snr_window(stored_examples(first, mean, std, None)[:], smallest_step(first, std)),
+        fingerprint=fingerprint(shape, first.dtype, splits, example_digests, source.classes, source.labels),
+        classes=source.classes,
+    )
+
+
+def _examples_of_arrays(values: NDArray[Any], *rest: NDArray[Any] | None) -> Examples:
+    with warnings.catch_warnings():
+        # Ray's memory is read-only, and so are examples.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        others = (part if part is None else torch.from_numpy(part) for part in rest)
+        return Examples(torch.from_numpy(values), *others)

@@ -1,24 +1,51 @@
-"""The training loop. It does not know who runs it: it hands its progress to a callable."""
+"""The training loop. It does not know who runs it: it hands its progress to callables."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffusion.checkpoints import TrainedModel
+from diffusion.checkpoints import TrainedModel, TrainingState
 from diffusion.config import Config, TrainingConfig
 from diffusion.data import Dataset
 from diffusion.evaluation import Evaluator, schedule_metrics
+from diffusion.learner import Learner, learning_rate_factor
 from diffusion.likelihood import ElboWindow
-from diffusion.networks import build_network
-from diffusion.process import epsilon_loss
+from diffusion.order import DataOrder, noise_generator, seed_dropout
+from diffusion.ranks import Ranks
+
+# The workers agree on what to do next this often; agreeing costs a message round.
+_UPDATES_BETWEEN_REQUESTS = 10
+
+
+class Request(IntEnum):
+    """What a worker wants all of them to do; the highest wish of any worker counts.
+
+    The last two are the leading worker's alone: its evaluation was broken off, or failed.
+    """
+
+    GO_ON = 0
+    CHECKPOINT = 1
+    STOP = 2
+    BROKEN_OFF = 3
+    GIVE_UP = 4
 
 
 class Diverged(RuntimeError):
     """Training left the finite numbers; the message says after how many updates."""
+
+
+class Stopped(RuntimeError):
+    """Training was asked to stop and did, after writing a checkpoint."""
+
+
+class _Interrupted(Exception):
+    """An evaluation was broken off, since the training is to stop."""
 
 
 @dataclass(frozen=True)
@@ -38,109 +65,188 @@ class Progress:
     model: TrainedModel
 
 
-def train(config: Config, dataset: Dataset, report: Callable[[Progress], None]) -> None:
-    """Train a denoiser on the device that the data set is on.
+class Training:
+    """One training of a denoiser, alone or as one of several workers that do the same.
 
-    `report` is called after the updates that `evaluation_points` names; only the last time do its
-    metrics hold `sample/distance`.
+    Every random number of update u is a function of (seed, u), so a training that goes on from a
+    checkpoint ends with the very weights of one that was never interrupted.
+
+    Args:
+        config: what to train.
+        dataset: on the device to train on.
+        report: called on the leading worker after the updates that `evaluation_points` names; only the
+            last time do its metrics hold `sample/distance`.
+        resume: a checkpoint's averaged model and state to go on from.
+        initial_weights: another model's, to start from.
+        save: writes a checkpoint, on the leading worker: after each evaluation, when asked to by
+            `request`, and before `Stopped`.
+        request: asked between updates and between the network's calls in evaluations.
 
     Raises:
-        Diverged: the loss or the validation error is not a finite number.
+        InputError: the network does not fit the data, or the device lacks the precision asked for.
     """
-    training = config.training
-    device = dataset.train.device
-    torch.manual_seed(config.seed)
-    schedule = config.schedule.build()
-    evaluator = Evaluator(config, dataset)
-    network = build_network(config, dataset.spec.shape).to(device)
-    averaged = AveragedModel(network, multi_avg_fn=_averaging(training), use_buffers=False)
-    averaged.requires_grad_(False)
-    model = TrainedModel(config, dataset.spec, averaged.module.eval())
 
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: learning_rate_factor(training, done)
-    )
-    generator = torch.Generator(device).manual_seed(config.seed)
-    batches = shuffled_batches(len(dataset.train), training.batch_size, generator)
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        report: Callable[[Progress], None],
+        *,
+        resume: tuple[TrainedModel, TrainingState] | None = None,
+        initial_weights: Mapping[str, Tensor] | None = None,
+        save: Callable[[TrainedModel, TrainingState], None] | None = None,
+        request: Callable[[], Request] = lambda: Request.GO_ON,
+    ) -> None:
+        self.config, self._dataset = config, dataset
+        self._report, self._save, self._request = report, save, request
+        self._ranks = Ranks.of(dataset.train.device)
+        self._schedule = config.schedule.build()
+        self._learner = Learner(config, dataset.spec.shape, self._ranks)
+        self._model = TrainedModel(config, dataset.spec, self._learner.averaged_network)
+        self._model.network.register_forward_pre_hook(self._break_off)
+        self._evaluate_at = set(evaluation_points(config.training))
+        self._may_break_off = False
+        self.updates = 0
+        self.history: list[dict[str, Any]] = []
+        self._evaluated: set[int] = set()
+        self._losses = 0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
+        if initial_weights is not None:
+            self._learner.start_from(initial_weights)
+        if resume is not None:
+            self._restore(*resume)
 
-    evaluate_at = set(evaluation_points(training))
-    loss_sum, losses = torch.zeros((), device=device), 0
-    for update in range(1, training.num_updates + 1):
-        x_0 = dataset.train[next(batches)]
-        timesteps = torch.randint(
-            schedule.num_train_timesteps, (len(x_0),), generator=generator, device=device
-        )
-        noise = torch.randn(x_0.shape, generator=generator, device=device)
-        loss = epsilon_loss(network, schedule, x_0, timesteps, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), training.max_gradient_norm)
-        optimizer.step()
-        scheduler.step()
-        averaged.update_parameters(network)
-        loss_sum += loss.detach()
-        losses += 1
-        if update not in evaluate_at:
-            continue
+    def run(self) -> None:
+        """Train to the end.
 
-        metrics, elbo = evaluator.held_out_losses(model.network)
-        metrics["train/mse"] = float(loss_sum) / losses
-        loss_sum.zero_()
-        losses = 0
+        Raises:
+            Diverged: the loss or the validation error is not a finite number.
+            Stopped: `request` asked for it on some worker.
+        """
+        training, dataset = self.config.training, self._dataset
+        order = DataOrder(len(dataset.train), training.batch_size, self.config.seed)
+        share = self._ranks.share(training.batch_size)
+        # Closed, since images that are streamed from disk are decoded ahead.
+        with closing(dataset.train.batches(order.batches(self.updates, share))) as batches:
+            while True:
+                evaluates = self.updates in self._evaluate_at - self._evaluated
+                if evaluates or self.updates % _UPDATES_BETWEEN_REQUESTS == 0:
+                    self._consult(evaluates)
+                if self.updates == training.num_updates:
+                    return
+                self._update(next(batches), share)
+
+    def _update(self, x_0: Tensor, share: slice) -> None:
+        """One update; the whole batch's noise is drawn, so that it does not depend on the workers."""
+        seed, batch_size = self.config.seed, self.config.training.batch_size
+        device = self._ranks.device
+        generator = noise_generator(seed, self.updates, device)
+        steps = self._schedule.num_train_timesteps
+        timesteps = torch.randint(steps, (batch_size,), generator=generator, device=device)[share]
+        noise = torch.randn(batch_size, *x_0.shape[1:], generator=generator, device=device)[share]
+        if self.config.data.horizontal_flips:
+            flips = torch.rand(batch_size, generator=generator, device=device)[share] < 0.5
+            x_0 = torch.where(flips[:, None, None, None], x_0.flip(-1), x_0)
+        seed_dropout(seed, self.updates, self._ranks.rank)
+        self._loss_sum += self._learner.step(self.updates, x_0, timesteps, noise)
+        self._losses += 1
+        self.updates += 1
+
+    def _consult(self, evaluates: bool) -> None:
+        """Evaluate if that is due, then do what any worker wants done."""
+        wish = self._request()
+        failure = f"the loss is no longer a finite number after {self.updates} updates"
+        if evaluates:
+            self._gather_losses()
+        if evaluates and self._ranks.leads:
+            try:
+                self._evaluate()
+            except _Interrupted:
+                wish = Request.BROKEN_OFF
+            except Diverged:
+                wish = Request.GIVE_UP
+        wish = Request(self._ranks.highest(wish))
+        if wish == Request.GIVE_UP:
+            raise Diverged(failure)
+        if evaluates and wish != Request.BROKEN_OFF:
+            self._evaluated.add(self.updates)
+        if wish >= Request.CHECKPOINT and self.updates:
+            self._gather_losses()
+            self._write()
+        finished = self.updates == self.config.training.num_updates
+        if wish == Request.BROKEN_OFF or wish == Request.STOP and not finished:
+            raise Stopped(f"stopped after {self.updates} updates")
+
+    def _evaluate(self) -> None:
+        self._may_break_off = True
+        try:
+            metrics, elbo = self._measure()
+        finally:
+            self._may_break_off = False
+        self.history.append({"update": self.updates, "metrics": metrics})
+        self._loss_sum.zero_()
+        self._losses = 0
+        self._write()
+        self._report(Progress(self.updates, metrics, elbo, self._model))
+
+    def _measure(self) -> tuple[dict[str, float], ElboWindow]:
+        training = self.config.training
+        evaluator = Evaluator(self.config, self._dataset)
+        metrics, elbo = evaluator.held_out_losses(self._model.network)
+        metrics["train/mse"] = float(self._loss_sum) / self._losses
         if not (math.isfinite(metrics["train/mse"]) and math.isfinite(metrics["val/elbo_window"])):
-            raise Diverged(f"the loss is no longer a finite number after {update} updates")
+            raise Diverged
         metrics["training/learning_rate"] = training.learning_rate * learning_rate_factor(
-            training, update - 1
+            training, self.updates - 1
         )
-        metrics |= schedule_metrics(schedule, math.prod(dataset.spec.shape))
-        if update == training.num_updates:
+        metrics |= schedule_metrics(self._schedule, math.prod(self._dataset.spec.shape))
+        if self.updates == training.num_updates:
             metrics |= evaluator.sample_distance(
-                model.network, dataset.val, num_samples=config.metrics.num_samples, seed=config.metrics.seed
+                self._model.network,
+                self._dataset.val[:],
+                num_samples=self.config.metrics.num_samples,
+                seed=self.config.metrics.seed,
             )
-        report(Progress(update, metrics, elbo, model))
+        return metrics, elbo
+
+    def _gather_losses(self) -> None:
+        """Bring what all workers lost together on the leading one."""
+        total = self._ranks.total(float(self._loss_sum))
+        self._loss_sum.fill_(total if self._ranks.leads else 0.0)
+
+    def _write(self) -> None:
+        if self._save is None or not self._ranks.leads:
+            return
+        state = TrainingState(
+            update=self.updates,
+            random={"seed": self.config.seed, "update": self.updates},
+            history=list(self.history),
+            loss_sum=float(self._loss_sum),
+            losses=self._losses,
+            **self._learner.state(),
+        )
+        self._save(self._model, state)
+
+    def _restore(self, model: TrainedModel, state: TrainingState) -> None:
+        learned = {
+            "network": state.network,
+            "optimizer": state.optimizer,
+            "scaler": state.scaler,
+            "ema_updates": state.ema_updates,
+        }
+        self._learner.restore(learned, model.network.state_dict())
+        self.updates, self.history = state.update, list(state.history)
+        self._evaluated = {entry["update"] for entry in self.history}
+        self._losses = state.losses
+        if self._ranks.leads:
+            self._loss_sum.fill_(state.loss_sum)
+
+    def _break_off(self, *_call: object) -> None:
+        if self._may_break_off and self._request() == Request.STOP:
+            raise _Interrupted
 
 
 def evaluation_points(training: TrainingConfig) -> list[int]:
     """Numbers of updates after which a training is evaluated, evenly spread, the last at its end."""
     count = min(training.num_evaluations, training.num_updates)
     return [round(training.num_updates * (index + 1) / count) for index in range(count)]
-
-
-def learning_rate_factor(training: TrainingConfig, done: int) -> float:
-    """Share of the peak learning rate after `done` updates: linear warm-up, then a half cosine to 0."""
-    warmup = min(training.warmup_updates, training.num_updates // 10)
-    if done < warmup:
-        return (done + 1) / (warmup + 1)
-    share = (done - warmup) / max(1, training.num_updates - warmup)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
-
-
-def ema_decay(training: TrainingConfig, done: int) -> float:
-    """Decay of the averaged weights after `done` averagings.
-
-    A constant 0.9999 would leave most of the starting weights in a short training, so the average
-    reaches back over a twentieth of the planned updates at most, and over fewer at the start.
-    """
-    horizon = max(1.0, training.num_updates / 20.0)
-    return min(training.ema_decay, 1.0 - 1.0 / horizon, (1.0 + done) / (10.0 + done))
-
-
-def shuffled_batches(num_examples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of indices: every example once an epoch, epochs joined without a gap."""
-    queue = torch.empty(0, dtype=torch.int64, device=generator.device)
-    while True:
-        while len(queue) < batch_size:
-            epoch = torch.randperm(num_examples, generator=generator, device=generator.device)
-            queue = torch.cat([queue, epoch])
-        yield queue[:batch_size]
-        queue = queue[batch_size:]
-
-
-def _averaging(training: TrainingConfig) -> Callable[..., None]:
-    def average(averaged: list[Tensor], current: list[Tensor], done: Tensor) -> None:
-        get_ema_multi_avg_fn(ema_decay(training, int(done)))(averaged, current, done)
-
-    return average

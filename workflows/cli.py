@@ -1,16 +1,24 @@
 """From a command line to options, with one clear line and exit status 2 for bad input."""
 
 import argparse
+import dataclasses
+import json
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 from tyro import _errors as tyro_errors  # private: tyro is pinned in constraints.txt
 
+from diffusion.config import Config
 from diffusion.errors import InputError
-from workflows.options import TuneFlags, TuneOptions
+from diffusion.sources import resolve
+from workflows.options import RunFlags, TrainFlags, TrainOptions, TuneFlags, TuneOptions
 from workflows.search_space import flag_of_searched
+
+if TYPE_CHECKING:
+    from workflows.runs import RunRecord
 
 _T = TypeVar("_T")
 
@@ -22,27 +30,82 @@ def parse_tune_options(arguments: Sequence[str]) -> TuneOptions:
         InputError: an unknown flag or data set, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--data", nargs="?", default=TuneFlags.data)
-    early.add_argument("--image-size", nargs="?")
-    known, _ = early.parse_known_args(list(arguments))
-    if {"-h", "--help"} & set(arguments):
-        print_short_help("tune.py", TuneFlags)
+    known = _early(arguments, "tune.py", TuneFlags)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if searched := flag_of_searched(flag):
             raise InputError(f"{flag} is searched by a sweep: use {searched} with one value to fix it")
-    size = int(known.image_size) if (known.image_size or "").isdecimal() else None  # tyro refuses the rest
-    defaults = TuneOptions.for_data(TuneFlags.data if known.data is None else known.data, size)
-    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    defaults = TuneOptions.for_data(_data(known.data), _size(known.image_size))
     return parse(TuneOptions, arguments, prog="tune.py", default=defaults)
+
+
+def parse_train_options(arguments: Sequence[str]) -> tuple[TrainOptions, "RunRecord | None"]:
+    """The options of a training, and the record of the run that it goes on with.
+
+    The defaults are those of the data, or of the run that is resumed; `--init-from` brings its network.
+
+    Raises:
+        InputError: an unknown flag, data set or run, or a value that is not allowed.
+        SystemExit: help was asked for and has been printed.
+    """
+    known = _early(arguments, "train.py", TrainFlags)
+    record = None
+    if "--resume" in arguments:
+        from workflows.runs import run_to_resume
+
+        flags = TrainFlags(
+            name=known.name, experiment=known.experiment, output_dir=known.output_dir or TrainFlags.output_dir
+        )
+        record = run_to_resume(flags, resolve(known.data) if known.data else None)
+    if record is not None:
+        config = Config.from_dict(record.config)
+        defaults = TrainOptions.for_config(config, name=record.name, experiment=record.experiment)
+    else:
+        defaults = TrainOptions.for_data(_data(known.data), _size(known.image_size))
+    if known.init_from and record is None:
+        from workflows.runs import model_folder
+
+        tree = json.loads((model_folder(known.init_from) / "config.json").read_text())
+        network = Config.from_dict({"network": tree["config"]["network"]}).network
+        defaults = dataclasses.replace(defaults, network=network)
+    return parse(TrainOptions, arguments, prog="train.py", default=defaults), record
+
+
+def _early(arguments: Sequence[str], prog: str, flags: type) -> argparse.Namespace:
+    """The flags that the defaults of the others depend on; prints the short help where it is asked for."""
+    if {"-h", "--help"} & set(arguments):
+        print_short_help(prog, flags)
+    both = [flag for flag in ("--training.num-epochs", "--training.num-updates") if _given(flag, arguments)]
+    if len(both) == 2:
+        raise InputError(
+            "--training.num-epochs and --training.num-updates say the same thing: give one of them"
+        )
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--data", "--image-size", "--name", "--experiment", "--output-dir", "--init-from"):
+        early.add_argument(flag, nargs="?")
+    return early.parse_known_args(list(arguments))[0]
+
+
+def _given(flag: str, arguments: Sequence[str]) -> bool:
+    spelled = {argument.split("=", 1)[0].replace("_", "-") for argument in arguments}
+    return flag in spelled
+
+
+def _data(text: str | None) -> str:
+    return RunFlags.data if text is None else text
+
+
+def _size(text: str | None) -> int | None:
+    """A side in pixels; what is none is left for tyro to refuse."""
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def parse(options: type[_T], arguments: Sequence[str], *, prog: str, default: _T) -> _T:
     """Parse with tyro, turning each of its error boxes into an InputError of one line."""
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     with tyro_errors.on_parse_error(_raise_as_input_error):
         return tyro.cli(
-            options, prog=prog, args=list(arguments), default=default, config=(tyro.conf.FlagCreatePairsOff,)
+            options, prog=prog, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
         )
 
 
@@ -51,7 +114,7 @@ def print_short_help(prog: str, flags: type) -> None:
     try:
         tyro.cli(flags, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
     finally:
-        print("All flags, the search space included: --help-all")
+        print("All flags, the whole tree of parameters: --help-all")
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
@@ -62,8 +125,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 1
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # at once: Ray's threads, where it still ran, would each tell of its end
     sys.exit(status)
 
 

@@ -1,10 +1,15 @@
-"""The command line of a sweep: flags, defaults and checks. Imports neither torch, ray nor mlflow."""
+"""The command lines of a training and of a sweep: flags, defaults, checks.
+
+Imports neither torch, ray nor mlflow.
+"""
 
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffusion.config import (
     LARGEST_SEED,
@@ -25,34 +30,38 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneFlags:
-    """Sweep diffusion models over steps, noise and embeddings; keep, judge and export the best."""
+class RunFlags:
+    """What every command that trains is told."""
 
     data: str = "digits"
     """digits, heart, mnist, fashion-mnist, cifar10, or the path of a folder of images or of a .csv,
     .parquet or .npy table of points."""
     image_size: int | None = None
     """Side that a folder's images are resized and cropped to; by default their own, at most 64."""
+    horizontal_flips: bool = False
+    """Show images to the network mirrored half of the time."""
+    label_column: str | None = None
+    """Column of a table that names a class and is no coordinate."""
     skip_bad_images: bool = False
     """Leave out images of a folder that cannot be read."""
-    num_trials: int = 12
-    """Trials in the sweep, pruned ones included; 6 by default where the network is a U-Net."""
+    memory_limit_gb: float = 4.0
+    """Images of a folder that need more than this are streamed from disk."""
     name: str | None = None
-    """Name of the sweep and of its folder; a fresh one by default."""
+    """Name of the run and of its folder; a fresh one by default."""
     experiment: str | None = None
     """MLflow experiment; the data's name by default."""
     output_dir: str = "runs"
-    """Folder that holds the sweep's folder."""
+    """Folder that holds the run's folder."""
     tracking_uri: str | None = None
     """MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db by default."""
     seed: int = 0
-    """Seed of the search and of every training."""
+    """Seed of everything random."""
+    dry_run: bool = False
+    """Say what would run, on what and for how long, and plot the schedule; nothing is kept."""
     verbose: bool = False
-    """Show the logs and warnings of Ray, MLflow and the trials."""
+    """Show the logs and warnings of Ray, MLflow and the workers."""
 
     def __post_init__(self) -> None:
-        if self.num_trials < 1:
-            raise InputError(f"--num-trials {self.num_trials}: give 1 or more")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to {LARGEST_SEED}")
         for flag, value in (("--name", self.name), ("--experiment", self.experiment)):
@@ -64,43 +73,62 @@ class TuneFlags:
         for flag, text in (("--output-dir", self.output_dir), ("--tracking-uri", self.tracking_uri)):
             if text is not None and not text.strip():
                 raise InputError(f"{flag} is empty: give a value, or leave the flag out")
-        if "://" in self.output_dir:
+
+    def data_config(self) -> DataConfig:
+        """The data, a path made absolute."""
+        return DataConfig(
+            name=resolve(self.data),
+            image_size=self.image_size,
+            horizontal_flips=self.horizontal_flips,
+            label_column=self.label_column,
+            skip_bad_images=self.skip_bad_images,
+            memory_limit_gb=self.memory_limit_gb,
+        )
+
+    def output_folder(self) -> Path:
+        """The local folder that holds runs, absolute; it need not be there yet.
+
+        Raises:
+            InputError: it cannot be made or written.
+        """
+        parent = Path(self.output_dir).expanduser().absolute()
+        existing = next(path for path in (parent, *parent.parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"--output-dir {self.output_dir}: {existing} is a file; give a folder")
+        if not os.access(existing, os.W_OK):
             raise InputError(
-                f"--output-dir {self.output_dir}: only local folders and mounts can be written so far"
+                f"--output-dir {self.output_dir}: {existing} must not be written; give another folder"
             )
+        return parent
+
+    def free_name(self, taken: Callable[[str], bool]) -> str:
+        """The name that the user chose, or a fresh one.
+
+        Raises:
+            InputError: the chosen name is taken.
+        """
+        if self.name is not None:
+            if taken(self.name):
+                there = f"{self.output_dir}/{self.name}"
+                raise InputError(f"--name {self.name}: {there} exists; choose another name or remove it")
+            return self.name
+        stem = time.strftime(f"{short_name(self.data_config())}-%Y%m%d-%H%M")
+        candidates = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+        return next(name for name in candidates if not taken(name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(TuneFlags):
-    """Every flag of a sweep."""
+class RunOptions(RunFlags):
+    """The same with the whole tree of a training."""
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    search: SearchSpace = field(default_factory=SearchSpace)
-
-    @classmethod
-    def for_data(cls, data: str, image_size: int | None = None) -> "TuneOptions":
-        """The defaults for a data set.
-
-        Raises:
-            InputError: no data set has that name or path.
-        """
-        config = preset(data, image_size)
-        return cls(
-            data=data,
-            num_trials=6 if config.network.kind == "unet" else cls.num_trials,
-            schedule=config.schedule,
-            network=config.network,
-            training=config.training,
-            sampler=config.sampler,
-            metrics=config.metrics,
-        )
 
     def config(self) -> Config:
-        """The config that trials start from."""
+        """The config of a training."""
         return Config(
             data=self.data_config(),
             schedule=self.schedule,
@@ -111,11 +139,103 @@ class TuneOptions(TuneFlags):
             seed=self.seed,
         )
 
-    def data_config(self) -> DataConfig:
-        """The data, a path made absolute."""
-        return DataConfig(
-            name=resolve(self.data), image_size=self.image_size, skip_bad_images=self.skip_bad_images
-        )
+    def check_batch(self, flag: str, num_workers: int) -> None:
+        """See that every worker gets an example for each of its parts of a batch.
+
+        Raises:
+            InputError: the batch is too small.
+        """
+        batch, steps = self.training.batch_size, self.training.accumulation_steps
+        if batch < num_workers * steps:
+            times = f" times {steps} accumulation steps" if steps > 1 else ""
+            raise InputError(
+                f"--training.batch-size {batch} is smaller than {flag} {num_workers}{times}: give "
+                f"{num_workers * steps} or more, or fewer workers"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(RunFlags):
+    """Train one diffusion model, on one machine or many; keep checkpoints; export it."""
+
+    num_workers: int = 1
+    """Processes that share each batch: one a GPU, or over the processors."""
+    resume: bool = False
+    """Go on with the run of --name, or with the newest unfinished one."""
+    init_from: str | None = None
+    """Start from the weights of another run, model or checkpoint (a folder)."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep; the best one is kept as well."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive({"--num-workers": self.num_workers, "--keep-checkpoints": self.keep_checkpoints})
+        if self.resume and self.init_from is not None:
+            raise InputError("--init-from starts a new run: leave out --resume, or --init-from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainFlags, RunOptions):
+    """Every flag of a training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_batch("--num-workers", self.num_workers)
+
+    @classmethod
+    def for_data(cls, data: str, image_size: int | None = None) -> "TrainOptions":
+        """The defaults for a data set.
+
+        Raises:
+            InputError: no data set has that name or path.
+        """
+        return cls(data=data, **_sections(preset(data, image_size)))
+
+    @classmethod
+    def for_config(cls, config: Config, **flags: Any) -> "TrainOptions":
+        """The defaults that an earlier run's config gives."""
+        data = {name: getattr(config.data, name) for name in _DATA_FLAGS}
+        return cls(data=config.data.name, seed=config.seed, **data, **_sections(config), **flags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneFlags(RunFlags):
+    """Sweep diffusion models over steps, noise and embeddings; keep, judge and export the best."""
+
+    num_trials: int = 12
+    """Trials in the sweep, pruned ones included; 6 by default where the network is a U-Net."""
+    workers_per_trial: int = 1
+    """Processes that share each batch of a trial: one a GPU, or over the processors."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive({"--num-trials": self.num_trials, "--workers-per-trial": self.workers_per_trial})
+        if "://" in self.output_dir:
+            raise InputError(
+                f"--output-dir {self.output_dir}: a sweep can be written to local folders and mounts only"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TuneFlags, RunOptions):
+    """Every flag of a sweep."""
+
+    search: SearchSpace = field(default_factory=SearchSpace)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_batch("--workers-per-trial", self.workers_per_trial)
+
+    @classmethod
+    def for_data(cls, data: str, image_size: int | None = None) -> "TuneOptions":
+        """The defaults for a data set.
+
+        Raises:
+            InputError: no data set has that name or path.
+        """
+        config = preset(data, image_size)
+        num_trials = 6 if config.network.kind == "unet" else cls.num_trials
+        return cls(data=data, num_trials=num_trials, **_sections(config))
 
     def run_directory(self) -> Path:
         """The sweep's folder, absolute and not there yet.
@@ -123,20 +243,24 @@ class TuneOptions(TuneFlags):
         Raises:
             InputError: a name that the user chose is taken, or the output folder cannot be made.
         """
-        parent = Path(self.output_dir).expanduser().absolute()
-        existing = next(path for path in (parent, *parent.parents) if path.exists())
-        if not existing.is_dir():
-            raise InputError(f"--output-dir {self.output_dir}: {existing} is a file; give a folder")
-        if not os.access(existing, os.W_OK):
-            raise InputError(
-                f"--output-dir {self.output_dir}: {existing} must not be written; give another folder"
-            )
-        if self.name is not None:
-            if (parent / self.name).exists():
-                raise InputError(
-                    f"--name {self.name}: {parent / self.name} exists; choose another name or remove it"
-                )
-            return parent / self.name
-        stem = time.strftime(f"{short_name(self.data_config())}-%Y%m%d-%H%M")
-        candidates = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
-        return next(path for path in (parent / name for name in candidates) if not path.exists())
+        parent = self.output_folder()
+        return parent / self.free_name(lambda name: (parent / name).exists())
+
+
+_DATA_FLAGS = ("image_size", "horizontal_flips", "label_column", "skip_bad_images", "memory_limit_gb")
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    return {
+        "schedule": config.schedule,
+        "network": config.network,
+        "training": config.training,
+        "sampler": config.sampler,
+        "metrics": config.metrics,
+    }
+
+
+def _check_positive(flags: dict[str, int]) -> None:
+    for flag, value in flags.items():
+        if value < 1:
+            raise InputError(f"{flag} {value}: give 1 or more")

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffusion.files import replacing
-
-_KEPT_FILES = ("config.json", "model.safetensors", "samples.png", "elbo_per_example.npy")
+from workflows.snapshot import FILES as SNAPSHOT_FILES
 
 
 @dataclass
@@ -70,7 +69,7 @@ class TrialRecords:
         """Copy a trial's newest model out of Tune's checkpoint."""
         folder = self.folder(trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _KEPT_FILES:
+        for name in SNAPSHOT_FILES:
             with replacing(folder / name) as part:
                 shutil.copyfile(checkpoint / name, part)
 

@@ -1,24 +1,30 @@
 """A sweep from start to end: trials, records, champion, registered model, summary."""
 
 import shutil
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import ray
+import torch
 
-from diffusion.data import load_dataset
 from diffusion.errors import InputError
+from diffusion.learner import check_precision
 from diffusion.networks import build_network
-from diffusion.sources import short_name
+from diffusion.sources import needs_streaming, short_name
 from export.to_onnx import ParityError
 from workflows.champion import Champion, crown
-from workflows.console import SweepView
+from workflows.console import SweepView, readable
+from workflows.dry_run import describe_sweep
+from workflows.group import Layout, groups_at_once, plan_layout
 from workflows.options import TuneOptions
+from workflows.provenance import provenance
+from workflows.ray_session import start_ray
 from workflows.records import TrialRecords
 from workflows.registry import RegistrationError, register
+from workflows.streaming import load_dataset
 from workflows.tracking import Tracker, open_store, redact, resolve_tracking_uri, runs_page
 from workflows.trial import TrialContext
-from workflows.tuning import SweepCallback, run_trials, start_ray, stop_at_sigterm
+from workflows.tuning import SweepCallback, run_trials
 
 _FINALISTS = 3
 
@@ -33,10 +39,22 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     experiment = options.experiment or short_name(config.data)
     uri = resolve_tracking_uri(options.tracking_uri)
     open_store(uri)  # the first thing to know, before data are loaded
+    # Ray Train frees the place of a stopped trial's workers by asking the dashboard whether it still runs.
+    nested = options.workers_per_trial > 1
+    if needs_streaming(config.data):
+        start_ray(options.verbose, dashboard=nested)
     dataset = load_dataset(config.data)
     fixed, searched = options.search.fixed_and_searched(config, dataset.spec.kind)
-    config = config.with_values(fixed)
+    config = config.with_values(fixed).for_examples(len(dataset.train))
     build_network(config, dataset.spec.shape)
+    start_ray(options.verbose, dashboard=nested)
+    layout = _layout(options.workers_per_trial)
+    if not layout.uses_gpus:
+        check_precision(config.training, torch.device("cpu"))
+    if options.dry_run:
+        describe_sweep(config, dataset, layout, searched, options.num_trials, groups_at_once(layout))
+        ray.shutdown()
+        return 0
     tracker = Tracker(uri, experiment)
     try:
         directory.mkdir(parents=True)
@@ -46,24 +64,17 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
         ) from error
 
     own = {name: value for name, value in config.flat().items() if name not in searched}
-    run_id = tracker.start_sweep(
-        directory.name, own | {f"search.{name}": each for name, each in searched.items()}
-    )
-    provenance = {
-        "run_id": run_id,
-        "git_revision": _git_revision(),
-        "data_fingerprint": dataset.spec.fingerprint,
-    }
+    run_id = tracker.start(directory.name, own | {f"search.{name}": each for name, each in searched.items()})
+    origin = provenance(run_id, dataset)
     records = TrialRecords(directory)
     view = SweepView(directory.name, options.num_trials, config.training.num_updates)
     status = "FAILED"
-    stop_at_sigterm()
+    in_process = layout.num_workers == 1
     try:
-        view.say(f"Sweep {directory.name}: {options.num_trials} trials on {options.data}; starting Ray ...")
-        start_ray(options.verbose)
+        view.say(f"Sweep {directory.name}: {options.num_trials} trials on {options.data}")
         with view:
             interrupted = run_trials(
-                TrialContext(config, dataset, threads=1, provenance=provenance),
+                TrialContext(config, dataset if in_process else ray.put(dataset), layout, origin),
                 searched,
                 directory,
                 SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
@@ -83,13 +94,14 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
         if not finalists:
             view.say(f"No trial came to a usable end: {directory / 'trials.csv'} holds the reasons.")
             return 1
-        champion = crown(finalists, dataset, directory / "champion", provenance, view.say)
+        champion = crown(finalists, dataset, directory / "champion", origin, view.say)
         for trial_id, distance in champion.confirmations.items():
             records[trial_id].metrics["val/confirmed_distance"] = distance
         records.write_csv()
-        tracker.log_sweep(champion.metrics, {"champion": champion.trial_id})
-        tracker.log_sweep_files(champion.directory, "champion")
-        tracker.describe_sweep((champion.directory / "model_card.md").read_text())
+        tracker.log(champion.metrics, 0)
+        tracker.tag({"champion": champion.trial_id})
+        tracker.log_files(champion.directory, "champion")
+        tracker.describe((champion.directory / "model_card.md").read_text())
         registered = _register(f"ray-ddpm-{experiment}", champion, tracker, may_lead=not interrupted)
         # Each trial's newest model stands in trials/ as well.
         shutil.rmtree(directory / "tune", ignore_errors=True)
@@ -119,7 +131,7 @@ def _register(name: str, champion: Champion, tracker: Tracker, *, may_lead: bool
     file = champion.directory / "sampler.onnx"
     try:
         version, is_best = register(
-            tracker.client, tracker.uri, tracker.parent_id, name, file, figures, may_lead=may_lead
+            tracker.client, tracker.uri, tracker.run_id, name, file, figures, may_lead=may_lead
         )
     except RegistrationError as error:
         return f"warning: MLflow did not register the model ({redact(str(error))})"
@@ -133,7 +145,7 @@ def _register(name: str, champion: Champion, tracker: Tracker, *, may_lead: bool
 
 
 def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, registered: str) -> list[str]:
-    folder = _readable(champion.directory)
+    folder = Path(readable(champion.directory))
     record = records[champion.trial_id]
     metrics = champion.metrics
     counts: dict[str, int] = {}
@@ -147,7 +159,7 @@ def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, regist
         f"{metrics['test/sample_num_samples']:.0f} samples {metrics['test/sample_distance']:.4g} "
         f"(as many training examples: {metrics['test/sample_distance_floor']:.4g})",
         "",
-        f"{_readable(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
+        f"{readable(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
         f"{folder / 'samples.png'}    drawn by PyTorch; samples_onnx.png beside it by ONNX Runtime",
         f"{folder / 'animation.gif'}    noise becoming samples",
         f"{folder / 'sampler.onnx'}    the file to ship, checked against PyTorch (parity.json)",
@@ -167,14 +179,7 @@ def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, regist
     return lines
 
 
-def _readable(path: Path) -> Path:
-    """Relative to the working directory where that is shorter."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _layout(workers_per_trial: int) -> Layout:
+    layout = plan_layout(workers_per_trial, "--workers-per-trial")
+    # Trials of one thread beside each other use a machine better than threads within one trial.
+    return layout if workers_per_trial > 1 else replace(layout, threads=1)

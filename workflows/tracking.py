@@ -1,7 +1,7 @@
-"""MLflow from the driver alone: one parent run a sweep, one child a trial.
+"""MLflow from the driver alone: one run a training, one parent run a sweep with one child a trial.
 
-Trials never talk to MLflow. What they report is queued here and sent by one background thread, so a
-slow server delays nothing, and what a lost server missed is sent when it is back.
+Workers and trials never talk to MLflow. What they report is queued here and sent by one background
+thread, so a slow server delays nothing, and what a lost server missed is sent when it is back.
 """
 
 import os
@@ -83,7 +83,7 @@ def open_store(uri: str) -> MlflowClient:
 
 
 class Tracker:
-    """Writes a sweep's runs to MLflow.
+    """Writes a run to MLflow: a training, or a sweep with a child run for each trial.
 
     Args:
         uri: of the store, resolved.
@@ -97,7 +97,7 @@ class Tracker:
         self.uri = uri
         self.client = open_store(uri)
         self.experiment_id = self._experiment(experiment)
-        self.parent_id = ""
+        self.run_id = ""
         self._children: dict[str, str] = {}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._deadline: float | None = None
@@ -105,11 +105,28 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def start_sweep(self, name: str, params: dict[str, Any]) -> str:
-        """Make the parent run and return its id."""
-        self.parent_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
-        self._log_params(self.parent_id, params)
-        return self.parent_id
+    def start(self, name: str, params: dict[str, Any]) -> str:
+        """Make the run and return its id."""
+        self.run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
+        self._log_params(self.run_id, params)
+        return self.run_id
+
+    def resume(self, run_id: str) -> set[int]:
+        """Go on with a run that was made before, and return the steps that its metrics hold.
+
+        Raises:
+            InputError: the store does not know it.
+        """
+        try:
+            self.client.set_terminated(run_id, "RUNNING")
+            known = self.client.get_metric_history(run_id, "val/mse")
+        except MlflowException as error:
+            raise InputError(
+                f"--tracking-uri {redact(self.uri)} has no run {run_id}, which is to be resumed: give the "
+                "store that it was started with"
+            ) from error
+        self.run_id = run_id
+        return {metric.step for metric in known}
 
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
         """Queue the making of a child run."""
@@ -117,23 +134,25 @@ class Tracker:
 
         def job() -> None:
             if trial_id not in self._children:
-                tags = {MLFLOW_PARENT_RUN_ID: self.parent_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
+                tags = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
                 run = self.client.create_run(self.experiment_id, start_time=started, tags=tags)
                 self._children[trial_id] = run.info.run_id
             self._log_params(self._children[trial_id], params)
 
         self._jobs.put(job)
 
-    def log_trial(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
-        """Queue a trial's metrics."""
+    def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
+        """Queue metrics of the run, or of a trial."""
         batch = _metrics(metrics, step)
-        self._jobs.put(lambda: self.client.log_batch(self._children[trial_id], metrics=batch))
+        self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
 
-    def log_trial_picture(self, trial_id: str, path: Path, step: int) -> None:
-        """Queue a picture, which is read now."""
-        with Image.open(path) as file:
-            picture = file.copy()
-        self._jobs.put(lambda: self._log_picture(self._children[trial_id], picture, step))
+    def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
+        """Queue a picture of samples of the run, or of a trial."""
+        self._jobs.put(
+            lambda: self.client.log_image(
+                self._id(trial_id), picture.convert("RGB"), key="samples", step=step, synchronous=True
+            )
+        )
 
     def end_trial(self, trial_id: str, status: str, reason: str) -> None:
         """Queue the end of a child run; `status` as in trials.csv."""
@@ -148,27 +167,32 @@ class Tracker:
 
         self._jobs.put(job)
 
-    def log_sweep(self, metrics: dict[str, float], tags: dict[str, str]) -> None:
-        """Queue figures of the parent run."""
-        self._jobs.put(lambda: self.client.log_batch(self.parent_id, metrics=_metrics(metrics, 0)))
+    def tag(self, tags: dict[str, str]) -> None:
+        """Queue tags of the run."""
         for key, value in tags.items():
-            self._jobs.put(partial(self.client.set_tag, self.parent_id, key, value))
+            self._jobs.put(partial(self.client.set_tag, self.run_id, key, value))
 
-    def describe_sweep(self, markdown: str) -> None:
-        """Queue the text that stands on the parent run's page."""
-        self._jobs.put(lambda: self.client.set_tag(self.parent_id, MLFLOW_RUN_NOTE, markdown))
+    def describe(self, markdown: str) -> None:
+        """Queue the text that stands on the run's page."""
+        self.tag({MLFLOW_RUN_NOTE: markdown})
 
-    def log_sweep_files(self, folder: Path, artifact_path: str) -> None:
-        """Queue a folder of files for the parent run; they must stay until `close`."""
-        self._jobs.put(lambda: self.client.log_artifacts(self.parent_id, str(folder), artifact_path))
+    def log_files(self, folder: Path, artifact_path: str) -> None:
+        """Queue a folder of files for the run; they must stay until `close`."""
+        self._jobs.put(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
+
+    def flush(self) -> None:
+        """Wait a while for what is queued, such as files that will not stay."""
+        sent = threading.Event()
+        self._jobs.put(sent.set)
+        sent.wait(_SECONDS_TO_CATCH_UP)
 
     def close(self, status: str) -> None:
-        """End the parent run, and wait a while for what is queued; `unsent` counts what was not sent.
+        """End the run, and wait a while for what is queued; `unsent` counts what was not sent.
 
         Args:
             status: MLflow's word for how it ended: FINISHED, FAILED or KILLED.
         """
-        self._jobs.put(lambda: self.client.set_terminated(self.parent_id, status))
+        self._jobs.put(lambda: self.client.set_terminated(self.run_id, status))
         self._jobs.put(None)
         self._deadline = time.monotonic() + _SECONDS_TO_CATCH_UP
         self._thread.join(_SECONDS_TO_CATCH_UP + _SECONDS_A_REQUEST)
@@ -190,8 +214,8 @@ class Tracker:
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
 
-    def _log_picture(self, run_id: str, picture: Image.Image, step: int) -> None:
-        self.client.log_image(run_id, picture.convert("RGB"), key="samples", step=step, synchronous=True)
+    def _id(self, trial_id: str | None) -> str:
+        return self.run_id if trial_id is None else self._children[trial_id]
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -1,21 +1,22 @@
-"""One trial of a sweep, inside Tune's own process."""
+"""One trial of a sweep: inside Tune's own process, or as a group of workers that this process runs."""
 
-import dataclasses
 import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ray
 import torch
 from ray import tune
 
 from diffusion.config import Config
 from diffusion.data import Dataset
-from diffusion.generation import generate
-from diffusion.plots import PICTURED, draw_samples
-from diffusion.training import Diverged, Progress, train
+from diffusion.training import Diverged, Progress, Training
+from workflows.group import GroupFailed, Layout, run_group
+from workflows.mailbox import Event
+from workflows.snapshot import write_snapshot
+from workflows.worker import Job
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class TrialContext:
 
     Attributes:
         config: the config that a trial's own values are put into.
-        dataset: loaded, split and normalised.
-        threads: processor threads of one trial.
+        dataset: loaded, split and normalised; for workers, a reference to it.
+        layout: what a trial asks Ray for; with one worker it trains in Tune's process.
         provenance: kept with every model.
     """
 
     config: Config
-    dataset: Dataset
-    threads: int
+    dataset: "Dataset | ray.ObjectRef[Dataset]"
+    layout: Layout
     provenance: dict[str, Any]
 
 
@@ -42,44 +43,64 @@ def run_trial(values: dict[str, Any], context: TrialContext) -> None:
     and `metrics`; with it travels a folder with the model, a picture of its samples and the
     objective example by example.
     """
-    # The process served other trials before: nothing of theirs may stay.
-    torch.set_num_threads(context.threads)
     config = context.config.with_values(values)
+    if reason := config.schedule.why_it_cannot_run():
+        tune.report(_result(math.inf, 0, "pruned", reason))
+    elif context.layout.num_workers > 1:
+        _train_with_workers(config, context)
+    else:
+        _train_here(config, context)
+
+
+def _train_here(config: Config, context: TrialContext) -> None:
+    # The process served other trials before: nothing of theirs may stay.
+    torch.set_num_threads(context.layout.threads)
     done = 0
 
     def report(progress: Progress) -> None:
         nonlocal done
         done = progress.updates
         with tempfile.TemporaryDirectory() as folder:
-            _save(progress, context, Path(folder))
-            tune.report(
-                _result(progress.metrics["val/elbo_window"], done, "running", metrics=progress.metrics),
-                checkpoint=tune.Checkpoint.from_directory(folder),
-            )
+            write_snapshot(progress, context.provenance, Path(folder))
+            _report_snapshot(progress.updates, progress.metrics, folder)
 
-    if reason := config.schedule.why_it_cannot_run():
-        tune.report(_result(math.inf, 0, "pruned", reason))
-        return
+    # Ray shows a trial only the GPUs that it was given.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert isinstance(context.dataset, Dataset)
     try:
-        train(config, context.dataset.to(_device()), report)
+        Training(config, context.dataset.to(device), report).run()
     except Diverged as error:
         tune.report(_result(math.inf, done, "diverged", str(error)))
 
 
-def _save(progress: Progress, context: TrialContext, folder: Path) -> None:
-    model = progress.model
-    provenance = {**context.provenance, "metrics": progress.metrics}
-    dataclasses.replace(model, provenance=provenance).save(folder)
-    np.save(folder / "elbo_per_example.npy", progress.elbo.per_example)
-    count, shape = PICTURED[model.data.kind], model.data.shape
-    samples = generate(model.network, model.table, shape, count, seed=0, device=_device())
-    pixels = model.data.denormalise(samples.cpu().numpy())
-    draw_samples(pixels, model.data.range, title=f"{progress.updates} updates").save(folder / "samples.png")
+def _train_with_workers(config: Config, context: TrialContext) -> None:
+    done = 0
+
+    def on_event(event: Event) -> None:
+        nonlocal done
+        match event["kind"]:
+            case "evaluated":
+                done = event["updates"]
+                with tempfile.TemporaryDirectory() as folder:
+                    for name, content in event["files"].items():
+                        (Path(folder) / name).write_bytes(content)
+                    _report_snapshot(done, event["metrics"], folder)
+            case "diverged":
+                tune.report(_result(math.inf, done, "diverged", event["reason"]))
+            case "refused":
+                raise GroupFailed(event["reason"])
+
+    assert isinstance(context.dataset, ray.ObjectRef)
+    run_group(
+        Job(config, context.dataset, context.layout.threads, context.provenance), context.layout, on_event
+    )
 
 
-def _device() -> str:
-    """Ray shows a trial only the GPUs that it was given."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _report_snapshot(updates: int, metrics: dict[str, float], folder: str) -> None:
+    tune.report(
+        _result(metrics["val/elbo_window"], updates, "running", metrics=metrics),
+        checkpoint=tune.Checkpoint.from_directory(folder),
+    )
 
 
 def _result(

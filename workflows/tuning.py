@@ -1,8 +1,6 @@
 """Ray Tune: the search, the early stopping, and what is done with each trial's reports."""
 
 import logging
-import os
-import signal
 import time
 import warnings
 from collections.abc import Mapping
@@ -10,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
+from PIL import Image
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from diffusion.training import evaluation_points
 from workflows.console import SweepView
+from workflows.group import groups_at_once
 from workflows.records import TrialRecord, TrialRecords
 from workflows.search_space import is_range
 from workflows.tracking import Tracker
 from workflows.trial import TrialContext, run_trial
 
 _REDUCTION_FACTOR = 2
+_HEAD_NODE = "node:__internal_head__"  # which Ray gives every head node one of
 
 
 class SweepCallback(tune.Callback):
@@ -72,7 +72,8 @@ class SweepCallback(tune.Callback):
             result["objective"],
             result["metrics"],
         )
-        self._tracker.log_trial(_id(trial), {**record.metrics, "objective": record.objective}, record.updates)
+        figures = {**record.metrics, "objective": record.objective}
+        self._tracker.log(figures, record.updates, _id(trial))
         self._view.progressed(_id(trial), record.updates, record.objective, record.metrics)
 
     def on_checkpoint(
@@ -80,8 +81,9 @@ class SweepCallback(tune.Callback):
     ) -> None:
         """A trial's model and picture are on disk."""
         self._records.keep_files(_id(trial), Path(checkpoint.path))
-        picture = self._records.folder(_id(trial)) / "samples.png"
-        self._tracker.log_trial_picture(_id(trial), picture, self._records[_id(trial)].updates)
+        with Image.open(self._records.folder(_id(trial)) / "samples.png") as file:
+            picture = file.copy()
+        self._tracker.log_picture(picture, self._records[_id(trial)].updates, _id(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself or was stopped early."""
@@ -118,25 +120,6 @@ class SweepCallback(tune.Callback):
         self._view.ended(record.trial_id, record.status, record.reason)
 
 
-def stop_at_sigterm() -> None:
-    """Take SIGTERM for Ctrl-C: a clean stop that closes every run."""
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-
-
-def start_ray(verbose: bool) -> None:
-    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; quietly, unless verbose."""
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
-    stop_at_sigterm()  # ray.init puts a handler of its own there, which leaves runs open
-    if not verbose:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's reason is shown and kept
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
 def run_trials(
     context: TrialContext,
     searched: Mapping[str, tuple[Any, ...]],
@@ -161,9 +144,15 @@ def run_trials(
     Returns:
         Whether the sweep was interrupted.
     """
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's reason is shown and kept
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # With several workers the trial is only their driver: were it to hold a processor, it could take the
+    # one that its own workers wait for. It stands on the head node, which is not pre-empted.
+    in_process = context.layout.num_workers == 1
+    resources = {name.lower(): amount for name, amount in context.layout.resources.items()}
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, context=context), {"cpu": context.threads, "gpu": gpus}
+        tune.with_parameters(run_trial, context=context), resources if in_process else {_HEAD_NODE: 0.001}
     )
     config = context.config
     tuner = tune.Tuner(
@@ -175,7 +164,8 @@ def run_trials(
             scheduler=_scheduler(evaluation_points(config.training)),
             metric=None if searched else "objective",
             mode=None if searched else "min",
-            reuse_actors=True,
+            reuse_actors=in_process,
+            max_concurrent_trials=None if in_process else groups_at_once(context.layout),
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -13,7 +13,7 @@ from diffusion.config import (
     ScheduleConfig,
     TrainingConfig,
 )
-from diffusion.data import Dataset, DataSpec
+from diffusion.data import Dataset, DataSpec, Examples
 
 torch.set_num_threads(1)
 
@@ -59,7 +59,7 @@ def make_gaussian_dataset(dim=2, num_train=4096, num_val=1024, seed=0):
         log_snr_window=(-8.0, 5.0),
         fingerprint="0" * 64,
     )
-    return Dataset(spec, *x.split([num_train, num_val, num_val]))
+    return Dataset(spec, *map(Examples, x.split([num_train, num_val, num_val])))
 
 
 @pytest.fixture

@@ -1,12 +1,19 @@
+import copy
+import dataclasses
+import errno
 import json
+import os
+import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
-from diffusion.checkpoints import TrainedModel
+from diffusion.checkpoints import TrainedModel, TrainingState, read_checkpoint, write_checkpoint
 from diffusion.errors import InputError
 from diffusion.generation import generate
+from diffusion.manifest import Damaged, write_manifest
 from diffusion.networks import build_network
 from diffusion.presets import preset
 
@@ -167,3 +174,213 @@ def test_the_config_file_is_plain_json_for_people(model, folder):
     assert tree["config"]["schedule"]["num_train_timesteps"] == 17
     assert tree["data"]["name"] == "gaussian"
     assert tree["provenance"] == model.provenance
+
+
+class Trained:
+    """Points drawn towards a line by AdamW, with all that a training keeps."""
+
+    def __init__(self, model):
+        self.model = model
+        self.network = copy.deepcopy(model.network).train().requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-2, fused=True)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=64.0)
+        self.generator = torch.Generator().manual_seed(5)
+        self.update = 0
+
+    def step(self):
+        x = torch.randn(8, 2, generator=self.generator)
+        t = torch.randint(17, (8,), generator=self.generator)
+        self.optimizer.zero_grad()
+        self.scaler.scale((self.network(x, t) - x).square().mean()).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            for mean, now in zip(self.model.network.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(now, 0.1)
+        self.update += 1
+
+    def state(self):
+        return TrainingState(
+            update=self.update,
+            network=dict(self.network.state_dict()),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            ema_updates=self.update,
+            random={
+                "order": {"epoch": 3, "position": (7, 64)},
+                "ranks": [{"rank": rank, "state": self.generator.get_state()} for rank in range(2)],
+            },
+            history=[{"update": 2, "metrics": {"val/mse": 0.1 + 0.2, "bad": float("inf"), "name": "ä"}}],
+            loss_sum=0.1 * 3,
+            losses=4,
+        )
+
+    def restore(self, state):
+        self.network.load_state_dict(state.network)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scaler.load_state_dict(state.scaler)
+        self.generator.set_state(state.random["ranks"][0]["state"])
+        self.update = state.update
+
+
+def assert_same(one, other):
+    """The same plain values, types and tensors, to the bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), [other[name] for name in one]
+    if isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for each, its in zip(one, other, strict=True):
+            assert_same(each, its)
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.fixture(name="trained")
+def _trained(model):
+    trained = Trained(model)
+    for _ in range(3):
+        trained.step()
+    return trained
+
+
+FACTS = {"update": 3, "objective": 0.5, "data_fingerprint": "abc"}
+FILES = [
+    "config.json",
+    "history.json",
+    "manifest.json",
+    "model.safetensors",
+    "network.safetensors",
+    "state.pt",
+]
+
+
+@pytest.fixture(name="checkpoint")
+def _checkpoint(trained, tmp_path):
+    folder = tmp_path / "checkpoints" / "000000003"
+    write_checkpoint(folder, trained.model, trained.state(), FACTS)
+    return folder
+
+
+def test_a_checkpoint_holds_the_state_to_the_bit(trained, checkpoint):
+    model, state, facts = read_checkpoint(checkpoint)
+    assert facts == FACTS
+    assert len(state.optimizer["state"]) > 0, "AdamW has moments to lose"
+    for each in dataclasses.fields(TrainingState):
+        assert_same(getattr(state, each.name), getattr(trained.state(), each.name))
+    assert_same(dict(model.network.state_dict()), dict(trained.model.network.state_dict()))
+    assert not torch.equal(model.network.outward.bias, state.network["outward.bias"])
+    assert sorted(path.name for path in checkpoint.iterdir()) == FILES
+
+
+def test_a_state_without_a_scaler_comes_back_without_one(trained, tmp_path):
+    state = dataclasses.replace(trained.state(), scaler=None)
+    write_checkpoint(tmp_path, trained.model, state, {})
+    assert read_checkpoint(tmp_path)[1].scaler is None
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_is_the_one_that_never_stopped(trained, checkpoint):
+    model, state, _ = read_checkpoint(checkpoint)
+    resumed = Trained(model)
+    resumed.restore(state)
+    for _ in range(4):
+        trained.step()
+        resumed.step()
+    for one, other in ((trained, resumed), (trained.model, resumed.model)):
+        assert_same(dict(one.network.state_dict()), dict(other.network.state_dict()))
+    assert_same(trained.state().optimizer, resumed.state().optimizer)
+
+
+def test_a_checkpoint_is_a_model_to_sample_from(trained, checkpoint):
+    loaded = TrainedModel.load(checkpoint)
+    assert_same(dict(loaded.network.state_dict()), dict(trained.model.network.state_dict()))
+
+
+def assert_damaged(folder, name):
+    with pytest.raises(Damaged) as caught:
+        read_checkpoint(folder)
+    message = str(caught.value)
+    assert str(folder) in message and name in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_of_a_checkpoint_is_named(checkpoint, name):
+    (checkpoint / name).unlink()
+    assert_damaged(checkpoint, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_file_of_a_checkpoint_cut_short_is_named(checkpoint, name, share):
+    os.truncate(checkpoint / name, int(share * (checkpoint / name).stat().st_size))
+    assert_damaged(checkpoint, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 0.9999])
+def test_a_flipped_bit_in_a_file_of_a_checkpoint_is_named(checkpoint, name, share):
+    content = bytearray((checkpoint / name).read_bytes())
+    content[int(share * len(content))] ^= 4
+    (checkpoint / name).write_bytes(content)
+    assert_damaged(checkpoint, name)
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "state.pt", "history.json", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"something else", b"\x80\x02."])
+def test_a_folder_of_right_digests_but_wrong_content_is_no_checkpoint(checkpoint, name, content):
+    (checkpoint / name).write_bytes(content)
+    write_manifest(checkpoint, FACTS)
+    assert_damaged(checkpoint, name)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_code_in_a_checkpoint_is_run(checkpoint, tmp_path):
+    torch.save(Evil(tmp_path / "ran"), checkpoint / "state.pt")
+    write_manifest(checkpoint, FACTS)
+    assert_damaged(checkpoint, "state.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_state_that_could_not_be_read_again_is_not_written(trained, tmp_path):
+    state = dataclasses.replace(trained.state(), random={"seed": np.float64(3.0)})
+    with pytest.raises(TypeError, match="numpy"):
+        write_checkpoint(tmp_path, trained.model, state, {})
+    assert not (tmp_path / "state.pt").exists() and not (tmp_path / "manifest.json").exists()
+
+
+@contextmanager
+def largest_file(num_bytes):
+    """As a full disk, but everywhere: no file may grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_at_any_point_is_an_error_of_the_system(trained, tmp_path):
+    reached = set()
+    write_checkpoint(tmp_path / "whole", trained.model, trained.state(), FACTS)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
+    for name, size in sizes.items():
+        for limit in (size // 2, size - 1):
+            folder = tmp_path / f"{name}-{limit}"
+            with pytest.raises(OSError) as caught, largest_file(limit):
+                write_checkpoint(folder, trained.model, trained.state(), FACTS)
+            assert caught.value.errno == errno.EFBIG
+            reached |= {path.name for path in folder.iterdir()}
+            # Nothing half written lies about, and without its manifest the folder is no checkpoint.
+            assert all((folder / each).stat().st_size == sizes[each] for each in os.listdir(folder))
+            assert_damaged(folder, "manifest.json")
+    assert {"model.safetensors", "network.safetensors"} <= reached, "it failed at more than the first file"

@@ -1,4 +1,7 @@
+import itertools
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from diffusion.config import DataConfig
-from diffusion.data import DataSpec, _smallest_step, load_dataset
+from diffusion.data import DataSpec, Examples, load_dataset, stored_examples
+from diffusion.errors import InputError
 
 NAMES = ("digits", "heart")
 
@@ -38,7 +42,8 @@ def sorted_rows(values):
 
 
 def splits(dataset):
-    return dataset.train, dataset.val, dataset.test
+    """Each split whole, normalised."""
+    return dataset.train[:], dataset.val[:], dataset.test[:]
 
 
 @pytest.mark.parametrize(
@@ -61,18 +66,18 @@ def test_splits_together_are_the_data_set_each_example_once(name, dataset):
 
 
 def test_splits_are_shuffled(name, dataset):
-    assert np.abs(dataset.raw(dataset.train)[:100] - source(name)[:100]).max() > 1.0
+    assert np.abs(dataset.raw(dataset.train[:100]) - source(name)[:100]).max() > 1.0
 
 
 def test_normalisation_is_fitted_on_the_training_split_alone(dataset):
     axes = (0, 2, 3) if dataset.spec.kind == "image" else (0,)
-    train = dataset.train.double().numpy()
+    train = dataset.train[:].double().numpy()
     np.testing.assert_allclose(train.mean(axis=axes), 0.0, atol=1e-5)
     np.testing.assert_allclose(train.std(axis=axes), 1.0, atol=1e-5)
-    raw = dataset.raw(dataset.train)
+    raw = dataset.raw(dataset.train[:])
     np.testing.assert_allclose(np.ravel(dataset.spec.mean), raw.mean(axis=axes), atol=1e-5)
     np.testing.assert_allclose(np.ravel(dataset.spec.std), raw.std(axis=axes), atol=1e-5)
-    assert np.abs(dataset.val.double().numpy().mean(axis=axes)).max() > 1e-4
+    assert np.abs(dataset.val[:].double().numpy().mean(axis=axes)).max() > 1e-4
 
 
 def test_denormalise_scales_each_column_or_channel_by_its_own_numbers():
@@ -132,7 +137,7 @@ def test_loading_twice_gives_the_same_splits_whatever_the_process_drew_before(na
 def test_the_test_split_stays_when_the_validation_split_grows(name, dataset):
     other = load_dataset(DataConfig(name=name, val_fraction=0.3))
     assert len(other.val) > len(dataset.val)
-    np.testing.assert_allclose(other.raw(other.test), dataset.raw(dataset.test), atol=1e-4)
+    np.testing.assert_allclose(other.raw(other.test[:]), dataset.raw(dataset.test[:]), atol=1e-4)
 
 
 def test_the_fingerprint_tells_data_and_splits_apart():
@@ -164,7 +169,7 @@ def test_images_clip_to_their_possible_values():
 def test_points_clip_to_the_training_range_over_all_columns_widened_by_5_percent():
     dataset = load_dataset(DataConfig(name="heart"))
     low, high = dataset.spec.clip
-    smallest, largest = dataset.train.min().item(), dataset.train.max().item()
+    smallest, largest = dataset.train[:].min().item(), dataset.train[:].max().item()
     assert high - low == pytest.approx(1.05 * (largest - smallest), rel=1e-6)
     assert high + low == pytest.approx(largest + smallest, abs=1e-6)
 
@@ -175,20 +180,92 @@ def test_the_window_of_digits_ends_at_five_and_holds_every_strong_direction():
     assert low <= -8.0 and high == 5.0
 
 
-def test_smallest_step_is_one_grey_level_and_no_larger_than_any_gap():
-    images = np.random.default_rng(0).integers(0, 17, (50, 1, 8, 8)).astype(np.uint8)
-    assert _smallest_step(images, np.array([4.0])) == pytest.approx(0.25)
-    points = np.random.default_rng(1).normal(size=(100, 2))
-    gaps = [np.diff(np.sort(column)).min() for column in points.T]
-    assert _smallest_step(points, np.ones(2)) == pytest.approx(min(gap for gap in gaps if gap > 1e-7))
-
-
 def test_spec_survives_json(dataset):
     assert DataSpec.from_dict(json.loads(json.dumps(dataset.spec.to_dict()))) == dataset.spec
+
+
+def test_a_spec_from_before_there_were_classes_is_read(dataset):
+    older = dataset.spec.to_dict()
+    del older["classes"]
+    assert DataSpec.from_dict(older) == replace(dataset.spec, classes=None)
+
+
+def test_digits_carry_their_labels_through_the_split():
+    dataset = load_dataset(DataConfig(name="digits"))
+    assert dataset.spec.classes == tuple("0123456789")
+    known = {image.tobytes(): label for image, label in zip(*load_digits(return_X_y=True), strict=True)}
+    for part in (dataset.train, dataset.val, dataset.test):
+        raw = dataset.raw(part[:]).round().reshape(len(part), -1)
+        assert [known[image.tobytes()] for image in raw] == part.labels.tolist()
+
+
+def test_points_without_a_label_column_have_no_labels():
+    dataset = load_dataset(DataConfig(name="heart"))
+    assert dataset.spec.classes is None and dataset.train.labels is None
 
 
 def test_moving_to_a_device_keeps_everything(dataset):
     moved = dataset.to("cpu")
     assert moved.spec == dataset.spec
-    assert torch.equal(moved.train, dataset.train)
-    assert torch.equal(moved.test, dataset.test)
+    assert torch.equal(moved.train[:], dataset.train[:])
+    assert torch.equal(moved.test[:], dataset.test[:])
+
+
+def test_what_is_moved_lands_on_the_device_with_its_moments_and_labels(images):
+    moved = images.to("meta")
+    assert {part.device.type for part in (moved.values, moved.mean, moved.std, moved.labels)} == {"meta"}
+    assert moved.device.type == "meta" and images.device.type == "cpu"
+
+
+@pytest.fixture(name="images")
+def _images():
+    """Fifty colour images of bytes with their moments and labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 4), dtype=np.uint8)
+    mean, std = pixels.mean(axis=(0, 2, 3)), pixels.std(axis=(0, 2, 3))
+    return stored_examples(pixels, mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1), np.arange(50))
+
+
+def test_bytes_stay_bytes_and_come_out_normalised(images):
+    assert images.values.dtype == torch.uint8 and len(images) == 50
+    taken = images[10:20]
+    assert taken.dtype == torch.float32
+    want = (images.values[10:20].double() - images.mean.double()) / images.std.double()
+    torch.testing.assert_close(taken.double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_an_example_is_the_same_to_the_last_bit_however_it_is_taken(images):
+    whole = images[:]
+    index = torch.tensor([7, 3, 3, 49, 0])
+    assert torch.equal(images[index], whole[index])
+    assert torch.equal(images[20:30], whole[20:30])
+    assert torch.equal(images[torch.tensor([5])], images[5:6])
+    values = images.values.float()
+    assert torch.equal(whole, (values - images.mean) / images.std)
+
+
+def test_batches_are_what_the_index_tensors_name(images):
+    order = [torch.tensor([1, 2]), torch.tensor([49]), torch.tensor([2, 1, 0])]
+    for index, batch in zip(order, images.batches(iter(order)), strict=True):
+        assert torch.equal(batch, images[index])
+    endless = images.batches(torch.tensor([number % 50]) for number in itertools.count())
+    assert len([batch for _, batch in zip(range(200), endless, strict=False)]) == 200
+
+
+def test_examples_survive_pickling_and_may_then_lie_in_read_only_memory(images):
+    """As Ray hands them to its workers."""
+    buffers = []
+    packed = pickle.dumps(images, protocol=5, buffer_callback=buffers.append)
+    assert len(packed) < 2000, "the data travel beside the pickle, not in it"
+    again = pickle.loads(packed, buffers=[bytes(buffer) for buffer in buffers])
+    assert isinstance(again, Examples) and torch.equal(again[:], images[:])
+    assert torch.equal(again.labels, images.labels)
+    plain = pickle.loads(pickle.dumps(load_dataset(DataConfig(name="heart")).val))
+    assert plain.labels is None and plain.mean is None and len(plain) == 1200
+
+
+def test_flips_of_points_and_label_columns_of_images_are_refused():
+    with pytest.raises(InputError, match="only images can be flipped"):
+        load_dataset(DataConfig(name="heart", horizontal_flips=True))
+    with pytest.raises(InputError, match="--label-column kind: only tables have columns"):
+        load_dataset(DataConfig(name="digits", label_column="kind"))
+    assert load_dataset(DataConfig(name="digits", horizontal_flips=True)).spec.kind == "image"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion.config import DataConfig
-from diffusion.data import Dataset, load_dataset
+from diffusion.data import Dataset, Examples, load_dataset
 from diffusion.evaluation import Evaluator, schedule_metrics
 from diffusion.metrics import energy_distance, frechet_distance
 from diffusion.schedules import NoiseSchedule, linear_betas
@@ -108,7 +108,7 @@ def test_judgement_does_not_depend_on_the_state_of_the_process(
         results.append(
             (
                 evaluator.held_out_losses(network)[0],
-                evaluator.sample_distance(network, evaluator.dataset.val, num_samples=50, seed=4),
+                evaluator.sample_distance(network, evaluator.dataset.val[:], num_samples=50, seed=4),
             )
         )
     assert results[0] == results[1]
@@ -126,7 +126,7 @@ def test_at_most_num_examples_of_the_validation_split_are_judged(
 
 def test_the_test_split_does_not_touch_the_sweeps_figures(small_config, gaussian_dataset, gaussian_denoiser):
     dataset = gaussian_dataset()
-    spoiled = replace(dataset, test=torch.full_like(dataset.test, float("nan")))
+    spoiled = replace(dataset, test=Examples(torch.full_like(dataset.test[:], float("nan"))))
     one, other = (
         Evaluator(small_config(), data).held_out_losses(gaussian_denoiser(small_config().schedule.build()))[0]
         for data in (dataset, spoiled)
@@ -150,14 +150,14 @@ def test_samples_of_the_exact_denoiser_are_as_near_as_training_data(
     )
     evaluator = Evaluator(config, gaussian_dataset(seed=11))
     found = evaluator.sample_distance(
-        gaussian_denoiser(evaluator.schedule), evaluator.dataset.val, num_samples=2000, seed=5
+        gaussian_denoiser(evaluator.schedule), evaluator.dataset.val[:], num_samples=2000, seed=5
     )
     assert abs(found["sample/distance"]) < 0.01
     assert abs(found["sample/distance_floor"]) < 0.01
     assert found["sample/num_samples"] == 2000
     assert found["sample/network_evaluations"] == 100
     far = evaluator.sample_distance(
-        gaussian_denoiser(evaluator.schedule, mean=1.0), evaluator.dataset.val, num_samples=2000, seed=5
+        gaussian_denoiser(evaluator.schedule, mean=1.0), evaluator.dataset.val[:], num_samples=2000, seed=5
     )
     assert far["sample/distance"] > 0.3
 
@@ -168,20 +168,21 @@ def test_the_floor_is_the_distance_of_training_examples_and_their_number_the_lim
     dataset = gaussian_dataset(num_train=70, num_val=50)
     evaluator = Evaluator(small_config(sampler={"num_steps": 50}), dataset)
     found = evaluator.sample_distance(
-        gaussian_denoiser(evaluator.schedule), dataset.val, num_samples=1000, seed=1
+        gaussian_denoiser(evaluator.schedule), dataset.val[:], num_samples=1000, seed=1
     )
     assert found["sample/num_samples"] == 70
     assert found["sample/network_evaluations"] == 10  # all that the schedule has
-    assert found["sample/distance_floor"] == energy_distance(dataset.train, dataset.val)
+    assert found["sample/distance_floor"] == energy_distance(dataset.train[:], dataset.val[:])
 
 
 def test_images_are_compared_in_pixels_by_the_frechet_distance(small_config, gaussian_denoiser):
     images = load_dataset(DataConfig(name="digits"))
-    small = Dataset(images.spec, images.train[:200], images.val[:100], images.test[:100])
+    parts = (images.train[:200], images.val[:100], images.test[:100])
+    small = Dataset(images.spec, *map(Examples, parts))
     evaluator = Evaluator(small_config(), small)
     found = evaluator.sample_distance(
-        gaussian_denoiser(evaluator.schedule), small.val, num_samples=150, seed=1
+        gaussian_denoiser(evaluator.schedule), small.val[:], num_samples=150, seed=1
     )
-    pixels = [torch.from_numpy(small.raw(split)) for split in (small.train[:150], small.val)]
+    pixels = [torch.from_numpy(small.raw(split)) for split in (small.train[:150], small.val[:])]
     assert found["sample/distance_floor"] == pytest.approx(frechet_distance(*pixels), rel=1e-9)
     assert found["sample/distance"] > found["sample/distance_floor"]

@@ -1,24 +1,24 @@
-"""Data of the user's own: folders of odd images, tables, and names."""
+"""Data of the user's own, named sets read without a network, and names."""
 
-import os
+import struct
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from diffusion import sources
 from diffusion.config import DataConfig
 from diffusion.data import load_dataset
 from diffusion.errors import InputError
-from diffusion.image_folder import default_image_size, load_image_folder
+from diffusion.image_folder import load_image_folder
 from diffusion.presets import preset
-from diffusion.sources import image_side, resolve, short_name
-from diffusion.tables import load_table
+from diffusion.sources import image_side, needs_streaming, number_labels, resolve, short_name
 
 
-def random_image(mode: str, size=(20, 16), seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
+def random_grey(seed: int, size=(20, 16)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size[::-1], dtype=np.uint8))
 
 
 @pytest.fixture
@@ -27,156 +27,8 @@ def folder(tmp_path):
     for number in range(40):
         place = tmp_path / f"class{number % 2}"
         place.mkdir(exist_ok=True)
-        random_image("L", seed=number).save(place / f"{number:02}.png")
+        random_grey(number).save(place / f"{number:02}.png")
     return tmp_path
-
-
-def test_a_folder_becomes_one_array_of_squares(folder):
-    images = load_image_folder(folder, 12, skip_bad=False)
-    assert images.shape == (40, 1, 12, 12) and images.dtype == np.uint8
-    assert default_image_size(folder) == 16, "the shorter side"
-    assert load_image_folder(folder, None, skip_bad=False).shape == (40, 1, 16, 16)
-
-
-def test_pixels_of_the_right_size_are_kept_as_they_are(tmp_path):
-    for number in range(3):
-        random_image("RGB", (16, 16), number).save(tmp_path / f"{number}.png")
-    images = load_image_folder(tmp_path, None, skip_bad=False)
-    for number in range(3):
-        want = np.asarray(random_image("RGB", (16, 16), number)).transpose(2, 0, 1)
-        np.testing.assert_array_equal(images[number], want)
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix", "channels"),
-    [
-        ("1", ".png", 1),
-        ("L", ".bmp", 1),
-        ("LA", ".png", 1),
-        ("P", ".gif", 3),
-        ("RGB", ".jpg", 3),
-        ("RGBA", ".png", 3),
-        ("RGBA", ".webp", 3),
-        ("CMYK", ".tiff", 3),
-    ],
-)
-def test_every_mode_of_pillow_is_read(tmp_path, mode, suffix, channels):
-    random_image(mode).save(tmp_path / f"image{suffix}")
-    assert load_image_folder(tmp_path, 8, skip_bad=False).shape == (1, channels, 8, 8)
-
-
-def test_one_coloured_image_makes_all_coloured(folder):
-    random_image("RGB").save(folder / "colour.png")
-    assert load_image_folder(folder, 8, skip_bad=False).shape == (41, 3, 8, 8)
-
-
-def test_what_is_transparent_becomes_white(tmp_path):
-    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("LA", (8, 8), (10, 0)).save(tmp_path / "grey.png")
-    assert (load_image_folder(tmp_path, 8, skip_bad=False) == 255).all()
-
-
-def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
-    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    images = load_image_folder(tmp_path, 8, skip_bad=False)
-    np.testing.assert_allclose(images[0, 0], ramp / 257.0, atol=0.51)
-
-
-def test_photographs_are_turned_upright(tmp_path):
-    image = Image.new("L", (16, 8))
-    image.paste(255, (0, 0, 8, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    image.save(tmp_path / "turned.png", exif=exif)
-    square = load_image_folder(tmp_path, 8, skip_bad=False)[0, 0].astype(float)
-    assert abs(square[:4].mean() - square[4:].mean()) > 100, "the bright half is above now, not beside"
-
-
-def test_a_corrupt_image_among_good_ones_is_named(folder):
-    bad = folder / "class0" / "bad.png"
-    bad.write_bytes((folder / "class0" / "00.png").read_bytes()[:60])
-    with pytest.raises(InputError) as caught:
-        load_image_folder(folder, 8, skip_bad=False)
-    assert str(bad) in str(caught.value) and "--skip-bad-images" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(load_image_folder(folder, 8, skip_bad=True)) == 40
-
-
-def test_a_corrupt_first_image_does_not_hide_the_size_of_the_others(folder):
-    (folder / "class0" / "!first.png").write_bytes(b"not an image")
-    assert default_image_size(folder) == 16
-    assert load_image_folder(folder, None, skip_bad=True).shape == (40, 1, 16, 16)
-    with pytest.raises(InputError, match="!first.png"):
-        load_image_folder(folder, None, skip_bad=False)
-
-
-def test_a_folder_without_images_is_named(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="holds no images"):
-        load_image_folder(tmp_path, 8, skip_bad=False)
-
-
-def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(folder, tmp_path_factory):
-    os.symlink(folder / "class0" / "00.png", folder / "again.png")
-    assert len(load_image_folder(folder, 8, skip_bad=False)) == 41
-    outside = tmp_path_factory.mktemp("outside") / "secret.png"
-    random_image("L").save(outside)
-    os.symlink(outside, folder / "leak.png")
-    with pytest.raises(InputError, match="leak.png is a link out of"):
-        load_image_folder(folder, 8, skip_bad=True)
-
-
-def test_an_image_that_would_fill_the_memory_is_refused(tmp_path):
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(InputError, match="bomb.png"):
-        load_image_folder(tmp_path, 8, skip_bad=False)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
-def test_a_table_is_read_whatever_its_format(tmp_path, suffix):
-    values = np.random.default_rng(0).normal(size=(30, 3))
-    table = pd.DataFrame(values, columns=["a", "b", "c"])
-    path = tmp_path / f"points{suffix}"
-    if suffix == ".npy":
-        np.save(path, values)
-    else:
-        table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
-    read, columns = load_table(path)
-    np.testing.assert_allclose(read, values, rtol=1e-12)
-    assert columns == (("x0", "x1", "x2") if suffix == ".npy" else ("a", "b", "c"))
-
-
-@pytest.mark.parametrize("cell", ["nan", "", "many", "inf"])
-def test_a_cell_that_is_no_number_is_named_by_row_and_column(tmp_path, cell):
-    path = tmp_path / "points.csv"
-    path.write_text(f"a,b\n1,2\n3,{cell}\n5,6\n")
-    with pytest.raises(InputError, match=r"row 2, column b") as caught:
-        load_table(path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("empty.csv", b""),
-        ("not.parquet", b"PAR1 not at all"),
-        ("not.npy", b"\x93NUMPY broken"),
-        ("flat.npy", None),
-        ("pickle.npy", "pickle"),
-    ],
-)
-def test_a_file_that_is_no_table_is_one_line(tmp_path, name, content):
-    path = tmp_path / name
-    if content is None:
-        np.save(path, np.arange(5.0))
-    elif content == "pickle":
-        np.save(path, np.array([{"run": "this"}], dtype=object), allow_pickle=True)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        load_table(path)
-    assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_can_be_split_and_normalised_like_any_data(folder):
@@ -184,11 +36,27 @@ def test_a_folder_can_be_split_and_normalised_like_any_data(folder):
     assert dataset.spec.kind == "image" and dataset.spec.shape == (1, 8, 8)
     assert dataset.spec.range == (0.0, 255.0)
     assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 40
-    pixels = np.sort(
-        np.concatenate([dataset.raw(split) for split in (dataset.train, dataset.val, dataset.test)]).ravel()
-    )
-    want = np.sort(load_image_folder(folder, 8, skip_bad=False).ravel())
-    np.testing.assert_allclose(pixels, want, atol=1e-3)
+    images = {image.tobytes(): name for image, name in zip(*_folder_images(folder), strict=True)}
+    for part in (dataset.train, dataset.val, dataset.test):
+        for image, label in zip(dataset.raw(part[:]).round().astype(np.uint8), part.labels, strict=True):
+            assert images.pop(image.tobytes()) == dataset.spec.classes[label]
+    assert not images, "every image is in one of the splits, with its class"
+
+
+def test_bytes_are_normalised_by_the_training_split_alone(folder):
+    dataset = load_dataset(DataConfig(name=str(folder), image_size=8))
+    assert dataset.train.values.dtype == torch.uint8
+    pixels = dataset.train.values.numpy().astype(np.float64)
+    assert np.ravel(dataset.spec.mean) == pytest.approx(pixels.mean(), rel=1e-12)
+    assert np.ravel(dataset.spec.std) == pytest.approx(pixels.std(), rel=1e-12)
+    assert float(dataset.train[:].mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(dataset.train[:].std(correction=0)) == pytest.approx(1.0, abs=1e-5)
+    assert abs(float(dataset.val[:].mean())) > 1e-4
+
+
+def _folder_images(folder):
+    found = load_image_folder(folder, 8, skip_bad=False)
+    return found.pixels, found.class_names
 
 
 def test_points_far_from_zero_keep_their_precision(tmp_path):
@@ -196,7 +64,7 @@ def test_points_far_from_zero_keep_their_precision(tmp_path):
     values = 1.7e9 + np.random.default_rng(0).normal(size=(100, 2))
     pd.DataFrame(values, columns=["a", "b"]).to_csv(path, index=False, float_format="%.9f")
     dataset = load_dataset(DataConfig(name=str(path)))
-    raw = np.concatenate([dataset.raw(split) for split in (dataset.train, dataset.val, dataset.test)])
+    raw = np.concatenate([dataset.raw(part[:]) for part in (dataset.train, dataset.val, dataset.test)])
     np.testing.assert_allclose(np.sort(raw[:, 0]), np.sort(values[:, 0]), atol=1e-5, rtol=0)
 
 
@@ -235,13 +103,161 @@ def test_folders_lend_runs_a_name_that_is_allowed(path, name):
     assert short_name(DataConfig(name=path)) in (name, "data")
 
 
-def test_a_download_that_fails_is_one_line_with_the_alternative(monkeypatch, tmp_path):
+def test_classes_are_numbered_in_sorted_order():
+    classes, labels = number_labels(["dog", "10", "9", "dog"])
+    assert classes == ("10", "9", "dog") and labels.tolist() == [2, 0, 1, 2]
+    assert number_labels(None) == (None, None)
+
+
+def test_a_label_column_makes_classes_and_no_coordinate(tmp_path):
+    path = tmp_path / "iris.csv"
+    petals = np.random.default_rng(0).normal(size=(60, 2))
+    names = np.array(["setosa", "virginica", "versicolor"])[np.arange(60) % 3]
+    pd.DataFrame({"length": petals[:, 0], "kind": names, "width": petals[:, 1]}).to_csv(path, index=False)
+    dataset = load_dataset(DataConfig(name=str(path), label_column="kind"))
+    assert dataset.spec.columns == ("length", "width") and dataset.spec.shape == (2,)
+    assert dataset.spec.classes == ("setosa", "versicolor", "virginica")
+    wanted = dict(zip(petals[:, 0].round(4), names, strict=True))
+    for point, label in zip(dataset.raw(dataset.val[:]), dataset.val.labels, strict=True):
+        assert wanted[point[0].round(4)] == dataset.spec.classes[label]
+
+
+def test_labels_are_part_of_the_fingerprint(tmp_path):
+    prints = []
+    for names in ("aab", "aba", "xxy"):
+        table = pd.DataFrame({"x": np.arange(60.0), "kind": list(names) * 20})
+        table.to_csv(tmp_path / "t.csv", index=False)
+        config = DataConfig(name=str(tmp_path / "t.csv"), label_column="kind")
+        prints.append(load_dataset(config).spec.fingerprint)
+    assert len(set(prints)) == 3
+
+
+def test_values_too_large_to_normalise_are_told(tmp_path):
+    pd.DataFrame({"x": np.arange(60.0) * 1e300}).to_csv(tmp_path / "t.csv", index=False)
+    with np.errstate(over="ignore"), pytest.raises(InputError, match="column x has values too large"):
+        load_dataset(DataConfig(name=str(tmp_path / "t.csv")))
+
+
+def test_images_that_are_all_of_one_shade_are_told(tmp_path):
+    for number in range(30):
+        Image.new("L", (8, 8), 7).save(tmp_path / f"{number}.png")
+    with pytest.raises(InputError, match="channel 0 of the images has one value only"):
+        load_dataset(DataConfig(name=str(tmp_path)))
+
+
+def test_only_folders_above_the_memory_limit_need_streaming(folder):
+    size = 40 * 16 * 16
+    for limit, streams in ((size - 1, True), (size, False)):
+        assert needs_streaming(DataConfig(name=str(folder), memory_limit_gb=limit / 1e9)) is streams
+    small = DataConfig(name=str(folder), image_size=8, memory_limit_gb=(size - 1) / 1e9)
+    assert not needs_streaming(small), "the size asked for counts, not the files'"
+    assert not needs_streaming(DataConfig(name="mnist", memory_limit_gb=1e-9))
+
+
+def test_a_path_that_leads_nowhere_is_told(tmp_path):
+    for use in (load_dataset, needs_streaming):
+        with pytest.raises(InputError, match="there is no such folder or table"):
+            use(DataConfig(name=str(tmp_path / "gone")))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_CACHE", tmp_path)
+    return tmp_path
+
+
+def write_idx(path, array):
+    """The format of MNIST's files: two zero bytes, 8 for bytes, dimensions, sizes big-endian, values."""
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(head + array.tobytes())
+
+
+def write_mnist(folder, images, labels):
+    """A small MNIST in torchvision's folders."""
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write_idx(folder / f"{part}-images-idx3-ubyte", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "first"),
+    [("mnist", "MNIST", "0 - zero"), ("fashion-mnist", "FashionMNIST", "T-shirt/top")],
+)
+def test_mnist_is_read_from_the_cache_with_its_labels(cache, name, folder, first):
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    labels = (np.arange(60) % 10).astype(np.uint8)
+    write_mnist(cache / folder / "raw", images, labels)
+    dataset = load_dataset(DataConfig(name=name))
+    assert dataset.spec.shape == (1, 28, 28) and dataset.spec.range == (0.0, 255.0)
+    assert len(dataset.spec.classes) == 10 and dataset.spec.classes[0] == first
+    known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for part in (dataset.train, dataset.val, dataset.test):
+        assert [known.pop(image.numpy().tobytes()) for image in part.values] == part.labels.tolist()
+    assert not known
+
+
+def test_cifar_is_turned_channels_first(monkeypatch):
     import torchvision
 
-    def broken(*_args, download, **_kwargs):
-        raise RuntimeError("Dataset not found" if not download else "no route to host")
+    class Cifar:
+        classes = ["plane", "car"]
 
-    monkeypatch.setattr(torchvision.datasets, "MNIST", broken)
-    with pytest.raises(InputError) as caught:
+        def __init__(self, *_args, **_kwargs):
+            self.data = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+            self.targets = [number % 2 for number in range(40)]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Cifar)
+    raw = sources.load_raw(DataConfig(name="cifar10"))
+    assert raw.values.shape == (40, 3, 32, 32) and raw.classes == ("plane", "car")
+    np.testing.assert_array_equal(raw.values[7, 2], Cifar().data[7, :, :, 2])
+    assert raw.labels.tolist() == Cifar().targets
+
+
+def test_a_download_that_fails_is_one_line_with_the_alternative(monkeypatch, cache, capsys):
+    """torchvision's own download, on a machine whose every connection fails."""
+    import urllib.request
+
+    def no_network(*_args, **_kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    for name in ("mnist", "fashion-mnist", "cifar10"):
+        with pytest.raises(InputError) as caught:
+            load_dataset(DataConfig(name=name))
+        message = str(caught.value)
+        assert f"--data {name} could not be downloaded" in message and "no route to host" in message
+        assert "folder of images" in message and "\n" not in message
+        assert f"Downloading {name} to {cache}" in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(sources, "_CACHE", tmp_path / "file")
+    with pytest.raises(InputError, match="could not be downloaded"):
         load_dataset(DataConfig(name="mnist"))
-    assert "no route to host" in str(caught.value) and "folder of images" in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [0, 5, 5000])
+def test_downloaded_files_that_are_not_whole_are_told_from_no_network(cache, length):
+    images = np.zeros((60, 28, 28), dtype=np.uint8)
+    write_mnist(cache / "MNIST" / "raw", images, np.zeros(60, dtype=np.uint8))
+    file = cache / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(InputError, match="remove that folder") as caught:
+        load_dataset(DataConfig(name="mnist"))
+    assert str(cache) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        ({"memory_limit_gb": 0.0}, "--data.memory-limit-gb 0.0: give above 0"),
+        ({"memory_limit_gb": float("nan")}, "--data.memory-limit-gb nan"),
+        ({"memory_limit_gb": float("inf")}, "--data.memory-limit-gb inf"),
+        ({"label_column": ""}, '--data.label-column "": give the name of a column'),
+    ],
+)
+def test_choices_that_cannot_be_are_refused_at_once(choice, named):
+    with pytest.raises(InputError, match=named):
+        DataConfig(**choice)

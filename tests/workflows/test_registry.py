@@ -15,7 +15,7 @@ def versions(tmp_path, monkeypatch):
     """A way to register a model of given figures, without the model itself."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = Tracker(uri, "shapes")
-    run_id = tracker.start_sweep("sweep", {})
+    run_id = tracker.start("sweep", {})
     client = MlflowClient(uri)
     client.create_registered_model("model")
 

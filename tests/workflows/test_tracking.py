@@ -17,10 +17,9 @@ def uri(tmp_path):
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-def test_a_sweep_is_one_parent_with_one_child_a_trial(uri, tmp_path):
+def test_a_sweep_is_one_parent_with_one_child_a_trial(uri):
     tracker = Tracker(uri, "shapes")
-    parent = tracker.start_sweep("sweep", {"data.name": "heart"})
-    Image.new("L", (4, 4)).save(tmp_path / "samples.png")
+    parent = tracker.start("sweep", {"data.name": "heart"})
     for trial_id, status in (
         ("a", "finished"),
         ("b", "stopped"),
@@ -29,11 +28,12 @@ def test_a_sweep_is_one_parent_with_one_child_a_trial(uri, tmp_path):
         ("e", "diverged"),
     ):
         tracker.start_trial(trial_id, {"schedule.beta_end": 0.1})
-        tracker.log_trial(trial_id, {"val/mse": 0.5}, 10)
-        tracker.log_trial(trial_id, {"val/mse": 0.25}, 20)
-        tracker.log_trial_picture(trial_id, tmp_path / "samples.png", 20)
+        tracker.log({"val/mse": 0.5}, 10, trial_id)
+        tracker.log({"val/mse": 0.25}, 20, trial_id)
+        tracker.log_picture(Image.new("L", (4, 4)), 20, trial_id)
         tracker.end_trial(trial_id, status, "because" if status == "pruned" else "")
-    tracker.log_sweep({"test/elbo_window": 1.0}, {"champion": "a"})
+    tracker.log({"test/elbo_window": 1.0}, 0)
+    tracker.tag({"champion": "a"})
     tracker.close("FINISHED")
     assert tracker.unsent == 0
 
@@ -60,10 +60,10 @@ def test_a_sweep_is_one_parent_with_one_child_a_trial(uri, tmp_path):
 
 def test_artifacts_of_a_database_stand_beside_it(uri, tmp_path):
     tracker = Tracker(uri, "shapes")
-    run_id = tracker.start_sweep("sweep", {})
+    run_id = tracker.start("sweep", {})
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "note.txt").write_text("x")
-    tracker.log_sweep_files(tmp_path / "files", "champion")
+    tracker.log_files(tmp_path / "files", "champion")
     tracker.close("FAILED")
     found = list((tmp_path / "mlartifacts").rglob("champion/note.txt"))
     assert len(found) == 1 and run_id in str(found[0])
@@ -75,13 +75,13 @@ def test_a_second_sweep_uses_the_same_experiment(uri):
     second = Tracker(uri, "shapes")
     assert first.experiment_id == second.experiment_id
     for tracker in (first, second):
-        tracker.start_sweep("sweep", {})
+        tracker.start("sweep", {})
         tracker.close("FINISHED")
 
 
 def test_what_a_lost_server_missed_is_sent_when_it_is_back(uri, monkeypatch):
     tracker = Tracker(uri, "shapes")
-    tracker.start_sweep("sweep", {})
+    tracker.start("sweep", {})
     real, failures = tracker.client.create_run, []
 
     def create_run(*args, **kwargs):
@@ -92,7 +92,7 @@ def test_what_a_lost_server_missed_is_sent_when_it_is_back(uri, monkeypatch):
 
     monkeypatch.setattr(tracker.client, "create_run", create_run)
     tracker.start_trial("a", {})
-    tracker.log_trial("a", {"val/mse": 1.0}, 1)
+    tracker.log({"val/mse": 1.0}, 1, "a")
     tracker.end_trial("a", "finished", "")
     tracker.close("FINISHED")
     assert len(failures) == 2 and tracker.unsent == 0
@@ -131,8 +131,8 @@ def test_a_database_that_cannot_be_there_is_one_line_at_once(tmp_path, place):
 
 def test_an_entry_that_cannot_be_sent_is_counted_and_does_not_stop_the_others(uri):
     tracker = Tracker(uri, "shapes")
-    tracker.start_sweep("sweep", {})
-    tracker.log_trial("never started", {"val/mse": 1.0}, 1)
+    tracker.start("sweep", {})
+    tracker.log({"val/mse": 1.0}, 1, "never started")
     tracker._jobs.put(lambda: 1 / 0)
     tracker.start_trial("a", {})
     tracker.end_trial("a", "finished", "")
@@ -144,7 +144,7 @@ def test_an_entry_that_cannot_be_sent_is_counted_and_does_not_stop_the_others(ur
 
 def test_an_experiment_deleted_in_mlflow_is_named(uri):
     tracker = Tracker(uri, "shapes")
-    tracker.start_sweep("sweep", {})
+    tracker.start("sweep", {})
     tracker.close("FINISHED")
     MlflowClient(uri).delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match="--experiment shapes was deleted"):

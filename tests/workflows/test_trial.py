@@ -10,6 +10,7 @@ from diffusion.checkpoints import TrainedModel
 from diffusion.data import load_dataset
 from diffusion.presets import preset
 from workflows import trial
+from workflows.group import Layout
 from workflows.trial import TrialContext, run_trial
 
 
@@ -23,7 +24,9 @@ def context():
             "sampler.num_steps": 5,
         }
     )
-    return TrialContext(config, load_dataset(config.data), threads=1, provenance={"run_id": "r"})
+    return TrialContext(
+        config, load_dataset(config.data), Layout(1, 1, uses_gpus=False), provenance={"run_id": "r"}
+    )
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_a_schedule_that_cannot_run_is_pruned_before_it_costs_anything(context, 
 
 def test_a_training_that_leaves_the_finite_numbers_is_diverged(context, reports, monkeypatch):
     monkeypatch.setattr(
-        "diffusion.training.epsilon_loss", lambda network, *_: next(network.parameters()).sum() * math.nan
+        "diffusion.learner.epsilon_loss", lambda network, *_: next(network.parameters()).sum() * math.nan
     )
     run_trial(VALUES, context)
     result, _ = reports[-1]

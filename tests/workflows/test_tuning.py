@@ -19,7 +19,7 @@ class Tracker:
     def start_trial(self, *_):
         pass
 
-    def log_trial(self, *_):
+    def log(self, *_):
         pass
 
     def end_trial(self, trial_id, status, reason):

@@ -23,7 +23,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "shapes")
-    tracker.start_sweep("sweep", {"a": 1})
+    tracker.start("sweep", {"a": 1})
     tracker.close("FINISHED")
     return tracker
 

@@ -1,0 +1,189 @@
+"""A group of workers on Ray Train: where they fit, their start, and their end whatever happens."""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from diffusion.errors import InputError
+from workflows.mailbox import Event, open_mailbox
+from workflows.preemption import PreemptibleTorchConfig
+from workflows.worker import Job, run_worker
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_STOP = 60.0
+_SECONDS_A_COLLECTIVE = 2 * 3600  # the others wait while the leading worker evaluates
+
+
+class GroupFailed(RuntimeError):
+    """The workers ended without a result; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a group asks Ray for.
+
+    Attributes:
+        num_workers: processes.
+        threads: processor threads of each.
+        uses_gpus: whether each has a GPU.
+    """
+
+    num_workers: int
+    threads: int
+    uses_gpus: bool
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one worker."""
+        return {"CPU": float(self.threads)} | ({"GPU": 1.0} if self.uses_gpus else {})
+
+
+def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
+    """Spread workers over what the cluster has now: one a GPU where it has any, else over the processors.
+
+    Raises:
+        InputError: it has too few.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    unit = "GPU" if gpus else "CPU"
+    slots = [int(node.get(unit, 0)) for node in nodes]
+    if num_workers > sum(slots):
+        what = "GPUs (one worker each)" if gpus else "processors"
+        raise InputError(
+            f"{flag} {num_workers}: the cluster has {sum(slots)} {what}; give {sum(slots)} or fewer"
+        )
+    if gpus:
+        shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+        return Layout(num_workers, max(1, min(shares)), uses_gpus=True)
+    threads = max(slots)
+    while sum(slot // threads for slot in slots) < num_workers:
+        threads -= 1
+    return Layout(num_workers, threads, uses_gpus=False)
+
+
+def groups_at_once(layout: Layout) -> int:
+    """How many such groups the cluster holds at a time, at least one."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    need = layout.resources
+    places = sum(int(min(node.get(name, 0) // amount for name, amount in need.items())) for node in nodes)
+    return max(1, places // layout.num_workers)
+
+
+def run_group(
+    job: Job,
+    layout: Layout,
+    on_event: Callable[[Event], None],
+    on_progress: Callable[[int], None] = lambda updates: None,
+    stop: Callable[[], bool] = lambda: False,
+    max_failures: int = 0,
+) -> None:
+    """Run a job's workers to their end, starting them anew where one dies.
+
+    Args:
+        job: the training.
+        layout: its workers.
+        on_event: receives the events that `workflows.worker` lists, in order; if it raises, the group
+            is ended first.
+        on_progress: receives the updates done, several times a second.
+        stop: whether the training is to be stopped, after a checkpoint.
+        max_failures: how often the workers may be started anew.
+
+    Raises:
+        GroupFailed: workers died more often than that, or the group could not start.
+    """
+    mailbox = open_mailbox()
+    failure: list[Exception] = []
+
+    def fit(folder: str) -> None:
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={"job": job, "mailbox": mailbox},
+            torch_config=PreemptibleTorchConfig(timeout_s=_SECONDS_A_COLLECTIVE),
+            scaling_config=ScalingConfig(
+                num_workers=layout.num_workers,
+                use_gpu=layout.uses_gpus,
+                resources_per_worker=layout.resources,
+            ),
+            run_config=RunConfig(
+                name="group",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=max_failures),
+                callbacks=[_TellOfFailures(mailbox)],
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            failure.append(error)
+
+    def look() -> None:
+        events, updates = ray.get(mailbox.take.remote())
+        for event in events:
+            on_event(event)
+        on_progress(updates)
+
+    # Ray Train takes an old run of the same name and place for one to go on with; the job's own
+    # checkpoints are what counts.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        thread = threading.Thread(target=fit, args=(folder,), name="ray train", daemon=True)
+        thread.start()
+        grace = _SECONDS_TO_STOP
+        try:
+            told = False
+            while thread.is_alive():
+                look()
+                if stop() and not told:
+                    ray.get(mailbox.want.remote("stop"))
+                    told = True
+                thread.join(_SECONDS_BETWEEN_LOOKS)
+            look()
+        except KeyboardInterrupt:
+            grace = 0.0
+            raise
+        finally:
+            _end(mailbox, thread, grace)
+    if failure:
+        raise GroupFailed(_one_line(failure[0]))
+
+
+def _end(mailbox: Any, thread: threading.Thread, grace: float) -> None:
+    """Let workers that still run stop within the grace time, in seconds, and leave none behind."""
+    if thread.is_alive() and grace:
+        ray.get(mailbox.want.remote("stop"))
+        thread.join(grace)
+    ray.kill(mailbox)  # a worker without its mailbox ends at once
+    if grace:
+        thread.join(grace)
+
+
+class _TellOfFailures(UserCallback):
+    """Posts why workers failed, from Ray Train's controller."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post the reason."""
+        event = {"kind": "died", "reason": _why(worker_exceptions)}
+        ray.get(self._mailbox.post.remote(event), timeout=30.0)
+
+
+def _why(worker_exceptions: dict[int, Exception]) -> str:
+    """The reason of the worker that failed first, not of those that only lost touch with it."""
+    for rank, error in worker_exceptions.items():
+        if type(error).__name__ == "WorkerHealthCheckFailedError":
+            return f"the process of worker {rank} died"
+    own = [error for error in worker_exceptions.values() if "Connection" not in str(error)]
+    return _one_line((own or list(worker_exceptions.values()))[0])
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
