@@ -71,10 +71,10 @@ class DataConfig:
             f"one of {known}, or the path of a folder of images or of a .csv, .parquet or .npy table",
         )
         if self.image_size is not None:
-            check_whole("data.image_size", self.image_size, 8, 4096)
-        require(self.label_column != "", "data.label_column", '""', "the name of a column")
+            check_whole("image_size", self.image_size, 8, 4096)
+        require(self.label_column != "", "label_column", '""', "the name of a column")
         limit = self.memory_limit_gb
-        require(0.0 < limit < math.inf, "data.memory_limit_gb", limit, "above 0, such as 4")
+        require(0.0 < limit < math.inf, "memory_limit_gb", limit, "above 0, such as 4")
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")

@@ -11,6 +11,7 @@ from diffusion.data import Dataset
 from diffusion.generation import deployed_table, generate
 from diffusion.likelihood import ElboWindow, elbo_window
 from diffusion.metrics import energy_distance, frechet_distance
+from diffusion.portions import in_portions
 from diffusion.process import q_sample, to_epsilon
 from diffusion.schedules import NoiseSchedule
 
@@ -128,6 +129,8 @@ class Evaluator:
         squared = 0.0
         for x_0, t, z in zip(rows.split(512), timesteps.split(512), noise.split(512), strict=True):
             x_t = q_sample(self.schedule, x_0, t, z)
-            epsilon = to_epsilon(self.schedule, self.config.prediction_type, network(x_t, t), x_t, t)
+            epsilon = to_epsilon(
+                self.schedule, self.config.prediction_type, in_portions(network, x_t, t), x_t, t
+            )
             squared += float((epsilon - z).double().square().sum())
         return squared / noise.numel()

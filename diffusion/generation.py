@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.config import SamplerConfig
+from diffusion.portions import in_portions
 from diffusion.sampling import PredictionType, SamplerTable, last_sample, sampler_table, trajectory
 from diffusion.schedules import NoiseSchedule
 
@@ -50,7 +51,7 @@ def denoiser(network: nn.Module) -> Callable[[Tensor, int], Tensor]:
     @torch.no_grad()
     def denoise(x: Tensor, timestep: int) -> Tensor:
         timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
-        return network(x.float(), timesteps).to(x.dtype)
+        return in_portions(network, x.float(), timesteps).to(x.dtype)
 
     return denoise
 

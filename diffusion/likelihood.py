@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusion.portions import in_portions
 from diffusion.process import q_sample, to_x_0
 from diffusion.sampling import PredictionType
 from diffusion.schedules import Float64Array, NoiseSchedule
@@ -170,7 +171,8 @@ def _epsilon_error(
     noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
     timesteps = torch.full((len(x_0),), timestep, dtype=torch.int64, device=x_0.device)
     x_t = q_sample(schedule, x_0, timesteps, noise)
-    x0_hat = to_x_0(schedule, prediction_type, network(x_t, timesteps).double(), x_t.double(), timesteps)
+    output = in_portions(network, x_t, timesteps).double()
+    x0_hat = to_x_0(schedule, prediction_type, output, x_t.double(), timesteps)
     if clip is not None:
         x0_hat = x0_hat.clip(*clip)
     squared = (x0_hat - x_0.double()).square().flatten(1).mean(dim=1)

@@ -94,7 +94,7 @@ def source_kind(config: DataConfig) -> Literal["named", "folder", "table"]:
         )
     if config.horizontal_flips and (kind == "table" or config.name == "heart"):
         raise InputError(
-            f"--data.horizontal-flips: --data {config.name} holds points, and only images can be flipped; "
+            f"--horizontal-flips: --data {config.name} holds points, and only images can be flipped; "
             "leave it out"
         )
     return kind

@@ -48,6 +48,10 @@ class CheckpointStore:
         self._keep = keep
         self._damaged: set[str] = set()
 
+    def __str__(self) -> str:
+        """Where they are."""
+        return str(self._storage)
+
     def save(self, write: Callable[[Path], None], update: int, objective: float | None) -> None:
         """Write a checkpoint, then delete those that need not stay.
 

@@ -189,7 +189,7 @@ class TrainOptions(TrainFlags, RunOptions):
         Raises:
             InputError: no data set has that name or path.
         """
-        return cls(data=data, **_sections(preset(data, image_size)))
+        return cls(data=data, **_sections(preset(data, image_size, alone=True)))
 
     @classmethod
     def for_config(cls, config: Config, **flags: Any) -> "TrainOptions":

@@ -146,7 +146,7 @@ def _prepare(config: DataConfig, say: Callable[[str], None]) -> Dataset:
     size = checked_size(folder, config.image_size)
     files = image_files(folder)
     say(
-        f"{len(files):,} images of {size} x {size} pixels are more than --data.memory-limit-gb "
+        f"{len(files):,} images of {size} x {size} pixels are more than --memory-limit-gb "
         f"{config.memory_limit_gb:g}: they are streamed from disk, and now read once to be checked"
     )
     facts = _inspected(files, size, say)

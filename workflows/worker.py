@@ -100,7 +100,7 @@ class _Post:
 
 def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
     dataset = ray.get(job.dataset).to(ranks.device)
-    resume = _resume_point(job, post)
+    resume = _resume_point(job, dataset.spec.fingerprint, post)
     updates = resume[1].update if resume else 0
     if ranks.highest(updates) != updates:
         raise RuntimeError("the workers do not see the same checkpoints: the storage is not shared")
@@ -157,15 +157,21 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
     post("finished")
 
 
-def _resume_point(job: Job, post: _Post) -> tuple[TrainedModel, TrainingState] | None:
-    """The newest checkpoint that is whole; every worker reads it."""
+def _resume_point(job: Job, fingerprint: str, post: _Post) -> tuple[TrainedModel, TrainingState] | None:
+    """The newest checkpoint that is whole; every worker reads it.
+
+    Raises:
+        InputError: it was trained on other data.
+    """
     if job.store is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         found = job.store.load_newest(Path(folder), lambda line: post("damaged", reason=line))
         if found is None:
             return None
-        model, state, _ = read_checkpoint(found)
+        model, state, facts = read_checkpoint(found)
+    if facts["data_fingerprint"] != fingerprint:
+        raise InputError(f"{job.store} holds checkpoints of other data: give another --name")
     return model, state
 
 

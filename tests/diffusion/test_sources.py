@@ -252,10 +252,10 @@ def test_downloaded_files_that_are_not_whole_are_told_from_no_network(cache, len
 @pytest.mark.parametrize(
     ("choice", "named"),
     [
-        ({"memory_limit_gb": 0.0}, "--data.memory-limit-gb 0.0: give above 0"),
-        ({"memory_limit_gb": float("nan")}, "--data.memory-limit-gb nan"),
-        ({"memory_limit_gb": float("inf")}, "--data.memory-limit-gb inf"),
-        ({"label_column": ""}, '--data.label-column "": give the name of a column'),
+        ({"memory_limit_gb": 0.0}, "--memory-limit-gb 0.0: give above 0"),
+        ({"memory_limit_gb": float("nan")}, "--memory-limit-gb nan"),
+        ({"memory_limit_gb": float("inf")}, "--memory-limit-gb inf"),
+        ({"label_column": ""}, '--label-column "": give the name of a column'),
     ],
 )
 def test_choices_that_cannot_be_are_refused_at_once(choice, named):

@@ -173,7 +173,7 @@ def test_a_folder_that_fits_is_loaded_into_memory_and_other_data_too(folder):
 def test_the_user_is_told_that_and_why_a_folder_is_streamed(config):
     lines = []
     load_dataset(config, lines.append)
-    assert f"{COUNT} images of 12 x 12" in lines[0] and "--data.memory-limit-gb" in lines[0]
+    assert f"{COUNT} images of 12 x 12" in lines[0] and "--memory-limit-gb" in lines[0]
 
 
 def test_grey_folders_are_streamed_grey_and_images_in_the_root_have_no_classes(tmp_path):
