@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 import ray
 
-Wish = Literal["go on", "start anew", "stop"]
-"""What is wanted of the workers: `start anew` where one of them is about to be ended from outside."""
+Wish = Literal["go on", "start anew", "stop", "give up"]
+"""What is wanted of the workers: to start anew where one of them is about to be ended from outside, to
+stop after a checkpoint, or to end at once, since one of them met what no new start mends."""
 Event = dict[str, Any]
 """`kind` and what belongs to it; see `workflows.worker`."""
 
@@ -47,8 +48,8 @@ class Mailbox:
         return self._wish
 
     def want(self, wish: Wish) -> None:
-        """Want something of all workers; `stop` stays."""
-        if self._wish != "stop":
+        """Want something of all workers; `give up` stays, and so does `stop` but for that."""
+        if wish == "give up" or self._wish not in ("stop", "give up"):
             self._wish = wish
 
 

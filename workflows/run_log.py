@@ -42,6 +42,9 @@ class RunLog:
         self.reason = self.refusal = ""
         self._record = record
         self._logged = logged
+        self._elsewhere = (
+            "" if options.output_dir == TrainOptions.output_dir else f" --output-dir {redact(options.output_dir)}"
+        )
 
     @classmethod
     def open(
@@ -84,21 +87,24 @@ class RunLog:
                 self.view.evaluated(event["updates"], event["metrics"])
             case "finished" | "stopped":
                 self.status = event["kind"]
-            case "died":
+            case "died" if not (self.reason or self.refusal):
                 self.view.say(f"A worker ended ({event['reason']}); starting the workers anew.")
             case "damaged":
                 self.view.say(f"warning: {event['reason']}; using an older checkpoint")
             case "refused":
                 self.refusal = event["reason"]
-            case "diverged" | "unwritten":
+            case "diverged" | "failed":
                 self.reason = event["reason"]
 
     def close(self, status: Status) -> None:
         """End the MLflow run, note how it ended, and say so where there is no model to show."""
-        self._record.write(self.folder, status)
+        try:
+            self._record.write(self.folder, status)
+        except OSError as error:  # a full disk must not hide why the training ended
+            self.view.say(f"warning: {self.folder} could not be written ({error.strerror or error})")
         self.tracker.tag({"status": status} | ({"reason": self.reason[:500]} if self.reason else {}))
         self.tracker.close(_MLFLOW_STATUS[status])
-        again = f"next: python workflows/train.py --resume --name {self._record.name}"
+        again = f"next: python workflows/train.py --resume --name {self._record.name}{self._elsewhere}"
         if status == "stopped":
             done = self.store.updates()
             newest = (

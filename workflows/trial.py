@@ -87,7 +87,7 @@ def _train_with_workers(config: Config, context: TrialContext) -> None:
                     _report_snapshot(done, event["metrics"], folder)
             case "diverged":
                 tune.report(_result(math.inf, done, "diverged", event["reason"]))
-            case "refused":
+            case "refused" | "failed":
                 raise GroupFailed(event["reason"])
 
     assert isinstance(context.dataset, ray.ObjectRef)

@@ -4,7 +4,8 @@ The leading worker posts these events to the mailbox, each a dictionary with `ki
     started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`.
     evaluated: `updates`, `metrics`, and `files`: name -> bytes as `workflows.snapshot` writes them.
     stopped: `updates`, after a checkpoint was written because someone asked.
-    diverged, refused, unwritten: `reason`, one line.
+    diverged, failed: `reason`, one line.
+    refused: `reason`, one line: what the user gave cannot be used.
     damaged: `reason`: a checkpoint that was passed over.
     finished: nothing more.
 """
@@ -67,22 +68,27 @@ def run_worker(arguments: dict[str, Any]) -> None:
 
     Raises:
         Preempted: a worker was told to end; the last checkpoint is at most seconds old.
+        InputError, CheckpointNotWritten: what no new start mends; the mailbox knows.
     """
     job, mailbox = arguments["job"], arguments["mailbox"]
     torch.set_num_threads(job.threads)
     device = ray_torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     ranks = Ranks.of(device)
     post = _Post(mailbox, ranks.leads)
     try:
         _train(job, mailbox, post, ranks)
     except Diverged as error:
         post("diverged", reason=str(error))
-    except InputError as error:
-        post("refused", reason=str(error))
-    except CheckpointNotWritten as error:
-        post("unwritten", reason=str(error))
+    except (InputError, CheckpointNotWritten) as error:
+        # On this worker alone, perhaps: the others wait for it until the group is torn down.
+        kind = "refused" if isinstance(error, InputError) else "failed"
+        ray.get(mailbox.post.remote({"kind": kind, "reason": str(error)}))
+        ray.get(mailbox.want.remote("give up"))
+        raise
     except Stopped:
-        if ray.get(mailbox.exchange.remote(None)) != "stop":
+        if ray.get(mailbox.exchange.remote(None)) == "start anew":
             raise Preempted("a worker was told to end (SIGTERM)") from None
 
 
@@ -99,6 +105,8 @@ class _Post:
 
 
 def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
+    if ray.get(mailbox.exchange.remote(None)) == "give up":
+        return
     dataset = ray.get(job.dataset).to(ranks.device)
     resume = _resume_point(job, dataset.spec.fingerprint, post)
     updates = resume[1].update if resume else 0
@@ -109,7 +117,7 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
     attempt = ranks.highest(attempt)
     post("started", updates=updates, attempt=attempt, history=history, device=str(ranks.device))
     if attempt > _MOST_ATTEMPTS:
-        post("refused", reason=f"the workers died {_MOST_ATTEMPTS} times after update {updates}")
+        post("failed", reason=f"the workers died {_MOST_ATTEMPTS} times after update {updates}")
         return
 
     def report(progress: Progress) -> None:
