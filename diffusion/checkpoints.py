@@ -89,7 +89,7 @@ class TrainedModel:
             config = Config.from_dict(tree["config"])
             data = DataSpec.from_dict(tree["data"])
             provenance = dict(tree["provenance"])
-            network = build_network(config, data.shape)
+            network = build_network(config, data.shape, data.num_classes)
             network.load_state_dict(load_file(directory / "model.safetensors"))
             model = cls(config, data, network.eval().requires_grad_(False), provenance)
             _ = model.table  # a clip interval that is none fails here

@@ -38,7 +38,7 @@ class DataSpec:
         clip: interval that holds every clean example, in normalised units.
         log_snr_window: the window of log-SNR that models of these data are judged in.
         fingerprint: sha256 over the data, their labels and their split.
-        classes: names by label number, or None where there are no labels.
+        classes: names by label number, where models of these data are conditional, else None.
     """
 
     name: str
@@ -52,6 +52,11 @@ class DataSpec:
     log_snr_window: tuple[float, float]
     fingerprint: str
     classes: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Of conditional models, whose null label it is; 0 for others."""
+        return len(self.classes or ())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -259,7 +264,15 @@ def describe(
         moments: mean and deviation of the training split.
         clip: interval that holds every clean example, normalised.
         first: the training split's first examples in data units, see `num_first`.
+
+    Raises:
+        InputError: classes are asked for, and there are none.
     """
+    if config.uses_labels and source.classes is None:
+        raise InputError(
+            f"--conditional: --data {config.name} has no classes; give a folder whose subfolders are the "
+            "classes, or a table and --label-column, or leave it out"
+        )
     mean, std = moments
     return DataSpec(
         name=short_name(config),
@@ -272,7 +285,7 @@ def describe(
         clip=clip,
         log_snr_window=log_snr_window(stored_examples(first, mean, std, None)[:], smallest_step(first, std)),
         fingerprint=fingerprint(shape, first.dtype, splits, example_digests, source.classes, source.labels),
-        classes=source.classes,
+        classes=source.classes if config.uses_labels else None,
     )
 
 

@@ -36,8 +36,9 @@ def sinusoidal_embedding(
     Raises:
         ValueError: dim < 2 or an unknown layout.
 
-    Source: arXiv:1706.03762, Section 3.5 (interleaved); the code of arXiv:2006.11239
-    (concatenated).
+    Source: arXiv:1706.03762, Section 3.5 (interleaved; seed 004, whose table of dim 11 is right in
+    every digit); the code of arXiv:2006.11239 (concatenated). Coordinates as in seed 000, Section 3.2,
+    and arXiv:2006.10739.
     """
     if dim < 2:
         raise ValueError(f"embedding dim {dim}: need at least 2, one sine and one cosine")

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from diffusion.config import Config, TrainingConfig
 from diffusion.errors import InputError
 from diffusion.networks import build_network
-from diffusion.process import epsilon_loss
+from diffusion.objectives import Objective
 from diffusion.ranks import Ranks
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,17 +26,30 @@ class Learner:
         config: what to build and how to train it.
         shape: of one example.
         ranks: the workers; the gradients are those of the whole batch whatever their number.
+        num_classes: of a conditional network.
+
+    Attributes:
+        network: the live one.
+        last_losses: [examples], of this worker's share of the last batch, see `BatchLoss.per_example`.
 
     Raises:
         InputError: the network does not fit the shape, or the device lacks the precision asked for.
     """
 
-    def __init__(self, config: Config, shape: tuple[int, ...], ranks: Ranks) -> None:
+    def __init__(self, config: Config, shape: tuple[int, ...], ranks: Ranks, num_classes: int = 0) -> None:
         check_precision(config.training, ranks.device)
         self._training, self._ranks = config.training, ranks
-        self._schedule = config.schedule.build()
+        self._objective = Objective(
+            config.schedule.build(),
+            prediction_type=config.prediction_type,
+            loss=config.training.loss,
+            weighting=config.training.weighting,
+            min_snr_gamma=config.training.min_snr_gamma,
+            device=ranks.device,
+        )
+        self.last_losses = torch.zeros(0, device=ranks.device)
         torch.manual_seed(config.seed)
-        self.network = build_network(config, shape).to(ranks.device)
+        self.network = build_network(config, shape, num_classes).to(ranks.device)
         self._averaged = AveragedModel(
             self.network, multi_avg_fn=_averaging(config.training), use_buffers=False
         )
@@ -57,7 +70,15 @@ class Learner:
         """The denoiser to judge and keep: the network with averaged weights, in evaluation mode."""
         return self._averaged.module.eval()
 
-    def step(self, update: int, x_0: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    def step(
+        self,
+        update: int,
+        x_0: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        importance: Tensor | None = None,
+    ) -> Tensor:
         """One update, from this worker's share of the batch.
 
         Args:
@@ -65,25 +86,29 @@ class Learner:
             x_0: [examples, *shape] clean, normalised.
             timesteps: int64 [examples].
             noise: standard normal, of x_0's shape.
+            labels: int64 [examples] for a conditional network.
+            importance: [examples], weights that make up for timesteps drawn otherwise than uniformly.
 
         Returns:
-            This worker's share of the batch's mean squared error, a scalar: the sum over the workers is
-            the mean over the batch.
+            This worker's share of the batch's `BatchLoss.mse`, a scalar: the sum over the workers is that
+            of the batch.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self._training.learning_rate * learning_rate_factor(self._training, update)
-        parts = list(self._parts(x_0, timesteps, noise))
-        total = torch.zeros((), device=x_0.device)
+        parts = list(self._parts(x_0, timesteps, noise, labels, importance))
+        total, losses = torch.zeros((), device=x_0.device), []
         for number, part in enumerate(parts, start=1):
             # Gradients travel between the workers once an update.
             last = number == len(parts) or self._ranks.world_size == 1
             with nullcontext() if last else self._parallel.no_sync():  # type: ignore[operator]
                 with self._autocast():
-                    loss = epsilon_loss(self._parallel, self._schedule, *part)
-                share = loss * (len(part[0]) / self._training.batch_size)
+                    batch_loss = self._objective(self._parallel, *part)
+                share = len(part[0]) / self._training.batch_size
                 # DistributedDataParallel averages over the workers, and the shares are to be summed.
-                self._scaler.scale(share * self._ranks.world_size).backward()
-            total += share.detach()
+                self._scaler.scale(batch_loss.loss * share * self._ranks.world_size).backward()
+            total += batch_loss.mse * share
+            losses.append(batch_loss.per_example)
+        self.last_losses = torch.cat(losses)
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self._training.max_gradient_norm)
         self._scaler.step(self._optimizer)
@@ -114,11 +139,10 @@ class Learner:
         self._averaged.module.load_state_dict(averaged_weights)
         self._averaged.n_averaged.fill_(state["ema_updates"])
 
-    def _parts(self, x_0: Tensor, timesteps: Tensor, noise: Tensor) -> Any:
+    def _parts(self, x_0: Tensor, *rest: Tensor | None) -> Any:
         count = min(self._training.accumulation_steps, len(x_0))
-        return zip(
-            x_0.tensor_split(count), timesteps.tensor_split(count), noise.tensor_split(count), strict=True
-        )
+        parts = ([None] * count if each is None else each.tensor_split(count) for each in rest)
+        return zip(x_0.tensor_split(count), *parts, strict=True)
 
     def _autocast(self) -> Any:
         half = _HALF.get(self._training.precision)

@@ -1,4 +1,7 @@
-"""The windowed evidence bound: a figure that schedules of any length and shape share."""
+"""The windowed evidence bound: a figure that schedules of any length and shape share.
+
+The discrete bound of a schedule's own steps is `diffusion.variational`'s, and can be had from here too.
+"""
 
 from dataclasses import dataclass
 
@@ -11,6 +14,9 @@ from diffusion.portions import in_portions
 from diffusion.process import q_sample, to_x_0
 from diffusion.sampling import PredictionType
 from diffusion.schedules import Float64Array, NoiseSchedule
+from diffusion.variational import VariationalBound, kl_to_prior, variational_bound
+
+__all__ = ["ElboWindow", "VariationalBound", "elbo_window", "log_snr_window", "variational_bound"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +84,7 @@ def elbo_window(
     clip: tuple[float, float] | None = None,
     seed: int = 0,
     max_points: int = 64,
+    labels: Tensor | None = None,
 ) -> ElboWindow:
     """Half the integral of E|epsilon - epsilon_hat|^2 / d over log-SNR in `window`, in nats/dim.
 
@@ -97,6 +104,7 @@ def elbo_window(
         clip: the sampler's clip interval for x0, or None.
         seed: of the noise.
         max_points: size of the grid.
+        labels: int64 [examples] for a conditional network.
 
     Source: VDM, arXiv:2107.00630, Eq. 15 (continuous time; the integrand over log-SNR is half the
     squared epsilon error whatever the schedule).
@@ -108,7 +116,7 @@ def elbo_window(
     errors = np.stack(
         [
             _epsilon_error(
-                network, schedule, x_0, int(t), prediction_type, clip, _noise_seed(seed, int(place))
+                network, schedule, x_0, int(t), prediction_type, clip, _noise_seed(seed, int(place)), labels
             )
             for t, place in zip(timesteps, places, strict=True)
         ]
@@ -117,7 +125,7 @@ def elbo_window(
     weights = _integration_weights(nodes, max(low, last), min(high, first))
     above = 0.5 * max(0.0, high - max(first, low))
     second_moment = x_0.flatten(1).double().square().mean(dim=1).cpu().numpy()
-    below = _prior_integral(second_moment, min(last, high)) - _prior_integral(second_moment, low)
+    below = kl_to_prior(second_moment, min(last, high)) - kl_to_prior(second_moment, low)
     below = below if last > low else np.zeros_like(second_moment)
     return ElboWindow(
         per_example=0.5 * weights @ errors + above + below,
@@ -162,6 +170,7 @@ def _epsilon_error(
     prediction_type: PredictionType,
     clip: tuple[float, float] | None,
     seed: int,
+    labels: Tensor | None,
 ) -> Float64Array:
     """Squared epsilon error per example, averaged over dimensions, with x0 clipped: float64 [examples].
 
@@ -171,7 +180,7 @@ def _epsilon_error(
     noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
     timesteps = torch.full((len(x_0),), timestep, dtype=torch.int64, device=x_0.device)
     x_t = q_sample(schedule, x_0, timesteps, noise)
-    output = in_portions(network, x_t, timesteps).double()
+    output = in_portions(network, x_t, timesteps, labels).double()
     x0_hat = to_x_0(schedule, prediction_type, output, x_t.double(), timesteps)
     if clip is not None:
         x0_hat = x0_hat.clip(*clip)
@@ -188,12 +197,3 @@ def _integration_weights(nodes: Float64Array, low: float, high: float) -> Float6
     weights[:-1] += width * (1.0 - share)
     weights[1:] += width * share
     return weights
-
-
-def _prior_integral(second_moment: Float64Array, log_snr: float) -> Float64Array:
-    """Half the integral, from log-SNR -inf, of the error of N(0, I)'s denoiser.
-
-    With a = sigmoid(log_snr) it is (m a - a - ln(1 - a)) / 2, the KL of q(x_t | x_0) to N(0, I).
-    """
-    a = 1.0 / (1.0 + np.exp(-log_snr))
-    return (second_moment * a - a + np.logaddexp(0.0, log_snr)) / 2.0

@@ -37,6 +37,7 @@ class JointMLP(nn.Module):
         raw_coordinates: put the coordinates beside their embedding.
         timestep_scale: factor on the timestep before it is embedded.
         dropout: share of each block's update that is dropped in training.
+        num_classes: of a conditional network, which takes labels; the null label is this number.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class JointMLP(nn.Module):
         raw_coordinates: bool = True,
         timestep_scale: float = 1.0,
         dropout: float = 0.0,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -59,29 +61,34 @@ class JointMLP(nn.Module):
         self.data_embedding_scale = data_embedding_scale
         self.raw_coordinates = raw_coordinates
         self.timestep_scale = timestep_scale
+        self.num_classes = num_classes
         num_values = math.prod(shape)
         self.embeds_coordinates = len(shape) == 1
         data_size = num_values
         if self.embeds_coordinates:
             data_size = num_values * (data_embedding_size + int(raw_coordinates))
-        self.inward = nn.Linear(time_embedding_size + data_size, hidden_size)
+        self.label = nn.Embedding(num_classes + 1, time_embedding_size) if num_classes else None
+        condition_size = time_embedding_size * (2 if num_classes else 1)
+        self.inward = nn.Linear(condition_size + data_size, hidden_size)
         self.blocks = nn.Sequential(*(ResidualBlock(hidden_size, dropout) for _ in range(num_blocks)))
         self.outward = nn.Linear(hidden_size, num_values)
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict the noise in x.
 
         Args:
             x: float32 [batch, *shape].
             t: int64 [batch], 0-based timesteps.
+            y: int64 [batch], labels, if the network is conditional.
 
         Returns:
             float32 [batch, *shape].
         """
         time = sinusoidal_embedding(t * self.timestep_scale, self.time_embedding_size)
-        joint = torch.cat([time, *self._embed_data(x)], dim=-1)
+        label = [self.label(y)] if self.label is not None else []
+        joint = torch.cat([time, *label, *self._embed_data(x)], dim=-1)
         return self.outward(self.blocks(self.inward(joint))).reshape(x.shape)
 
     def _embed_data(self, x: Tensor) -> list[Tensor]:

@@ -8,8 +8,11 @@ from diffusion.mlp import JointMLP
 from diffusion.unet import UNet, levels_that_fit
 
 
-def build_network(config: Config, shape: tuple[int, ...]) -> nn.Module:
+def build_network(config: Config, shape: tuple[int, ...], num_classes: int = 0) -> nn.Module:
     """A fresh denoiser: (x [batch, *shape], t int64 [batch]) -> [batch, *shape].
+
+    A conditional one, where there are classes, takes labels y int64 [batch] as well, 0 to
+    num_classes - 1, and num_classes for none.
 
     Raises:
         InputError: the network does not fit the shape.
@@ -28,6 +31,7 @@ def build_network(config: Config, shape: tuple[int, ...]) -> nn.Module:
             timestep_scale=timestep_scale,
             dropout=network.dropout,
             gradient_checkpointing=network.gradient_checkpointing,
+            num_classes=num_classes,
         )
     return JointMLP(
         shape,
@@ -39,6 +43,7 @@ def build_network(config: Config, shape: tuple[int, ...]) -> nn.Module:
         raw_coordinates=network.raw_coordinates,
         timestep_scale=timestep_scale,
         dropout=network.dropout,
+        num_classes=num_classes,
     )
 
 

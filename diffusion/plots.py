@@ -8,11 +8,27 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 # How many samples make a picture.
-PICTURED = {"image": 64, "points": 2000}
+_PICTURED = {"image": 64, "points": 2000}
 
 _INK = (31, 60, 136)
+# Of the classes in turn: Okabe and Ito's colours, which most eyes tell apart.
+_CLASS_INKS = [
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+    (90, 90, 90),
+]
 _FRAME = (200, 204, 212)
 _TEXT = (90, 96, 110)
+
+
+def num_pictured(kind: str, num_classes: int = 0) -> int:
+    """How many samples of "image" or "points" make a picture; of each class as many, where there are few."""
+    count = _PICTURED[kind]
+    return count // num_classes * num_classes if 0 < num_classes <= count else count
 
 
 def draw_samples(
@@ -20,14 +36,24 @@ def draw_samples(
     value_range: tuple[float, float] | None,
     limits: tuple[float, float, float, float] | None = None,
     title: str = "",
+    num_classes: int = 0,
 ) -> Image.Image:
-    """One picture of samples in data units: a grid where they have a range (images), else a scatter."""
+    """One picture of samples in data units: a grid where they have a range (images), else a scatter.
+
+    Where there are classes, sample i is of class i modulo their number: each class has a column of the
+    grid, or a colour.
+    """
     if value_range is not None:
-        return image_grid(samples, value_range)
-    return scatter(samples, limits, title=title)
+        return image_grid(samples, value_range, columns=num_classes if 0 < num_classes <= 16 else None)
+    return scatter(samples, limits, title=title, num_classes=num_classes)
 
 
-def image_grid(images: NDArray[np.floating], value_range: tuple[float, float], cell: int = 64) -> Image.Image:
+def image_grid(
+    images: NDArray[np.floating],
+    value_range: tuple[float, float],
+    cell: int = 64,
+    columns: int | None = None,
+) -> Image.Image:
     """Images side by side, about as wide as high.
 
     Args:
@@ -35,13 +61,14 @@ def image_grid(images: NDArray[np.floating], value_range: tuple[float, float], c
         value_range: the values shown as black and as white.
         cell: small images are enlarged to about this many pixels, by a whole number and smoothly:
             an eye reads the blocks of an 8x8 digit badly.
+        columns: of the grid, if not as many as rows.
     """
     low, high = value_range
     pixels = ((images - low) / (high - low) * 255.0).round().clip(0, 255).astype(np.uint8)
     batch, channels, height, width = pixels.shape
     enlarge = max(1, cell // max(height, width))
     height, width = height * enlarge, width * enlarge
-    columns = int(np.ceil(np.sqrt(batch)))
+    columns = columns or int(np.ceil(np.sqrt(batch)))
     rows = int(np.ceil(batch / columns))
     gap = 4
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
@@ -58,6 +85,7 @@ def scatter(
     limits: tuple[float, float, float, float] | None = None,
     size: int = 480,
     title: str = "",
+    num_classes: int = 0,
 ) -> Image.Image:
     """Points in the plane of their first two columns, both axes to the same scale.
 
@@ -66,8 +94,9 @@ def scatter(
         limits: (x_min, x_max, y_min, y_max); by default the points with a margin.
         size: side of the picture in pixels.
         title: one line above the frame.
+        num_classes: where it is not 0, point i is of class i modulo this, and has its colour.
     """
-    plane = _plane(points)
+    plane, finite = _plane(points), np.flatnonzero(_finite(points))
     x_min, x_max, y_min, y_max = plane_limits(plane) if limits is None else limits
     fine = 2  # drawn twice as large and reduced, for smooth dots
     margin, side = 34 * fine, size * fine
@@ -78,9 +107,10 @@ def scatter(
     middle = np.array([(x_min + x_max) / 2.0, (y_min + y_max) / 2.0])
     places = (plane - middle) * [scale, -scale] + side / 2.0
     radius = 1.3 * fine
-    for x, y in places:
+    for index, (x, y) in zip(finite, places, strict=True):
         if margin <= x <= side - margin and margin <= y <= side - margin:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_INK)
+            ink = _CLASS_INKS[index % num_classes % len(_CLASS_INKS)] if num_classes else _INK
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
     canvas = canvas.resize((size, size), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
     edge = size - 34
@@ -107,7 +137,11 @@ def plane_limits(points: NDArray[np.floating]) -> tuple[float, float, float, flo
 def _plane(points: NDArray[np.floating]) -> NDArray[np.floating]:
     """The finite points' first two columns; the second is 0 where there is but one."""
     plane = np.concatenate([points, np.zeros((len(points), 1))], axis=1)[:, :2]
-    return plane[np.isfinite(plane).all(axis=1)]
+    return plane[_finite(points)]
+
+
+def _finite(points: NDArray[np.floating]) -> NDArray[np.bool_]:
+    return np.isfinite(points[:, :2]).all(axis=1)
 
 
 def save_animation(

@@ -22,11 +22,24 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.reverse import ErrorCurve, TableVariance, Variance, ancestral_coefficients
 from diffusion.schedules import Float64Array, NoiseSchedule, Spacing, respaced_timesteps
+
+__all__ = [
+    "COEFFICIENTS",
+    "ErrorCurve",
+    "PredictionType",
+    "SamplerName",
+    "SamplerTable",
+    "Variance",
+    "last_sample",
+    "sampler_table",
+    "step",
+    "trajectory",
+]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
-Variance = Literal["beta_tilde", "beta"]
 
 COEFFICIENTS = ("a", "b", "c", "d", "e", "f", "s", "lo", "hi")
 
@@ -53,7 +66,8 @@ def sampler_table(
     *,
     prediction_type: PredictionType = "epsilon",
     eta: float = 0.0,
-    variance: Variance = "beta_tilde",
+    variance: TableVariance = "beta_tilde",
+    error_curve: ErrorCurve | None = None,
     spacing: Spacing = "trailing",
     clip: tuple[float, float] | None = None,
     use_clipped_model_output: bool = True,
@@ -67,7 +81,10 @@ def sampler_table(
         num_inference_steps: S, from 1 to T.
         prediction_type: what the network's output means.
         eta: DDIM's share of fresh noise, in [0, 1]; the others do not use it.
-        variance: DDPM's noise, beta-tilde or beta (both respaced); the others do not use it.
+        variance: DDPM's noise, see `ancestral_coefficients` (respaced, as everything here); the others
+            do not use it. A covariance that a network learns, the Sigma_theta(x_t, t) of seeds 000 and
+            001, fits no table, whose s is one number a row.
+        error_curve: for "optimal", measured with the same clip interval.
         spacing: how the S timesteps are chosen, see `respaced_timesteps`.
         clip: (lo, hi) for x0 in normalised units, or None.
         use_clipped_model_output: DDIM derives epsilon anew from the clipped x0 (f = 0); otherwise
@@ -81,15 +98,20 @@ def sampler_table(
 
     Raises:
         ValueError: an unknown name, eta outside [0, 1], clip without lo < hi, a guard that is not
-            positive, S outside 1..T, or epsilon prediction where alphas_cumprod is 0 (x_t then says
-            nothing about x_0).
+            positive, S outside 1..T, "optimal" without an error curve or a curve without it, or epsilon
+            prediction where alphas_cumprod is 0 (x_t then says nothing about x_0).
 
     Source: DDPM, arXiv:2006.11239, Eqs. 7 and 11; DDIM, arXiv:2010.02502, Eqs. 12 and 16;
     DPM-Solver++(2M), arXiv:2211.01095, Algorithm 2.
+
+    Seed 003, Section 3.2, prints the update with beta-bar, the product of the betas, in alpha-bar's
+    place and sigma_t = eta sqrt(beta_t (1 - beta-bar) / beta-bar). That cannot be: a product of small
+    numbers is next to 0, so the first says that x_t holds nothing but noise from the first steps on,
+    and the second grows without bound. DDIM's sigma_t (Eq. 16) is eta times the root of beta-tilde.
     """
     _check_choice("sampler", sampler, SamplerName)
     _check_choice("prediction_type", prediction_type, PredictionType)
-    _check_choice("variance", variance, Variance)
+    _check_choice("variance", variance, TableVariance)
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta {eta}: need a number from 0 (no fresh noise) to 1")
     lo, hi = (-np.inf, np.inf) if clip is None else clip
@@ -109,7 +131,9 @@ def sampler_table(
     a, b = _x0_coefficients(prediction_type, at)
     e = f = s = np.zeros_like(at)
     if sampler == "ddpm":
-        c, d, s = _ancestral_coefficients(at, as_, variance)
+        x_0_errors = None if error_curve is None else error_curve.x_0_errors(schedule.log_snr[timesteps])
+        c, d, s_squared = ancestral_coefficients(at, as_, variance, x_0_errors)
+        s = np.sqrt(s_squared)
     elif sampler == "ddim":
         s = eta * np.sqrt((1.0 - as_) / (1.0 - at) * (1.0 - at / as_))
         if use_clipped_model_output:
@@ -169,17 +193,6 @@ def trajectory(
 def last_sample(states: Iterator[tuple[Any, Any]]) -> Any:
     """The x at the end of a `trajectory`; the states on the way are not kept."""
     return deque(states, maxlen=1).pop()[0]
-
-
-def _ancestral_coefficients(
-    at: Float64Array, as_: Float64Array, variance: Variance
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """q(x_s | x_t, x_0) = N(c x_0 + d x_t, s^2): DDPM, Eq. 7."""
-    beta = 1.0 - at / as_
-    beta_tilde = beta * (1.0 - as_) / (1.0 - at)
-    c = np.sqrt(as_) * beta / (1.0 - at)
-    d = np.sqrt(at / as_) * (1.0 - as_) / (1.0 - at)
-    return c, d, np.sqrt(beta_tilde if variance == "beta_tilde" else beta)
 
 
 def _ddim_coefficients(

@@ -8,16 +8,18 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from diffusion.checkpoints import TrainedModel, TrainingState
 from diffusion.config import Config, TrainingConfig
 from diffusion.data import Dataset
-from diffusion.evaluation import Evaluator, schedule_metrics
+from diffusion.evaluation import Evaluator
 from diffusion.learner import Learner, learning_rate_factor
 from diffusion.likelihood import ElboWindow
 from diffusion.order import DataOrder, noise_generator, seed_dropout
+from diffusion.preflight import schedule_metrics
 from diffusion.ranks import Ranks
+from diffusion.timestep_sampling import LossSecondMoment, stratified_timesteps, uniform_timesteps
 
 # The workers agree on what to do next this often; agreeing costs a message round.
 _UPDATES_BETWEEN_REQUESTS = 10
@@ -69,7 +71,8 @@ class Training:
     """One training of a denoiser, alone or as one of several workers that do the same.
 
     Every random number of update u is a function of (seed, u), so a training that goes on from a
-    checkpoint ends with the very weights of one that was never interrupted.
+    checkpoint ends with the very weights of one that was never interrupted. (Where timesteps are drawn
+    by importance, also of the losses before, which checkpoints hold.)
 
     Args:
         config: what to train.
@@ -101,15 +104,21 @@ class Training:
         self._report, self._save, self._request = report, save, request
         self._ranks = Ranks.of(dataset.train.device)
         self._schedule = config.schedule.build()
-        self._learner = Learner(config, dataset.spec.shape, self._ranks)
+        self._learner = Learner(config, dataset.spec.shape, self._ranks, dataset.spec.num_classes)
         self._model = TrainedModel(config, dataset.spec, self._learner.averaged_network)
         self._model.network.register_forward_pre_hook(self._break_off)
+        self._loss_history = (
+            LossSecondMoment(self._schedule.num_train_timesteps)
+            if config.training.timestep_sampling == "importance"
+            else None
+        )
         self._evaluate_at = set(evaluation_points(config.training))
         self._may_break_off = False
         self.updates = 0
         self.history: list[dict[str, Any]] = []
         self._evaluated: set[int] = set()
         self._losses = 0
+        self._order = DataOrder(len(dataset.train), config.training.batch_size, config.seed)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
         if initial_weights is not None:
             self._learner.start_from(initial_weights)
@@ -124,7 +133,7 @@ class Training:
             Stopped: `request` asked for it on some worker.
         """
         training, dataset = self.config.training, self._dataset
-        order = DataOrder(len(dataset.train), training.batch_size, self.config.seed)
+        order = self._order
         share = self._ranks.share(training.batch_size)
         # Closed, since images that are streamed from disk are decoded ahead.
         with closing(dataset.train.batches(order.batches(self.updates, share))) as batches:
@@ -141,16 +150,48 @@ class Training:
         seed, batch_size = self.config.seed, self.config.training.batch_size
         device = self._ranks.device
         generator = noise_generator(seed, self.updates, device)
-        steps = self._schedule.num_train_timesteps
-        timesteps = torch.randint(steps, (batch_size,), generator=generator, device=device)[share]
+        timesteps, importance = self._draw_timesteps(generator)
         noise = torch.randn(batch_size, *x_0.shape[1:], generator=generator, device=device)[share]
         if self.config.data.horizontal_flips:
             flips = torch.rand(batch_size, generator=generator, device=device)[share] < 0.5
             x_0 = torch.where(flips[:, None, None, None], x_0.flip(-1), x_0)
+        labels = self._labels(generator, share)
         seed_dropout(seed, self.updates, self._ranks.rank)
-        self._loss_sum += self._learner.step(self.updates, x_0, timesteps, noise)
+        weights = None if importance is None else importance[share]
+        self._loss_sum += self._learner.step(self.updates, x_0, timesteps[share], noise, labels, weights)
+        if self._loss_history is not None:
+            self._loss_history.observe(timesteps, self._losses_of_all(share))
         self._losses += 1
         self.updates += 1
+
+    def _draw_timesteps(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The whole batch's timesteps, and weights where they are not drawn uniformly."""
+        total, count = self._schedule.num_train_timesteps, self.config.training.batch_size
+        if self._loss_history is not None:
+            return self._loss_history.draw(count, generator)
+        stratified = self.config.training.timestep_sampling == "stratified"
+        draw = stratified_timesteps if stratified else uniform_timesteps
+        return draw(total, count, generator), None
+
+    def _losses_of_all(self, share: slice) -> Tensor:
+        """The whole batch's losses, the same on every worker: [batch_size]."""
+        losses = torch.zeros(self.config.training.batch_size, device=self._ranks.device)
+        losses[share] = self._learner.last_losses
+        if self._ranks.world_size > 1:
+            distributed.all_reduce(losses)
+        return losses
+
+    def _labels(self, generator: torch.Generator, share: slice) -> Tensor | None:
+        """This worker's labels of the batch, some of them hidden, for a conditional network."""
+        null_label = self._dataset.spec.num_classes
+        if not null_label:
+            return None
+        device, labels = self._ranks.device, self._dataset.train.labels
+        assert labels is not None
+        index = self._order.batch(self.updates).to(device)
+        hidden = torch.rand(len(index), generator=generator, device=device)
+        dropout = self.config.training.label_dropout
+        return torch.where(hidden < dropout, null_label, labels[index])[share]
 
     def _consult(self, evaluates: bool) -> None:
         """Evaluate if that is due, then do what any worker wants done."""
@@ -201,6 +242,7 @@ class Training:
         )
         metrics |= schedule_metrics(self._schedule, math.prod(self._dataset.spec.shape))
         if self.updates == training.num_updates:
+            metrics |= evaluator.discrete_bound(self._model.network)
             metrics |= evaluator.sample_distance(
                 self._model.network,
                 self._dataset.val[:],
@@ -219,7 +261,8 @@ class Training:
             return
         state = TrainingState(
             update=self.updates,
-            random={"seed": self.config.seed, "update": self.updates},
+            random={"seed": self.config.seed, "update": self.updates}
+            | ({"loss_history": self._loss_history.state()} if self._loss_history else {}),
             history=list(self.history),
             loss_sum=float(self._loss_sum),
             losses=self._losses,
@@ -238,6 +281,8 @@ class Training:
         self.updates, self.history = state.update, list(state.history)
         self._evaluated = {entry["update"] for entry in self.history}
         self._losses = state.losses
+        if self._loss_history is not None and "loss_history" in state.random:
+            self._loss_history.restore(state.random["loss_history"])
         if self._ranks.leads:
             self._loss_sum.fill_(state.loss_sum)
 

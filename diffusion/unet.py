@@ -26,6 +26,7 @@ class UNet(nn.Module):
         timestep_scale: factor on the timestep before it is embedded.
         dropout: share of each block's inner values that is dropped in training.
         gradient_checkpointing: compute blocks anew in the backward pass, to save memory.
+        num_classes: of a conditional network, which takes labels; the null label is this number.
 
     Source: DDPM, arXiv:2006.11239, Appendix B; block order of arXiv:2102.09672.
     """
@@ -42,18 +43,21 @@ class UNet(nn.Module):
         timestep_scale: float = 1.0,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         channels, height, width = shape
         self.time_embedding_size = time_embedding_size
         self.timestep_scale = timestep_scale
         self.gradient_checkpointing = gradient_checkpointing
+        self.num_classes = num_classes
         stride = 2 ** (len(channel_multipliers) - 1)
         self.padding = (-width % stride, -height % stride)
         time_channels = 4 * base_channels
         self.time = nn.Sequential(
             nn.Linear(time_embedding_size, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
+        self.label = nn.Embedding(num_classes + 1, time_channels) if num_classes else None
 
         def block(inward: int, outward: int, side: int) -> _Block:
             return _Block(inward, outward, time_channels, dropout, attends=side in attention_resolutions)
@@ -84,12 +88,13 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(_GROUPS, here)
         self.outward = _zeroed(nn.Conv2d(here, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict the noise in x.
 
         Args:
             x: float32 [batch, C, H, W].
             t: int64 [batch], 0-based timesteps.
+            y: int64 [batch], labels, if the network is conditional.
 
         Returns:
             float32 [batch, C, H, W].
@@ -97,6 +102,8 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         embedding = sinusoidal_embedding(t * self.timestep_scale, self.time_embedding_size, dtype=x.dtype)
         time = self.time(embedding)
+        if self.label is not None:
+            time = time + self.label(y)
         hidden = self.inward(F.pad(x, (0, self.padding[0], 0, self.padding[1])))
         skips = [hidden]
         for module in self.down:

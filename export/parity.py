@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.checkpoints import TrainedModel
-from diffusion.generation import denoiser
+from diffusion.generation import Condition, classes_in_turn, denoiser
 from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from export.noise import normal_noise
 from export.sampler import Sampler
@@ -26,8 +26,10 @@ _BATCHES = (1, 3, 7)
 _GRID_SIZE = 9
 _NUM_TRAJECTORIES = 8
 _SEED = 0
+_GUIDANCE = 3.0
 
-Denoise = Callable[[NDArray[np.float64], int], NDArray[np.float64]]
+# (x, timestep, labels, guidance_scale) -> output
+Engine = Callable[[NDArray[np.float64], int, NDArray[np.int64] | None, float], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,32 @@ def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
 
     Single calls at batch 1, 3 and 7 over a grid of timesteps, then whole trajectories: the deployed
     sampler, DDPM over all timesteps, DDIM over at most 50 and DPM-Solver++(2M) over at most 20,
-    clipped and not.
+    clipped and not. A conditional model is asked for every class in turn, and all but DDPM, the longest,
+    with guidance as well.
     Trajectories that diverge in PyTorch are left out, unless they are the deployed sampler's.
     """
-    shape = model.data.shape
-    runs: dict[str, tuple[float, Callable[[Denoise], NDArray[np.float64]]]] = {}
-    for batch in _BATCHES:
-        runs[f"one step, batch {batch}"] = STEP_TOLERANCE, partial(_single_calls, model, batch)
-    tables = _tables(model)
-    for name, table in tables.items():
-        runs[name] = TRAJECTORY_TOLERANCE, partial(_end_of_trajectory, table, shape)
+    own = model.config.sampler.guidance_scale
+    runs: dict[str, tuple[float, Callable[[Engine], NDArray[np.float64]]]] = {}
+    may_diverge = set()
+    for scale in [1.0] + ([_GUIDANCE if own == 1.0 else own] if model.data.num_classes else []):
+        suffix = f", guidance {scale:g}" if model.data.num_classes else ""
+        for batch in _BATCHES:
+            run = partial(_single_calls, model, batch, scale)
+            runs[f"one step, batch {batch}{suffix}"] = STEP_TOLERANCE, run
+        for name, table in _tables(model).items():
+            if scale == 1.0 or not name.startswith("ddpm"):
+                run = partial(_end_of_trajectory, model, table, scale)
+                runs[name + suffix] = TRAJECTORY_TOLERANCE, run
+                if name != _DEPLOYED or scale != own:
+                    may_diverge.add(name + suffix)
 
     # One engine after the other: ONNX Runtime's threads would starve torch's.
-    expected = {name: run(_torch_denoise(model)) for name, (_, run) in runs.items()}
+    expected = {name: run(_torch_engine(model)) for name, (_, run) in runs.items()}
     sampler = Sampler(onnx_file, provider="cpu")
     actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
     cases = [_compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
     diverged = {case.name for case in cases if not case.output_scale <= _DIVERGED}
-    return [case for case in cases if case.name not in diverged & tables.keys() - {_DEPLOYED}]
+    return [case for case in cases if case.name not in diverged & may_diverge]
 
 
 def summary(cases: list[ParityCase]) -> dict[str, Any]:
@@ -83,24 +93,41 @@ def _tables(model: TrainedModel) -> dict[str, SamplerTable]:
     return tables
 
 
-def _single_calls(model: TrainedModel, batch: int, denoise: Denoise) -> NDArray[np.float64]:
+def _single_calls(model: TrainedModel, batch: int, scale: float, engine: Engine) -> NDArray[np.float64]:
     x = normal_noise(_SEED, np.arange(batch), 0, model.data.shape)
     grid = np.linspace(0, model.schedule.num_train_timesteps - 1, _GRID_SIZE).round().astype(int)
-    return np.stack([denoise(x, int(t)) for t in np.unique(grid)])
+    labels = _labels(model, batch)
+    return np.stack([engine(x, int(t), labels, scale) for t in np.unique(grid)])
 
 
-def _end_of_trajectory(table: SamplerTable, shape: tuple[int, ...], denoise: Denoise) -> NDArray[np.float64]:
-    indices = np.arange(_NUM_TRAJECTORIES)
+def _end_of_trajectory(
+    model: TrainedModel, table: SamplerTable, scale: float, engine: Engine
+) -> NDArray[np.float64]:
+    indices, labels = np.arange(_NUM_TRAJECTORIES), _labels(model, _NUM_TRAJECTORIES)
 
     def noise(row: int) -> NDArray[np.float64]:
-        return normal_noise(_SEED, indices, row + 1, shape)
+        return normal_noise(_SEED, indices, row + 1, model.data.shape)
+
+    def denoise(x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
+        return engine(x, timestep, labels, scale)
 
     return last_sample(trajectory(denoise, noise(-1), table, noise))
 
 
-def _torch_denoise(model: TrainedModel) -> Denoise:
-    denoise = denoiser(model.network)
-    return lambda x, timestep: denoise(torch.from_numpy(x), timestep).numpy()
+def _labels(model: TrainedModel, count: int) -> NDArray[np.int64] | None:
+    return classes_in_turn(count, model.data.num_classes).numpy() if model.data.num_classes else None
+
+
+def _torch_engine(model: TrainedModel) -> Engine:
+    def engine(
+        x: NDArray[np.float64], timestep: int, labels: NDArray[np.int64] | None, scale: float
+    ) -> NDArray[np.float64]:
+        condition = None
+        if labels is not None:
+            condition = Condition(torch.from_numpy(labels), model.data.num_classes, scale)
+        return denoiser(model.network, condition)(torch.from_numpy(x), timestep).numpy()
+
+    return engine
 
 
 def _compare(

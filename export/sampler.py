@@ -6,8 +6,6 @@
 or `python -m export.sampler sampler.onnx --num-samples 64 --output grid.png`.
 """
 
-import csv
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
-from diffusion.files import replacing
-from diffusion.plots import draw_samples
 from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
 from diffusion.schedules import Spacing
 from export.arguments import OneLineParser
+from export.labels import Labels, chosen_labels
 from export.noise import normal_noise
+from export.output import check_suffix, save_samples
 from export.session import Provider, open_session
 from export.spec import SamplerSpec
 
@@ -70,6 +68,8 @@ class Sampler:
         num_steps: int | None = None,
         eta: float | None = None,
         spacing: Spacing | None = None,
+        labels: Labels | None = None,
+        guidance_scale: float | None = None,
         batch_size: int = 1024,
         on_row: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
@@ -84,6 +84,10 @@ class Sampler:
             num_steps: network evaluations, from 1 to the number of training timesteps.
             eta: DDIM's share of fresh noise, in [0, 1].
             spacing: which timesteps are visited.
+            labels: of a conditional model: a class's name or number, or one for each sample; None is
+                every class in turn.
+            guidance_scale: of a conditional model: 1 is the class as learned, 0 no class, more
+                exaggerates it; None is the file's own.
             batch_size: samples that go through the network at a time.
             on_row: called with (network calls done, network calls in all) after each.
 
@@ -96,13 +100,17 @@ class Sampler:
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
             if not 1 <= value <= _MOST_SAMPLES:
                 raise InputError(f"{name} {value}: give 1 to {_MOST_SAMPLES}")
+        numbers = chosen_labels(labels, num_samples, self.spec.classes)
+        scale = self._guidance_scale(guidance_scale)
         table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
         starts = range(0, num_samples, batch_size)
         calls = 0
 
-        def denoise(x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
+        def denoise(
+            x: NDArray[np.float64], timestep: int, y: NDArray[np.int64] | None
+        ) -> NDArray[np.float64]:
             nonlocal calls
-            out = self.denoise(x, timestep)
+            out = self.denoise(x, timestep, y, scale)
             calls += 1
             if on_row is not None:
                 on_row(calls, len(starts) * len(table.timesteps))
@@ -112,7 +120,8 @@ class Sampler:
         for start in starts:
             indices = np.arange(start, min(start + batch_size, num_samples))
             noise = partial(self._noise, seed, indices)
-            x = last_sample(trajectory(denoise, noise(-1), table, noise))
+            known = partial(denoise, y=None if numbers is None else numbers[indices])
+            x = last_sample(trajectory(known, noise(-1), table, noise))
             batches.append(self.spec.denormalise(x).astype(np.float32))
         return np.concatenate(batches)
 
@@ -147,10 +156,46 @@ class Sampler:
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def denoise(self, x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
-        """One call of the network: [batch, *shape] normalised, and a 0-based timestep."""
+    def denoise(
+        self,
+        x: NDArray[np.float64],
+        timestep: int,
+        labels: NDArray[np.int64] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> NDArray[np.float64]:
+        """One guided output of the network.
+
+        Args:
+            x: [batch, *shape] normalised.
+            timestep: 0-based.
+            labels: int64 [batch] of a conditional model; the null label is the number of classes.
+            guidance_scale: out_uncond + guidance_scale * (out_cond - out_uncond).
+
+        Source: classifier-free guidance, arXiv:2207.12598, Eq. 6 with guidance_scale = 1 + w.
+        """
+        if labels is None or guidance_scale == 1.0:
+            return self._call(x, timestep, labels)
+        null = np.full_like(labels, len(self.spec.classes))
+        both = self._call(np.concatenate([x, x]), timestep, np.concatenate([null, labels]))
+        unconditional, conditional = both[: len(x)], both[len(x) :]
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def _call(
+        self, x: NDArray[np.float64], timestep: int, labels: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
         inputs = {"x": x.astype(np.float32), "t": np.full(len(x), timestep, dtype=np.int64)}
+        if labels is not None:
+            inputs["y"] = labels
         return self._session.run(["model_output"], inputs)[0].astype(np.float64)
+
+    def _guidance_scale(self, given: float | None) -> float:
+        if given is None:
+            return float(self.spec.sampler["guidance_scale"])
+        if not self.spec.classes:
+            raise InputError(f"guidance_scale {given:g}: this model knows no classes; leave it out")
+        if not 0.0 <= given <= 100.0:
+            raise InputError(f"guidance_scale {given:g}: give 0 to 100, such as 3")
+        return given
 
     def _noise(self, seed: int, indices: NDArray[np.int64], row: int) -> NDArray[np.float64]:
         return normal_noise(seed, indices, row + 1, self.spec.shape)
@@ -160,68 +205,17 @@ class Sampler:
             "x": ("tensor(float)", self.spec.shape),
             "t": ("tensor(int64)", ()),
             "model_output": ("tensor(float)", self.spec.shape),
-        }
+        } | ({"y": ("tensor(int64)", ())} if self.spec.classes else {})
         values = [*self._session.get_inputs(), *self._session.get_outputs()]
         found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
         batched = all(value.shape and not isinstance(value.shape[0], int) for value in values)
         if found != expected or len(values) != len(expected) or not batched:
             seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)[:200]
+            numbers = "t and y" if self.spec.classes else "t"
             raise InputError(
                 f"its inputs and outputs are {seen}, not x float32 and model_output float32 "
-                f"{['batch', *self.spec.shape]} with t int64 ['batch']: export the model again"
+                f"{['batch', *self.spec.shape]} with {numbers} int64 ['batch']: export the model again"
             )
-
-
-def save_samples(samples: NDArray[np.float32], spec: SamplerSpec, path: Path) -> None:
-    """Write samples by the suffix of `path`: .png (grid or scatter), .npy, or .csv (points).
-
-    Raises:
-        InputError: another suffix, .csv for images, or a place that cannot be written.
-    """
-    suffix = _checked_suffix(path, spec)
-    try:
-        with replacing(path) as part:
-            _write(samples, spec, part, suffix)
-    except OSError as error:
-        raise InputError(
-            f"--output {path} cannot be written ({error.strerror}): choose another place"
-        ) from error
-
-
-def _write(samples: NDArray[np.float32], spec: SamplerSpec, path: Path, suffix: str) -> None:
-    if suffix == ".npy":
-        np.save(path, samples)
-    elif suffix == ".csv":
-        columns = spec.data.get("columns") or [f"x{index}" for index in range(samples.shape[1])]
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(samples.tolist())
-    else:
-        draw_samples(samples, spec.data["range"], title=f"{len(samples)} samples").save(path)
-
-
-def _checked_suffix(path: Path, spec: SamplerSpec) -> str:
-    allowed = [".png", ".npy"] if spec.data["kind"] == "image" else [".png", ".npy", ".csv"]
-    if path.suffix not in allowed:
-        raise InputError(f"--output {path}: give a file ending in {', '.join(allowed)}")
-    check_output(path)
-    return path.suffix
-
-
-def check_output(path: Path) -> None:
-    """Find out before the work whether a file can be written.
-
-    Raises:
-        InputError: it cannot.
-    """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"--output {path}: the folder {path.parent} does not exist; make it first")
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder: give the name of a file")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise InputError(f"--output {path} must not be written: choose another place")
 
 
 def _read(path: Path) -> bytes:
@@ -248,11 +242,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="network evaluations; default: the file's own")
     parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise, 0 to 1")
     parser.add_argument("--spacing", choices=get_args(Spacing), help="which timesteps are visited")
+    parser.add_argument("--label", help="a class's name; default: every class in turn")
+    parser.add_argument("--guidance-scale", type=float, help="1: the class as learned, 0: no class")
     parser.add_argument("--provider", choices=get_args(Provider), default="auto")
     options = parser.parse_args(arguments)
     try:
         sampler = Sampler(options.model, options.provider)
-        _checked_suffix(options.output, sampler.spec)
+        check_suffix(options.output, sampler.spec)
         print(
             f"{options.model}: {sampler.spec.data['kind']} of shape {list(sampler.spec.shape)}, "
             f"on {sampler.runs_on}"
@@ -265,10 +261,12 @@ def main(arguments: list[str] | None = None) -> int:
             num_steps=options.steps,
             eta=options.eta,
             spacing=options.spacing,
+            labels=options.label,
+            guidance_scale=options.guidance_scale,
             on_row=_progress if sys.stderr.isatty() else None,
         )
         seconds = time.perf_counter() - started
-        save_samples(samples, sampler.spec, options.output)
+        save_samples(samples, sampler.spec, options.output, in_turn=options.label is None)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,14 +17,23 @@ class _SamplerModel:
         """Draw samples: one row of `num_samples` and `seed` is one request, results joined.
 
         Args:
-            model_input: a DataFrame with columns `num_samples` and `seed`.
+            model_input: a DataFrame with columns `num_samples` and `seed`; for a conditional model, if
+                you like, `label`: a class's name.
             params: not used.
 
         Returns:
             float32 [sum of num_samples, *shape] in data units.
         """
-        requests = zip(model_input["num_samples"], model_input["seed"], strict=True)
-        return np.concatenate([self._sampler.sample(int(count), seed=int(seed)) for count, seed in requests])
+        labels = model_input["label"] if "label" in model_input else [None] * len(model_input)
+        requests = zip(model_input["num_samples"], model_input["seed"], labels, strict=True)
+        return np.concatenate(
+            [
+                self._sampler.sample(
+                    int(count), seed=int(seed), labels=None if pd.isna(label) else str(label)
+                )
+                for count, seed, label in requests
+            ]
+        )
 
 
 def _load_pyfunc(data_path: str) -> _SamplerModel:

@@ -27,7 +27,8 @@ class SamplerSpec:
     """What the metadata say.
 
     Attributes:
-        data: "kind", "shape", "mean", "std", "range" and "columns" of the data.
+        data: "kind", "shape", "mean", "std", "range", "columns" and "classes" of the data; classes are
+            None, or not there, where the model is unconditional.
         schedule: "kind", its parameters and "betas".
         prediction_type: what the network's output means.
         sampler: "name", "num_steps", "eta", "variance", "spacing", "clip", "guidance_scale".
@@ -51,6 +52,11 @@ class SamplerSpec:
     def noise_schedule(self) -> NoiseSchedule:
         """The schedule that the network was trained on."""
         return NoiseSchedule(self.schedule["betas"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by label number; none where the model is unconditional."""
+        return self.data.get("classes") or []
 
     def denormalise(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Normalised [batch, *shape] to data units, images clipped to their range."""
@@ -123,6 +129,8 @@ class SamplerSpec:
         _need(fits, "mean and std do not fit the shape")
         _need(np.isfinite(mean).all() and np.isfinite(std).all(), "mean or std is not finite")
         _need((std > 0).all(), "std is not positive")
+        names = self.classes
+        _need(isinstance(names, list) and all(isinstance(name, str) for name in names), "classes")
         _need(data["range"] is None or _is_interval(data["range"]), f"range {data['range']}")
 
     def _check_sampler(self, total: int) -> None:
@@ -133,6 +141,8 @@ class SamplerSpec:
         _need(isinstance(steps, int) and 1 <= steps <= total, f"num_steps {steps} is not in 1..{total}")
         _need(0.0 <= sampler["eta"] <= 1.0, f"eta {sampler['eta']}")
         _need(clip is None or _is_interval(clip), f"clip {clip}")
+        scale = sampler["guidance_scale"]
+        _need(0.0 <= scale <= 100.0, f"guidance_scale {scale}")
 
 
 def _need(holds: Any, problem: str) -> None:

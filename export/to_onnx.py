@@ -18,8 +18,8 @@ from diffusion.checkpoints import TrainedModel
 from diffusion.errors import InputError
 from diffusion.files import replacing
 from export.arguments import OneLineParser
+from export.output import check_output
 from export.parity import ParityCase, check_parity
-from export.sampler import check_output
 from export.spec import SamplerSpec
 
 OPSET = 20
@@ -64,6 +64,7 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
             "std": data.std,
             "range": data.range,
             "columns": data.columns,
+            **({"classes": list(data.classes)} if data.classes else {}),
         },
         schedule={**dataclasses.asdict(schedule), "betas": model.schedule.betas.tolist()},
         prediction_type=model.config.prediction_type,
@@ -74,7 +75,7 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
             "variance": sampler.variance,
             "spacing": sampler.spacing,
             "clip": list(data.clip) if sampler.clip else None,
-            "guidance_scale": 1.0,
+            "guidance_scale": sampler.guidance_scale,
         },
         provenance={
             "run_id": model.provenance.get("run_id"),
@@ -89,17 +90,19 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
 def _denoiser_graph(model: TrainedModel) -> onnx.ModelProto:
     # Two examples: a batch of one may be taken for a constant.
     x = torch.zeros(2, *model.data.shape)
-    t = torch.zeros(2, dtype=torch.int64)
+    # Timesteps and labels are two tensors: one given twice would become one input.
+    t, y = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    names = ["x", "t"] + (["y"] if model.data.num_classes else [])
     batch = torch.export.Dim("batch")
     with _quiet():
         program = torch.onnx.export(
             model.network,
-            (x, t),
+            (x, t, y)[: len(names)],
             dynamo=True,
             opset_version=OPSET,
-            input_names=["x", "t"],
+            input_names=names,
             output_names=["model_output"],
-            dynamic_shapes=[{0: batch}, {0: batch}],
+            dynamic_shapes=[{0: batch}] * len(names),
             verbose=False,
         )
     assert program is not None

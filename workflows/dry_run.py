@@ -77,7 +77,7 @@ def schedule_chart(schedule: NoiseSchedule) -> list[str]:
 
 def _about(config: Config, dataset: Dataset, layout: Layout) -> list[str]:
     training, schedule, spec = config.training, config.schedule.build(), dataset.spec
-    network = Learner(config, spec.shape, Ranks(0, 1, torch.device("cpu"))).network
+    network = Learner(config, spec.shape, Ranks(0, 1, torch.device("cpu")), spec.num_classes).network
     count = sum(weight.numel() for weight in network.parameters())
     where = "GPU" if layout.uses_gpus else f"{layout.threads} threads"
     epochs = training.num_updates * training.batch_size / len(dataset.train)
@@ -104,15 +104,17 @@ def _seconds_of_training(config: Config, dataset: Dataset, layout: Layout) -> fl
     share = math.ceil(training.batch_size / layout.num_workers)
     # The learner is told of one worker and its share, so that it takes the steps that a worker takes.
     config = replace(config, training=replace(training, batch_size=share))
-    learner = Learner(config, dataset.spec.shape, Ranks(0, 1, device))
+    num_classes = dataset.spec.num_classes
+    learner = Learner(config, dataset.spec.shape, Ranks(0, 1, device), num_classes)
     x_0 = dataset.train[:share].to(device)
     timesteps = torch.randint(config.schedule.num_train_timesteps, (len(x_0),), device=device)
     noise = torch.randn_like(x_0)
-    float(learner.step(0, x_0, timesteps, noise))  # the first one prepares much
+    labels = torch.zeros_like(timesteps) if num_classes else None
+    float(learner.step(0, x_0, timesteps, noise, labels))  # the first one prepares much
     started, steps = time.monotonic(), 0
     while time.monotonic() - started < _SECONDS_OF_STEPS:
         steps += 1
-        float(learner.step(steps, x_0, timesteps, noise))
+        float(learner.step(steps, x_0, timesteps, noise, labels))
     step = (time.monotonic() - started) / steps
     evaluator = Evaluator(config, dataset.to(device))
     network = learner.averaged_network

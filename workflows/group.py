@@ -51,17 +51,19 @@ def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
         InputError: it has too few.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    unit = "GPU" if gpus else "CPU"
-    slots = [int(node.get(unit, 0)) for node in nodes]
+    processors = [int(node.get("CPU", 0)) for node in nodes]
+    # A worker with a GPU needs a processor as well.
+    beside_gpus = [min(int(node.get("GPU", 0)), cpus) for node, cpus in zip(nodes, processors, strict=True)]
+    uses_gpus = any(beside_gpus)
+    slots = beside_gpus if uses_gpus else processors
     if num_workers > sum(slots):
-        what = "GPUs (one worker each)" if gpus else "processors"
+        what = "GPUs (one worker each)" if uses_gpus else "processors"
         raise InputError(
             f"{flag} {num_workers}: the cluster has {sum(slots)} {what}; give {sum(slots)} or fewer"
         )
-    if gpus:
-        shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
-        return Layout(num_workers, max(1, min(shares)), uses_gpus=True)
+    if uses_gpus:
+        shares = [cpus // count for cpus, count in zip(processors, slots, strict=True) if count]
+        return Layout(num_workers, min(shares), uses_gpus=True)
     threads = max(slots)
     while sum(slot // threads for slot in slots) < num_workers:
         threads -= 1

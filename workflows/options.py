@@ -40,8 +40,10 @@ class RunFlags:
     """Side that a folder's images are resized and cropped to; by default their own, at most 64."""
     horizontal_flips: bool = False
     """Show images to the network mirrored half of the time."""
+    conditional: bool = False
+    """Learn classes as well: a folder's subfolders, or those of a named set."""
     label_column: str | None = None
-    """Column of a table that names a class and is no coordinate."""
+    """Column of a table that names a class, which is learned as well, and is no coordinate."""
     skip_bad_images: bool = False
     """Leave out images of a folder that cannot be read."""
     memory_limit_gb: float = 4.0
@@ -80,6 +82,7 @@ class RunFlags:
             name=resolve(self.data),
             image_size=self.image_size,
             horizontal_flips=self.horizontal_flips,
+            conditional=self.conditional,
             label_column=self.label_column,
             skip_bad_images=self.skip_bad_images,
             memory_limit_gb=self.memory_limit_gb,
@@ -247,7 +250,14 @@ class TuneOptions(TuneFlags, RunOptions):
         return parent / self.free_name(lambda name: (parent / name).exists())
 
 
-_DATA_FLAGS = ("image_size", "horizontal_flips", "label_column", "skip_bad_images", "memory_limit_gb")
+_DATA_FLAGS = (
+    "image_size",
+    "horizontal_flips",
+    "conditional",
+    "label_column",
+    "skip_bad_images",
+    "memory_limit_gb",
+)
 
 
 def _sections(config: Config) -> dict[str, Any]:

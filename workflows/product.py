@@ -13,8 +13,8 @@ from diffusion.checkpoints import TrainedModel
 from diffusion.data import Dataset
 from diffusion.evaluation import Evaluator
 from diffusion.files import replacing
-from diffusion.generation import sample_states
-from diffusion.plots import PICTURED, draw_samples, plane_limits, save_animation
+from diffusion.generation import condition_in_turn, sample_states
+from diffusion.plots import draw_samples, num_pictured, plane_limits, save_animation
 from diffusion.process import q_sample
 from export.noise import normal_noise
 from export.parity import summary
@@ -64,10 +64,10 @@ def write_product(model: TrainedModel, dataset: Dataset, directory: Path) -> Non
     limits = plane_limits(dataset.raw(dataset.train[:_MOST_FOR_LIMITS])) if points else None
 
     def draw(x: np.ndarray, title: str) -> Any:
-        return draw_samples(x, model.data.range, limits, title)
+        return draw_samples(x, model.data.range, limits, title, model.data.num_classes)
 
     draw(frames[-1], "samples (PyTorch)").save(directory / "samples.png")
-    onnx_samples = Sampler(content, provider="cpu").sample(PICTURED[model.data.kind], seed=0)
+    onnx_samples = Sampler(content, provider="cpu").sample(_num_pictured(model), seed=0)
     draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
     reverse = [draw(frame, "reverse diffusion") for frame in _thinned(frames)]
     forward = (
@@ -119,22 +119,28 @@ training examples. Nothing here measures copying.
 """
 
 
+def _num_pictured(model: TrainedModel) -> int:
+    return num_pictured(model.data.kind, model.data.num_classes)
+
+
 def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
     """From noise to samples in data units, by PyTorch from the deployed noise of seed 0."""
     shape = model.data.shape
-    indices = np.arange(PICTURED[model.data.kind])
+    count, num_classes = _num_pictured(model), model.data.num_classes
+    indices = np.arange(count)
+    condition = condition_in_turn(count, num_classes, model.config.sampler.guidance_scale)
 
     def noise(row: int) -> torch.Tensor:
         return torch.from_numpy(normal_noise(0, indices, row + 1, shape))
 
     start = noise(-1)
-    states = sample_states(model.network, model.table, start, noise)
+    states = sample_states(model.network, model.table, start, noise, condition)
     return [model.data.denormalise(x.numpy()) for x in (start, *(x for x, _ in states))]
 
 
 def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:
     """Training points on their way to noise: the deployed timesteps, least noisy first."""
-    x_0 = dataset.train[: PICTURED["points"]]
+    x_0 = dataset.train[: num_pictured("points")]
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     frames = [x_0]
     for t in _thinned(list(model.table.timesteps[::-1])):

@@ -12,20 +12,16 @@ def stop_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
-def start_ray(verbose: bool, *, dashboard: bool = False) -> None:
+def start_ray(verbose: bool) -> None:
     """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; quietly, unless verbose.
 
     Where it runs already, nothing happens.
-
-    Args:
-        verbose: let Ray and its workers print.
-        dashboard: start Ray's dashboard on this machine, which also answers for the state of actors.
     """
     if ray.is_initialized():
         return
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),
-        include_dashboard=dashboard if "RAY_ADDRESS" not in os.environ else None,
+        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
     )

@@ -43,7 +43,9 @@ class RunLog:
         self._record = record
         self._logged = logged
         self._elsewhere = (
-            "" if options.output_dir == TrainOptions.output_dir else f" --output-dir {redact(options.output_dir)}"
+            ""
+            if options.output_dir == TrainOptions.output_dir
+            else f" --output-dir {redact(options.output_dir)}"
         )
 
     @classmethod

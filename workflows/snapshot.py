@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.generation import generate
-from diffusion.plots import PICTURED, draw_samples
+from diffusion.generation import condition_in_turn, generate
+from diffusion.plots import draw_samples, num_pictured
 from diffusion.training import Progress
 
 FILES = ("config.json", "model.safetensors", "samples.png", "elbo_per_example.npy")
@@ -20,8 +20,13 @@ def write_snapshot(progress: Progress, provenance: Mapping[str, Any], folder: Pa
     provenance = {**provenance, "metrics": progress.metrics}
     dataclasses.replace(model, provenance=provenance).save(folder)
     np.save(folder / "elbo_per_example.npy", progress.elbo.per_example)
-    count, shape = PICTURED[model.data.kind], model.data.shape
+    data, shape = model.data, model.data.shape
+    count = num_pictured(data.kind, data.num_classes)
     device = next(model.network.parameters()).device
-    samples = generate(model.network, model.table, shape, count, seed=0, device=device)
-    pixels = model.data.denormalise(samples.cpu().numpy())
-    draw_samples(pixels, model.data.range, title=f"{progress.updates} updates").save(folder / "samples.png")
+    condition = condition_in_turn(count, data.num_classes, model.config.sampler.guidance_scale)
+    samples = generate(model.network, model.table, shape, count, seed=0, device=device, condition=condition)
+    pixels = data.denormalise(samples.cpu().numpy())
+    picture = draw_samples(
+        pixels, data.range, title=f"{progress.updates} updates", num_classes=data.num_classes
+    )
+    picture.save(folder / "samples.png")

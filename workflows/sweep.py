@@ -39,15 +39,13 @@ def run_sweep(options: TuneOptions, directory: Path) -> int:
     experiment = options.experiment or short_name(config.data)
     uri = resolve_tracking_uri(options.tracking_uri)
     open_store(uri)  # the first thing to know, before data are loaded
-    # Ray Train frees the place of a stopped trial's workers by asking the dashboard whether it still runs.
-    nested = options.workers_per_trial > 1
     if needs_streaming(config.data):
-        start_ray(options.verbose, dashboard=nested)
+        start_ray(options.verbose)
     dataset = load_dataset(config.data)
     fixed, searched = options.search.fixed_and_searched(config, dataset.spec.kind)
     config = config.with_values(fixed).for_examples(len(dataset.train))
-    build_network(config, dataset.spec.shape)
-    start_ray(options.verbose, dashboard=nested)
+    build_network(config, dataset.spec.shape, dataset.spec.num_classes)
+    start_ray(options.verbose)
     layout = _layout(options.workers_per_trial)
     if not layout.uses_gpus:
         check_precision(config.training, torch.device("cpu"))

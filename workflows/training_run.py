@@ -55,7 +55,7 @@ def run_training(options: TrainOptions, record: RunRecord | None) -> int:
             start_ray(options.verbose)
         dataset = load_dataset(config.data)
         config = config.for_examples(len(dataset.train))
-        build_network(config, dataset.spec.shape)
+        build_network(config, dataset.spec.shape, dataset.spec.num_classes)
         if record is not None:
             _check_same(config, dataset, record)
         weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None
@@ -192,7 +192,7 @@ def _initial_weights(path: str, config: Config, dataset: Dataset) -> dict[str, T
         InputError: there are none, or they do not fit this network.
     """
     theirs = TrainedModel.load(model_folder(path)).network.state_dict()
-    ours = build_network(config, dataset.spec.shape).state_dict()
+    ours = build_network(config, dataset.spec.shape, dataset.spec.num_classes).state_dict()
     for name in [*ours, *theirs]:
         shapes = [tuple(each[name].shape) if name in each else None for each in (theirs, ours)]
         if shapes[0] != shapes[1]:

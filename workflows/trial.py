@@ -1,7 +1,9 @@
 """One trial of a sweep: inside Tune's own process, or as a group of workers that this process runs."""
 
 import math
+import queue
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from workflows.mailbox import Event
 from workflows.snapshot import write_snapshot
 from workflows.worker import Job
 
+_SECONDS_TO_END = 150.0
+
 
 @dataclass(frozen=True)
 class TrialContext:
@@ -28,28 +32,97 @@ class TrialContext:
         dataset: loaded, split and normalised; for workers, a reference to it.
         layout: what a trial asks Ray for; with one worker it trains in Tune's process.
         provenance: kept with every model.
+        places: a `Places` actor that is told of the workers' placement groups, or None.
     """
 
     config: Config
     dataset: "Dataset | ray.ObjectRef[Dataset]"
     layout: Layout
     provenance: dict[str, Any]
+    places: Any = None
 
 
 def run_trial(values: dict[str, Any], context: TrialContext) -> None:
-    """Train with `values` (dotted names) and report to Tune after every evaluation.
+    """Train with `values` (dotted names) in this process and report to Tune after every evaluation.
 
     A report holds `objective`, `updates`, `status` ("running", "pruned" or "diverged"), `reason`
     and `metrics`; with it travels a folder with the model, a picture of its samples and the
     objective example by example.
     """
     config = context.config.with_values(values)
-    if reason := config.schedule.why_it_cannot_run():
+    if reason := config.why_it_cannot_run():
         tune.report(_result(math.inf, 0, "pruned", reason))
-    elif context.layout.num_workers > 1:
-        _train_with_workers(config, context)
     else:
         _train_here(config, context)
+
+
+class WorkersTrial(tune.Trainable):
+    """The same with several workers, which this process drives and, when Tune stops it, ends.
+
+    Tune's other kind of trial, a function, is killed where it stands when it is stopped: the workers'
+    place would never be freed, and the next trial would wait for it for ever.
+    """
+
+    def setup(self, values: dict[str, Any], context: TrialContext) -> None:
+        """Start the workers."""
+        self._results: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
+        self._files: dict[str, bytes] = {}
+        self._stop = threading.Event()
+        arguments = (context.config.with_values(values), context)
+        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
+        self._thread.start()
+
+    def step(self) -> dict[str, Any]:
+        """The next evaluation's report."""
+        result = self._results.get()
+        if isinstance(result, Exception):
+            raise result
+        self._files = result.pop("files")
+        return result
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Write what belongs to the last report."""
+        for name, content in self._files.items():
+            (Path(folder) / name).write_bytes(content)
+
+    def load_checkpoint(self, folder: Any) -> None:
+        """Trials are not gone on with."""
+
+    def cleanup(self) -> None:
+        """End the workers, and wait until their place is free."""
+        self._stop.set()
+        self._thread.join(_SECONDS_TO_END)
+
+    def _run(self, config: Config, context: TrialContext) -> None:
+        done = 0
+
+        def on_event(event: Event) -> None:
+            nonlocal done
+            match event["kind"]:
+                case "started":
+                    if context.places is not None:
+                        ray.get(context.places.note.remote(self.trial_id, event["placement_group"]))
+                case "evaluated":
+                    done, metrics = event["updates"], event["metrics"]
+                    result = _result(metrics["val/elbo_window"], done, "running", metrics=metrics)
+                    finished = done == config.training.num_updates
+                    self._results.put(result | {"files": event["files"], "done": finished})
+                case "diverged":
+                    last = _result(math.inf, done, "diverged", event["reason"])
+                    self._results.put(last | {"files": {}, "done": True})
+                case "refused" | "failed":
+                    raise GroupFailed(event["reason"])
+
+        try:
+            if reason := config.why_it_cannot_run():
+                pruned = _result(math.inf, 0, "pruned", reason)
+                self._results.put(pruned | {"files": {}, "done": True})
+                return
+            assert isinstance(context.dataset, ray.ObjectRef)
+            job = Job(config, context.dataset, context.layout.threads, context.provenance)
+            run_group(job, context.layout, on_event, stop=self._stop.is_set)
+        except Exception as error:
+            self._results.put(error)
 
 
 def _train_here(config: Config, context: TrialContext) -> None:
@@ -71,29 +144,6 @@ def _train_here(config: Config, context: TrialContext) -> None:
         Training(config, context.dataset.to(device), report).run()
     except Diverged as error:
         tune.report(_result(math.inf, done, "diverged", str(error)))
-
-
-def _train_with_workers(config: Config, context: TrialContext) -> None:
-    done = 0
-
-    def on_event(event: Event) -> None:
-        nonlocal done
-        match event["kind"]:
-            case "evaluated":
-                done = event["updates"]
-                with tempfile.TemporaryDirectory() as folder:
-                    for name, content in event["files"].items():
-                        (Path(folder) / name).write_bytes(content)
-                    _report_snapshot(done, event["metrics"], folder)
-            case "diverged":
-                tune.report(_result(math.inf, done, "diverged", event["reason"]))
-            case "refused" | "failed":
-                raise GroupFailed(event["reason"])
-
-    assert isinstance(context.dataset, ray.ObjectRef)
-    run_group(
-        Job(config, context.dataset, context.layout.threads, context.provenance), context.layout, on_event
-    )
 
 
 def _report_snapshot(updates: int, metrics: dict[str, float], folder: str) -> None:

@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from ray.tune.search.optuna import OptunaSearch
 from diffusion.training import evaluation_points
 from workflows.console import SweepView
 from workflows.group import groups_at_once
+from workflows.places import free_place, open_places
 from workflows.records import TrialRecord, TrialRecords
 from workflows.search_space import is_range
 from workflows.tracking import Tracker
-from workflows.trial import TrialContext, run_trial
+from workflows.trial import TrialContext, WorkersTrial, run_trial
 
 _REDUCTION_FACTOR = 2
 _HEAD_NODE = "node:__internal_head__"  # which Ray gives every head node one of
@@ -31,6 +33,9 @@ class SweepCallback(tune.Callback):
     Args:
         flat_config: the sweep's parameters under dotted names, before a trial's own are put in.
         num_updates: of a whole training.
+
+    Attributes:
+        places: where the workers of trials stand, see `workflows.places`; None where they have none.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class SweepCallback(tune.Callback):
         self._records, self._tracker, self._view = records, tracker, view
         self._flat_config, self._num_updates = flat_config, num_updates
         self._started: dict[str, float] = {}
+        self.places: Any = None
 
     def __reduce__(self) -> Any:
         """Tune pickles its callbacks with its own state; open connections stay here."""
@@ -80,6 +86,8 @@ class SweepCallback(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
         """A trial's model and picture are on disk."""
+        if self._records[_id(trial)].status != "running":
+            return  # one that was pruned or diverged has none
         self._records.keep_files(_id(trial), Path(checkpoint.path))
         with Image.open(self._records.folder(_id(trial)) / "samples.png") as file:
             picture = file.copy()
@@ -97,6 +105,8 @@ class SweepCallback(tune.Callback):
         record = self._records[_id(trial)]
         record.status = "failed"
         record.reason = _why_it_failed(trial)
+        if self.places is not None:
+            free_place(self.places, trial.trial_id)
         self._end(record)
 
     def end_interrupted(self) -> bool:
@@ -151,8 +161,12 @@ def run_trials(
     # one that its own workers wait for. It stands on the head node, which is not pre-empted.
     in_process = context.layout.num_workers == 1
     resources = {name.lower(): amount for name, amount in context.layout.resources.items()}
+    if not in_process:
+        callback.places = open_places()
+        context = replace(context, places=callback.places)
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, context=context), resources if in_process else {_HEAD_NODE: 0.001}
+        tune.with_parameters(run_trial if in_process else WorkersTrial, context=context),
+        resources if in_process else {_HEAD_NODE: 0.001},
     )
     config = context.config
     tuner = tune.Tuner(
@@ -172,7 +186,11 @@ def run_trials(
             storage_path=str(directory),
             callbacks=[callback],
             verbose=1 if verbose else 0,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            # Functions say themselves when there is something to keep.
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=1,
+                **({} if in_process else {"checkpoint_frequency": 1, "checkpoint_at_end": True}),
+            ),
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

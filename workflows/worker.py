@@ -1,7 +1,8 @@
 """What each worker of a training runs, on whichever machine Ray Train put it.
 
 The leading worker posts these events to the mailbox, each a dictionary with `kind`:
-    started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`.
+    started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`,
+        `placement_group` (its id).
     evaluated: `updates`, `metrics`, and `files`: name -> bytes as `workflows.snapshot` writes them.
     stopped: `updates`, after a checkpoint was written because someone asked.
     diverged, failed: `reason`, one line.
@@ -31,6 +32,7 @@ from diffusion.training import Diverged, Progress, Request, Stopped, Training
 from workflows import preemption
 from workflows.checkpoint_store import CheckpointNotWritten, CheckpointStore
 from workflows.mailbox import Wish
+from workflows.places import current_place
 from workflows.snapshot import write_snapshot
 
 _SECONDS_BETWEEN_EXCHANGES = 0.5
@@ -115,7 +117,14 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
     history = resume[1].history if resume else []
     attempt = ray.get(mailbox.begin.remote(updates)) if ranks.leads else 0
     attempt = ranks.highest(attempt)
-    post("started", updates=updates, attempt=attempt, history=history, device=str(ranks.device))
+    post(
+        "started",
+        updates=updates,
+        attempt=attempt,
+        history=history,
+        device=str(ranks.device),
+        placement_group=current_place(),
+    )
     if attempt > _MOST_ATTEMPTS:
         post("failed", reason=f"the workers died {_MOST_ATTEMPTS} times after update {updates}")
         return

@@ -44,6 +44,48 @@ def gaussian_denoiser():
     return GaussianDenoiser
 
 
+class MixtureDenoiser(nn.Module):
+    """E[epsilon | x_t] for x_0 ~ sum_k weights_k N(means_k, covariance); data are flattened.
+
+    One component is a correlated Gaussian; a covariance of 0 makes points of the means.
+    """
+
+    def __init__(self, schedule, weights, means, covariance):
+        super().__init__()
+        self.alphas_cumprod = torch.tensor(schedule.alphas_cumprod)
+        self.log_weights = torch.as_tensor(weights, dtype=torch.float64).log()
+        spreads, self.axes = torch.linalg.eigh(torch.as_tensor(covariance, dtype=torch.float64))
+        self.spreads = spreads.clamp(min=0.0)
+        self.means = torch.as_tensor(means, dtype=torch.float64) @ self.axes
+
+    def forward(self, x, t):
+        a = self.alphas_cumprod[t].unsqueeze(-1)
+        y = x.double().flatten(1) @ self.axes
+        total = a * self.spreads + 1.0 - a
+        off = y.unsqueeze(1) - a.sqrt().unsqueeze(-1) * self.means
+        shares = (self.log_weights - 0.5 * (off.square() / total.unsqueeze(1)).sum(-1)).softmax(-1)
+        # The noise of component k is sqrt(1 - a) / (a C + 1 - a) times what x_t is off its centre.
+        epsilon = (1.0 - a).sqrt() / total * (shares.unsqueeze(-1) * off).sum(1)
+        return (epsilon @ self.axes.T).reshape(x.shape).to(x.dtype)
+
+
+def make_mixture(schedule, weights, means, covariance, count, seed=0):
+    """Its exact denoiser, and so many examples: float64 [count, d]."""
+    generator = torch.Generator().manual_seed(seed)
+    weights, means = (torch.tensor(values, dtype=torch.float64) for values in (weights, means))
+    covariance = torch.tensor(covariance, dtype=torch.float64)
+    spreads, axes = torch.linalg.eigh(covariance)
+    noise = torch.randn(count, means.shape[1], generator=generator, dtype=torch.float64)
+    component = torch.multinomial(weights, count, replacement=True, generator=generator)
+    x_0 = means[component] + noise * spreads.clamp(min=0.0).sqrt() @ axes.T
+    return MixtureDenoiser(schedule, weights, means, covariance), x_0
+
+
+@pytest.fixture
+def mixture():
+    return make_mixture
+
+
 def make_gaussian_dataset(dim=2, num_train=4096, num_val=1024, seed=0):
     """Standard normal points, which are their own normalisation."""
     x = torch.randn(num_train + 2 * num_val, dim, generator=torch.Generator().manual_seed(seed))

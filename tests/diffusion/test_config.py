@@ -41,6 +41,20 @@ REFUSED = [
     (NetworkConfig, {"data_embedding_size": 1}, "--network.data-embedding-size", "1"),
     (NetworkConfig, {"data_embedding_scale": 0.0}, "--network.data-embedding-scale", "0.0"),
     (NetworkConfig, {"data_embedding_scale": float("inf")}, "--network.data-embedding-scale", "inf"),
+    (NetworkConfig, {"prediction_type": "score"}, "--network.prediction-type", "score"),
+    (TrainingConfig, {"loss": "l3"}, "--training.loss", "l3"),
+    (TrainingConfig, {"weighting": "snr"}, "--training.weighting", "snr"),
+    (TrainingConfig, {"weighting": "vlb", "loss": "huber"}, "--training.loss", "huber"),
+    (TrainingConfig, {"min_snr_gamma": 0.0}, "--training.min-snr-gamma", "0.0"),
+    (TrainingConfig, {"min_snr_gamma": float("nan")}, "--training.min-snr-gamma", "nan"),
+    (TrainingConfig, {"timestep_sampling": "even"}, "--training.timestep-sampling", "even"),
+    (
+        ScheduleConfig,
+        {"num_train_timesteps": 1, "zero_terminal_snr": True},
+        "--schedule.num-train-timesteps",
+        "2 or more",
+    ),
+    (Config, {"schedule": ScheduleConfig(zero_terminal_snr=True)}, "--schedule.zero-terminal-snr", "v_pred"),
     (TrainingConfig, {"num_updates": 0}, "--training.num-updates", "0"),
     (TrainingConfig, {"batch_size": 0}, "--training.batch-size", "0"),
     (TrainingConfig, {"learning_rate": 0.0}, "--training.learning-rate", "0.0"),
@@ -181,6 +195,42 @@ def test_a_schedule_that_leaves_no_signal_is_pruned_with_its_number():
     assert "alphas_cumprod_T" in reason
     assert ScheduleConfig(num_train_timesteps=1000).why_it_cannot_run() is None
     assert ScheduleConfig(kind="cosine", num_train_timesteps=1000).why_it_cannot_run() is None
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_without_signal_at_the_end_other_predictions_than_epsilon_can_run(prediction_type):
+    config = Config(
+        schedule=ScheduleConfig(zero_terminal_snr=True),
+        network=NetworkConfig(prediction_type=prediction_type),
+    )
+    assert config.prediction_type == prediction_type
+    assert config.schedule.build().alphas_cumprod[-1] == 0.0
+    assert config.why_it_cannot_run() is None
+    assert "v_prediction" in config.schedule.why_it_cannot_run()
+
+
+def test_betas_that_cannot_be_rescaled_are_pruned_with_the_reason():
+    schedule = ScheduleConfig(beta_start=1e-20, beta_end=1e-20, zero_terminal_snr=True)
+    assert "alphas_cumprod goes from" in schedule.why_it_cannot_run("v_prediction")
+
+
+def test_a_config_written_before_there_were_other_targets_reads_as_it_was_trained():
+    """Older files name none of these; their models predict epsilon, trained by L_simple at uniform t."""
+    tree = preset("digits").to_dict()
+    for section, name in (
+        ("network", "prediction_type"),
+        ("training", "loss"),
+        ("training", "weighting"),
+        ("training", "min_snr_gamma"),
+        ("training", "timestep_sampling"),
+        ("schedule", "zero_terminal_snr"),
+    ):
+        del tree[section][name]
+    config = Config.from_dict(tree)
+    assert config == preset("digits")
+    assert config.prediction_type == "epsilon"
+    training = config.training
+    assert (training.loss, training.weighting, training.timestep_sampling) == ("l2", "simple", "uniform")
 
 
 def test_gentle_schedules_are_not_pruned():

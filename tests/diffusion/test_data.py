@@ -191,7 +191,7 @@ def test_a_spec_from_before_there_were_classes_is_read(dataset):
 
 
 def test_digits_carry_their_labels_through_the_split():
-    dataset = load_dataset(DataConfig(name="digits"))
+    dataset = load_dataset(DataConfig(name="digits", conditional=True))
     assert dataset.spec.classes == tuple("0123456789")
     known = {image.tobytes(): label for image, label in zip(*load_digits(return_X_y=True), strict=True)}
     for part in (dataset.train, dataset.val, dataset.test):

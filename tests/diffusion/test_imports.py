@@ -14,7 +14,7 @@ FOLDER = Path(diffusion.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
 ABOVE = {"ray", "mlflow", "onnx", "onnxscript", "onnxruntime", "workflows", "export", "diffusers", "tests"}
 # What the exported sampler or a command line's --help loads.
-LIGHT = ["schedules", "sampling", "config", "errors", "normalisation", "plots"]
+LIGHT = ["schedules", "sampling", "reverse", "preflight", "config", "errors", "normalisation", "plots"]
 
 
 def imported(tree):

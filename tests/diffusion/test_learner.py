@@ -6,6 +6,7 @@ import torch
 from diffusion.config import TrainingConfig
 from diffusion.errors import InputError
 from diffusion.learner import Learner, check_precision, ema_decay, learning_rate_factor
+from diffusion.objectives import Objective
 from diffusion.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -99,6 +100,42 @@ def test_a_processor_has_no_fp16():
     with pytest.raises(InputError, match="only GPUs"):
         check_precision(TrainingConfig(precision="fp16"), CPU)
     check_precision(TrainingConfig(precision="bf16"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "training"),
+    [
+        ("epsilon", {}),
+        ("sample", {"loss": "l1"}),
+        ("v_prediction", {"weighting": "min_snr", "min_snr_gamma": 0.3}),
+        ("epsilon", {"weighting": "vlb"}),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_is_minimised_is_the_configs_objective(small_config, prediction_type, training, parts):
+    """A fresh network predicts 0: each example's loss is that of its target, and the gradient of the last
+    layer's bias, which adds to the output alone, is what autograd makes of the objective."""
+    values = {"batch_size": 16, "accumulation_steps": parts, "max_gradient_norm": 1e9, **training}
+    config = small_config(network={"prediction_type": prediction_type}, training=values)
+    learner = Learner(config, (2,), Ranks(0, 1, CPU))
+    objective = Objective(
+        config.schedule.build(),
+        prediction_type=prediction_type,
+        loss=config.training.loss,
+        weighting=config.training.weighting,
+        min_snr_gamma=config.training.min_snr_gamma,
+    )
+    importance = torch.linspace(0.5, 2.0, 16)
+    expected = objective(lambda x, t: 0.0 * x, *batch(), importance=importance)
+    mse = learner.step(0, *batch(), importance=importance)
+    torch.testing.assert_close(learner.last_losses, expected.per_example)
+    torch.testing.assert_close(mse, expected.mse)
+    bias = torch.zeros(2, requires_grad=True)
+    objective(lambda x, t: 0.0 * x + bias, *batch(), importance=importance).loss.backward()
+    # AdamW's first moment is a tenth of the gradient.
+    moment = learner.state()["optimizer"]["state"]
+    names = [name for name, _ in learner.network.named_parameters()]
+    torch.testing.assert_close(10.0 * moment[names.index("outward.bias")]["exp_avg"], bias.grad)
 
 
 def _copied(value):

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+from torch.distributions import Normal
 
-from diffusion.process import epsilon_loss, q_sample, to_epsilon, to_v, to_x_0
+from diffusion.process import q_posterior, q_sample, q_step, to_epsilon, to_score, to_v, to_x_0
 from diffusion.schedules import NoiseSchedule, linear_betas
 
 
@@ -89,74 +92,97 @@ def test_epsilon_to_x_0_to_v_to_epsilon_is_the_identity(schedule, batch):
     torch.testing.assert_close(x_0_again, x_0, rtol=1e-9, atol=1e-9)
 
 
-class Linear(nn.Module):
-    """epsilon_hat = weight x_t, the same at every timestep."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
-
-    def forward(self, x, t):
-        return self.weight * x
+def test_one_step_is_the_chains_own(schedule, batch):
+    """N(sqrt(1 - beta_t) x_{t-1}, beta_t), with each example's own t."""
+    x_previous, timesteps, noise = batch
+    x_t = q_step(schedule, x_previous, timesteps, noise)
+    for t, beta in enumerate(schedule.betas):
+        expected = (1.0 - beta) ** 0.5 * x_previous[t] + beta**0.5 * noise[t]
+        torch.testing.assert_close(x_t[t], expected, rtol=1e-12, atol=1e-14)
 
 
-def gaussian_batch(variance=2.25, count=100_000, timestep=5):
-    generator = torch.Generator().manual_seed(2)
-    x_0, noise = torch.randn(2, count, 2, generator=generator, dtype=torch.float64)
-    return variance**0.5 * x_0, torch.full((count,), timestep), noise
+def test_steps_one_after_another_agree_in_distribution_with_the_closed_form(schedule):
+    """Not in their moments alone: Kolmogorov and Smirnov find no difference, from data at two points."""
+    count = 20_000
+    generator = torch.Generator().manual_seed(3)
+    x_0 = torch.where(torch.rand(count, generator=generator) < 0.3, -1.0, 2.0).double()
+    x = x_0
+    for t in range(12):
+        noise, other = torch.randn(2, count, generator=generator, dtype=torch.float64)
+        timesteps = torch.full((count,), t)
+        x = q_step(schedule, x, timesteps, noise)
+        closed = q_sample(schedule, x_0, timesteps, other)
+        assert ks_2samp(x, closed).pvalue > 1e-4
 
 
-def test_epsilon_loss_is_the_mean_over_batch_and_dimensions(schedule):
-    """A network that returns zeros has the mean square of the noise as its loss: 1 in expectation."""
-    x_0, timesteps, noise = gaussian_batch()
-    loss = epsilon_loss(Linear(0.0), schedule, x_0, timesteps, noise)
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(noise.square().mean().item(), rel=1e-12)
-    assert loss.item() == pytest.approx(1.0, abs=4.5 * (2.0 / noise.numel()) ** 0.5)
+def test_the_posterior_is_bayes_rule_on_a_grid(schedule):
+    """q(x_t | x_{t-1}) q(x_{t-1} | x_0) over x_{t-1}, normalised by a sum, has its mean and variance."""
+    x_0, x_t = 1.3, -0.4
+    grid = torch.linspace(-8.0, 8.0, 20_001, dtype=torch.float64)
+    for t in range(1, 12):
+        beta, before = schedule.betas[t], schedule.alphas_cumprod_prev[t]
+        joint = Normal((1.0 - beta) ** 0.5 * grid, beta**0.5).log_prob(torch.tensor(x_t))
+        joint = joint + Normal(before**0.5 * x_0, (1.0 - before) ** 0.5).log_prob(grid)
+        shares = joint.softmax(0)
+        mean = (shares * grid).sum()
+        arguments = torch.tensor([[x_0], [x_t]], dtype=torch.float64)
+        found = q_posterior(schedule, arguments[:1], arguments[1:], torch.tensor([t]))
+        torch.testing.assert_close(found[0].squeeze(), mean, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found[1].squeeze(), (shares * (grid - mean) ** 2).sum(), rtol=1e-6, atol=0)
 
 
-def test_gradient_of_a_linear_denoiser_is_its_closed_form(schedule):
-    """For N(0, v) data and epsilon_hat = w x_t: E loss = w^2 (a v + s^2) - 2 w s + 1, with s^2 = 1 - a,
-    so its gradient is 2 (w (a v + s^2) - s); on the batch itself it is 2 mean(x_t (w x_t - epsilon))."""
-    weight, variance = 0.8, 2.25
-    x_0, timesteps, noise = gaussian_batch(variance)
-    network = Linear(weight)
-    epsilon_loss(network, schedule, x_0, timesteps, noise).backward()
-    found = network.weight.grad.item()
-
-    a = schedule.alphas_cumprod[5]
-    x_t = a**0.5 * x_0 + (1.0 - a) ** 0.5 * noise
-    terms = 2.0 * x_t * (weight * x_t - noise)
-    assert found == pytest.approx(terms.mean().item(), rel=1e-10)
-    population = 2.0 * (weight * (a * variance + 1.0 - a) - (1.0 - a) ** 0.5)
-    assert abs(found - population) < 4.5 * terms.std().item() / terms.numel() ** 0.5
+def test_going_back_by_the_posterior_undoes_a_step_in_distribution(schedule):
+    """x_{t-1} drawn from q(x_{t-1} | x_t, x_0) is as good as one drawn from q(x_{t-1} | x_0)."""
+    count = 40_000
+    generator = torch.Generator().manual_seed(5)
+    noise, z = torch.randn(2, count, 1, generator=generator, dtype=torch.float64)
+    x_0 = torch.full((count, 1), 1.5, dtype=torch.float64)
+    for t in range(1, 12):
+        timesteps = torch.full((count,), t)
+        mean, variance = q_posterior(schedule, x_0, q_sample(schedule, x_0, timesteps, noise), timesteps)
+        x = mean + variance.sqrt() * z
+        before = schedule.alphas_cumprod[t - 1]
+        assert abs(x.mean().item() - before**0.5 * 1.5) < 4.5 * ((1.0 - before) / count) ** 0.5
+        assert abs(x.var().item() / (1.0 - before) - 1.0) < 4.5 * (2.0 / count) ** 0.5
 
 
-@pytest.mark.parametrize("optimizer_name", ["SGD", "AdamW"])
-def test_one_training_step_of_a_linear_denoiser_is_the_one_computed_by_hand(schedule, optimizer_name):
-    """SGD moves by -rate * gradient, AdamW's first step by -rate * gradient / (|gradient| + eps)."""
-    weight, rate = 0.8, 0.01
-    x_0, timesteps, noise = gaussian_batch(count=1000)
-    network = Linear(weight)
-    optimizer = getattr(torch.optim, optimizer_name)(network.parameters(), lr=rate, weight_decay=0.0)
-    epsilon_loss(network, schedule, x_0, timesteps, noise).backward()
-    optimizer.step()
-    a = schedule.alphas_cumprod[5]
-    x_t = a**0.5 * x_0 + (1.0 - a) ** 0.5 * noise
-    gradient = 2.0 * (x_t * (weight * x_t - noise)).mean().item()
-    update = gradient if optimizer_name == "SGD" else gradient / (abs(gradient) + 1e-8)
-    assert network.weight.item() == pytest.approx(weight - rate * update, rel=1e-10)
+def test_before_the_first_step_the_posterior_knows_x_0(schedule, batch):
+    x_0, _, x_t = batch
+    mean, variance = q_posterior(schedule, x_0, x_t, torch.zeros(12, dtype=torch.int64))
+    torch.testing.assert_close(mean, x_0, rtol=1e-12, atol=0.0)
+    assert not variance.any()
+    assert variance.shape == (12, 1, 1, 1)
 
 
-def test_gradient_descent_on_the_loss_finds_the_exact_denoiser(schedule):
-    """The minimum of the loss over w is s / (a v + s^2), the coefficient of E[epsilon | x_t]."""
-    variance = 2.25
-    x_0, timesteps, noise = gaussian_batch(variance)
-    network = Linear(0.0)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        epsilon_loss(network, schedule, x_0, timesteps, noise).backward()
-        optimizer.step()
-    a = schedule.alphas_cumprod[5]
-    assert network.weight.item() == pytest.approx((1.0 - a) ** 0.5 / (a * variance + 1.0 - a), abs=0.01)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_the_score_of_an_exact_denoiser_is_the_gradient_of_the_log_density(
+    schedule, gaussian_denoiser, prediction_type
+):
+    """x_t ~ N(sqrt(a) m, a v + 1 - a), whose density autograd differentiates."""
+    network = gaussian_denoiser(schedule, variance=2.0, mean=0.7, prediction_type=prediction_type)
+    x = torch.linspace(-3.0, 3.0, 12, dtype=torch.float64).unsqueeze(1).requires_grad_()
+    timesteps = torch.arange(12)
+    a = torch.tensor(schedule.alphas_cumprod).unsqueeze(1)
+    Normal(a.sqrt() * 0.7, (a * 2.0 + 1.0 - a).sqrt()).log_prob(x).sum().backward()
+    score = to_score(schedule, prediction_type, network(x, timesteps), x, timesteps)
+    torch.testing.assert_close(score.detach(), x.grad, rtol=1e-9, atol=1e-10)
+
+
+@given(
+    st.integers(1, 200),
+    st.floats(1e-4, 0.5),
+    st.sampled_from(["epsilon", "sample", "v_prediction"]),
+    st.sampled_from([to_epsilon, to_x_0, to_v]),
+)
+@settings(deadline=None, derandomize=True, database=None, max_examples=100)
+def test_conversions_round_trip_on_every_schedule(total, beta_end, prediction_type, convert):
+    """Any output, converted and taken back, is itself."""
+    schedule = NoiseSchedule(linear_betas(total, min(1e-3, beta_end), beta_end))
+    assume(schedule.alphas_cumprod[-1] > 1e-8)
+    generator = torch.Generator().manual_seed(total)
+    output, x_t = torch.randn(2, total, 2, generator=generator, dtype=torch.float64)
+    timesteps = torch.arange(total)
+    name = {to_epsilon: "epsilon", to_x_0: "sample", to_v: "v_prediction"}[convert]
+    back = {"epsilon": to_epsilon, "sample": to_x_0, "v_prediction": to_v}[prediction_type]
+    converted = convert(schedule, prediction_type, output, x_t, timesteps)
+    torch.testing.assert_close(back(schedule, name, converted, x_t, timesteps), output, rtol=1e-6, atol=1e-6)

@@ -69,9 +69,9 @@ def _config(**training):
     return make_small_config(training=values | training)
 
 
-def _train(rank):
+def _train(rank, **values):
     reports = []
-    training = Training(_config(), make_gaussian_dataset(num_train=64, num_val=32), reports.append)
+    training = Training(_config(**values), make_gaussian_dataset(num_train=64, num_val=32), reports.append)
     training.run()
     live = {name: value.tolist() for name, value in training._learner.network.state_dict().items()}
     return live, [(progress.updates, progress.metrics["train/mse"]) for progress in reports]
@@ -85,6 +85,23 @@ def test_two_workers_hold_the_same_weights_and_learn_what_one_learns():
     for name, value in alone.items():
         torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), atol=1e-4, rtol=1e-3)
     assert [update for update, _ in reports] == [update for update, _ in reports_alone]
+    for (_, mse), (_, mse_alone) in zip(reports, reports_alone, strict=True):
+        assert mse == pytest.approx(mse_alone, rel=1e-4)
+
+
+def _train_by_importance(rank):
+    # 24 updates of 15 examples fill the history of ten timesteps.
+    return _train(rank, timestep_sampling="importance", weighting="min_snr", loss="huber")
+
+
+def test_two_workers_share_the_losses_that_importance_is_made_of():
+    (weights, reports), (other_weights, _) = together(_train_by_importance)
+    assert weights == other_weights
+    alone, reports_alone = _train_by_importance(0)
+    uniform, _ = _train(0, weighting="min_snr", loss="huber")
+    for name, value in alone.items():
+        torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), atol=1e-4, rtol=1e-3)
+    assert alone["outward.weight"] != uniform["outward.weight"]
     for (_, mse), (_, mse_alone) in zip(reports, reports_alone, strict=True):
         assert mse == pytest.approx(mse_alone, rel=1e-4)
 

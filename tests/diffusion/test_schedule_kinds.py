@@ -107,32 +107,6 @@ def test_constant_betas_end_near_pure_noise_by_default():
     assert NoiseSchedule(constant_betas(50)).alphas_cumprod[-1] == pytest.approx(1e-4, rel=1e-9)
 
 
-@pytest.mark.parametrize("total", [10, 100, 1000, 10_000])
-def test_seed_003s_small_constant_leaves_almost_no_noise_whatever_T_is(total):
-    """It prints beta_t = 1 - (1 - beta_min)^(1/T) with a small beta_min, "so that q(x_T) comes close
-    to a uniform distribution". The product of the alphas is then 1 - beta_min for every T: x_T is
-    x_0 with a little noise. And where noise does take over, the limit is Gaussian, not uniform."""
-    beta_min = 1e-4
-    printed = np.full(total, 1.0 - (1.0 - beta_min) ** (1.0 / total))
-    np.testing.assert_allclose(constant_betas(total, beta_min), printed, rtol=1e-7)
-    assert NoiseSchedule(printed).alphas_cumprod[-1] == pytest.approx(1.0 - beta_min, rel=1e-9)
-    # The standard deviation of x_T given x_0: a hundredth of the data's.
-    assert np.sqrt(1.0 - NoiseSchedule(printed).alphas_cumprod[-1]) == pytest.approx(0.01, rel=1e-6)
-
-
-def test_seed_003s_forward_process_tends_to_a_gaussian():
-    """From two points at +-1 the excess kurtosis of x_T (uniform: -1.2, Gaussian: 0) goes to 0."""
-    at = NoiseSchedule(constant_betas(1000)).alphas_cumprod[-1]
-    # Cumulants add: the fourth of x_0 is -2, that of the noise 0; the variance stays 1.
-    assert abs(-2.0 * at**2) < 1e-7
-    rng = np.random.default_rng(0)
-    x = rng.choice([-1.0, 1.0], size=200_000)
-    for beta in constant_betas(20):
-        x = np.sqrt(1.0 - beta) * x + np.sqrt(beta) * rng.standard_normal(x.size)
-    standard_error = np.sqrt(24.0 / x.size)
-    assert abs(np.mean(x**4) / np.mean(x**2) ** 2 - 3.0) < 4.0 * standard_error
-
-
 @pytest.mark.parametrize(
     "betas", [linear_betas(1000, 1e-4, 0.02), linear_betas(5, 0.05, 0.5), cosine_betas(30), constant_betas(2)]
 )

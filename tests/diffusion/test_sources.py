@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_can_be_split_and_normalised_like_any_data(folder):
-    dataset = load_dataset(DataConfig(name=str(folder), image_size=8))
+    dataset = load_dataset(DataConfig(name=str(folder), image_size=8, conditional=True))
     assert dataset.spec.kind == "image" and dataset.spec.shape == (1, 8, 8)
     assert dataset.spec.range == (0.0, 255.0)
     assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 40
@@ -188,7 +188,7 @@ def test_mnist_is_read_from_the_cache_with_its_labels(cache, name, folder, first
     images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
     labels = (np.arange(60) % 10).astype(np.uint8)
     write_mnist(cache / folder / "raw", images, labels)
-    dataset = load_dataset(DataConfig(name=name))
+    dataset = load_dataset(DataConfig(name=name, conditional=True))
     assert dataset.spec.shape == (1, 28, 28) and dataset.spec.range == (0.0, 255.0)
     assert len(dataset.spec.classes) == 10 and dataset.spec.classes[0] == first
     known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}

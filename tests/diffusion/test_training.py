@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion.checkpoints import read_checkpoint, write_checkpoint
+from diffusion.checkpoints import TrainedModel, read_checkpoint, write_checkpoint
 from diffusion.data import Dataset, Examples
 from diffusion.evaluation import Evaluator
 from diffusion.learner import learning_rate_factor
@@ -59,7 +59,8 @@ def test_each_report_holds_the_judgements_and_the_last_one_the_samples(small_con
         assert all(math.isfinite(value) for value in progress.metrics.values())
         assert progress.elbo.value == progress.metrics["val/elbo_window"]
         assert not progress.model.network.training
-    assert ["sample/distance" in progress.metrics for progress in history] == [False, False, True]
+    for name in ("sample/distance", "val/nats_per_dim", "val/nats_per_dim_se"):
+        assert [name in progress.metrics for progress in history] == [False, False, True]
 
 
 def test_reported_metrics_are_those_of_the_reported_averaged_model(small_config, gaussian_dataset):
@@ -110,6 +111,69 @@ def test_a_trained_denoiser_comes_near_the_loss_floor(small_config, gaussian_dat
     assert last["val/mse"] == pytest.approx(floor, rel=0.05)
     assert last["train/mse"] == pytest.approx(floor, rel=0.05)
     assert abs(last["sample/distance"] - last["sample/distance_floor"]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "training"),
+    [
+        ("epsilon", {"timestep_sampling": "stratified"}),
+        ("epsilon", {"timestep_sampling": "importance"}),
+        ("epsilon", {"weighting": "vlb", "timestep_sampling": "importance"}),
+        ("epsilon", {"weighting": "min_snr", "min_snr_gamma": 1.0}),
+        ("sample", {"weighting": "min_snr"}),
+        ("v_prediction", {}),
+        ("v_prediction", {"weighting": "vlb"}),
+        ("v_prediction", {"loss": "huber"}),
+        ("epsilon", {"loss": "l1"}),
+    ],
+)
+def test_every_target_weighting_and_draw_of_t_reaches_the_same_floor(
+    small_config, gaussian_dataset, prediction_type, training
+):
+    """For N(0, I) data the floor of the epsilon error is mean(abar_t), and the conditional median, at
+    which l1 aims, is the mean. train/mse estimates uniform t's error however t was drawn."""
+    config = small_config(
+        network={
+            "prediction_type": prediction_type,
+            "hidden_size": 32,
+            "num_blocks": 1,
+            "data_embedding_scale": 1.0,
+        },
+        training={"num_updates": 1000, "batch_size": 256, "learning_rate": 5e-3, "num_evaluations": 4}
+        | training,
+        metrics={"num_examples": 4096, "num_samples": 100},
+    )
+    floor = config.schedule.build().alphas_cumprod.mean()
+    last = run(config, gaussian_dataset(num_train=20_000, num_val=4096))[-1][0].metrics
+    assert last["val/mse"] == pytest.approx(floor, rel=0.06)
+    assert last["train/mse"] == pytest.approx(floor, rel=0.06)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_a_schedule_that_ends_in_pure_noise_trains_samples_and_saves(
+    small_config, gaussian_dataset, tmp_path, prediction_type
+):
+    config = small_config(schedule={"zero_terminal_snr": True}, network={"prediction_type": prediction_type})
+    last = run(config, gaussian_dataset(num_train=128, num_val=32))[-1][0]
+    assert all(math.isfinite(value) for value in last.metrics.values())
+    last.model.save(tmp_path)
+    again = TrainedModel.load(tmp_path)
+    assert again.config.prediction_type == prediction_type
+    assert again.table.alphas_cumprod[0] == 0.0
+
+
+def test_a_checkpoint_holds_the_losses_that_importance_is_made_of(small_config, gaussian_dataset):
+    saved = []
+    for timestep_sampling in ("importance", "uniform"):
+        training = {"timestep_sampling": timestep_sampling, "num_updates": 30}
+        Training(
+            small_config(training=training),
+            gaussian_dataset(num_train=64, num_val=16),
+            lambda progress: None,
+            save=lambda model, state: saved.append(state.random),
+        ).run()
+    assert saved[2]["loss_history"]["counts"].sum() == 30 * 16
+    assert "loss_history" not in saved[-1]
 
 
 def test_data_that_are_not_numbers_raise_diverged(small_config, gaussian_dataset):
@@ -170,11 +234,13 @@ INTERRUPTED = {
 }
 
 
+@pytest.mark.parametrize("timestep_sampling", ["uniform", "stratified", "importance"])
 @pytest.mark.parametrize("stop_at", [10, 20, 30, 40])
 def test_a_stopped_training_goes_on_to_the_very_weights_of_an_uninterrupted_one(
-    small_config, gaussian_dataset, tmp_path, stop_at
+    small_config, gaussian_dataset, tmp_path, stop_at, timestep_sampling
 ):
-    config, dataset = small_config(**INTERRUPTED), gaussian_dataset(num_train=100, num_val=32)
+    values = {**INTERRUPTED, "training": INTERRUPTED["training"] | {"timestep_sampling": timestep_sampling}}
+    config, dataset = small_config(**values), gaussian_dataset(num_train=100, num_val=32)
     whole = run(config, dataset)
     seen, asked = [], []
 

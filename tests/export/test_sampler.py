@@ -8,7 +8,8 @@ from diffusion.errors import InputError
 from diffusion.generation import sample_states
 from diffusion.sampling import sampler_table
 from export.noise import normal_noise
-from export.sampler import Sampler, save_samples
+from export.output import save_samples
+from export.sampler import Sampler
 
 
 def run_normalised(sampler, table, num_samples, seed):
@@ -207,7 +208,7 @@ def test_progress_counts_every_network_call(image_sampler, num_samples, batch_si
 def test_the_network_never_sees_more_than_a_batch(point_onnx, monkeypatch):
     sampler, sizes = Sampler(point_onnx, provider="cpu"), []
     denoise = sampler.denoise
-    monkeypatch.setattr(sampler, "denoise", lambda x, timestep: sizes.append(len(x)) or denoise(x, timestep))
+    monkeypatch.setattr(sampler, "denoise", lambda x, *rest: sizes.append(len(x)) or denoise(x, *rest))
     sampler.sample(7, num_steps=1, batch_size=3)
     assert sizes == [3, 3, 1]
 

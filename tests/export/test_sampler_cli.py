@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from diffusion.plots import draw_samples
-from export.sampler import main, save_samples
+from export.output import save_samples
+from export.sampler import main
 
 
 def refused(capsys, *arguments):

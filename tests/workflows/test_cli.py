@@ -1,5 +1,6 @@
 """Command lines: what is accepted, and one clear line for what is not."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.errors import InputError
-from workflows.cli import parse_tune_options, run
+from workflows.cli import parse_train_options, parse_tune_options, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +142,108 @@ def test_help_loads_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--num-workers 0", ["--num-workers", "0", "1 or more"]),
+        ("--num-workers two", ["--num-workers", "two", "whole number"]),
+        (
+            "--num-workers 8 --training.batch-size 4",
+            ["--training.batch-size 4", "--num-workers 8", "8 or more"],
+        ),
+        (
+            "--num-workers 2 --training.batch-size 6 --training.accumulation-steps 4",
+            ["--training.batch-size 6", "--num-workers 2", "4 accumulation steps", "8 or more"],
+        ),
+        ("--keep-checkpoints 0", ["--keep-checkpoints", "0", "1 or more"]),
+        (
+            "--training.num-epochs 3 --training.num-updates 4",
+            ["--training.num-epochs", "--training.num-updates"],
+        ),
+        (
+            "--training.num_updates=4 --training.num-epochs=3",
+            ["--training.num-epochs", "--training.num-updates"],
+        ),
+        ("--training.num-epochs 0", ["--training.num-epochs", "0", "above 0"]),
+        ("--training.num-updates 0", ["--training.num-updates", "0", "from 1"]),
+        ("--training.precision fp8", ["--training.precision", "fp8", "fp32", "bf16", "fp16"]),
+        ("--training.checkpoint-minutes 0", ["--training.checkpoint-minutes", "0", "above 0"]),
+        ("--training.learning-rate nan", ["--training.learning-rate", "nan"]),
+        ("--image-size 4", ["--image-size", "4", "from 8"]),
+        ("--image-size big", ["--image-size", "big", "whole number"]),
+        ("--memory-limit-gb 0", ["--memory-limit-gb", "0", "above 0"]),
+        ("--init-from nowhere", ["--init-from", "nowhere", "no model there"]),
+        ("--resume", ["--resume", "no unfinished run"]),
+        ("--resume --name nope", ["--resume", "--name nope", "no such run"]),
+        ("--resume --data nope", ["--data", "nope", "digits"]),
+        ("--search.beta-end 0.1", ["--search.beta-end", "--help-all"]),
+        ("--num-trials 3", ["--num-trials", "--help-all"]),
+        ("--name a/b", ["--name", "a/b", "letters"]),
+        ("--output-dir=", ["--output-dir", "empty"]),
+        ("--data", ["--data"]),
+    ],
+)
+def test_bad_input_of_a_training_is_one_line_too(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        parse_train_options(arguments.split())[0].config()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_takes_the_whole_tree_and_its_own_flags():
+    options, record = parse_train_options(
+        "--data heart --num-workers 2 --keep-checkpoints 5 --schedule.kind cosine --training.num-epochs 2 "
+        "--sampler.name dpmpp_2m --seed 5 --dry-run --output-dir s3://bucket/runs".split()
+    )
+    config = options.config()
+    assert record is None and options.dry_run and not options.resume
+    assert (options.num_workers, options.keep_checkpoints) == (2, 5)
+    assert (config.schedule.kind, config.sampler.name, config.seed) == ("cosine", "dpmpp_2m", 5)
+    assert config.for_examples(1000).training.num_updates == 8, "two passes in batches of 256"
+
+
+def test_a_training_and_a_sweep_start_from_the_same_config():
+    for data in ("heart", "digits"):
+        assert (
+            parse_train_options(["--data", data])[0].config() == parse_tune_options(["--data", data]).config()
+        )
+
+
+def test_help_of_a_training_is_short_and_help_all_shows_the_tree(capsys):
+    texts = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as caught:
+            parse_train_options([flag])
+        assert caught.value.code in (0, None)
+        texts.append(capsys.readouterr().out)
+    short, whole = texts
+    for flag in ("--num-workers", "--resume", "--init-from", "--keep-checkpoints", "--dry-run", "--help-all"):
+        assert flag in short
+    assert (
+        "--schedule." not in short and "--schedule.kind" in whole and "--training.accumulation-steps" in whole
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--num-workers", "0"], ["--resume", "--name", "nope"]])
+def test_a_training_loads_nothing_heavy_before_it_knows_what_to_do(arguments, tmp_path):
+    code = (
+        f"import sys; sys.argv = ['train.py', *{arguments}]\n"
+        "from workflows import train\n"
+        "try: train.run(train.main)\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )

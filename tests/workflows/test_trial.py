@@ -1,6 +1,7 @@
 """One trial, run in this process with Tune's report replaced by a list."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from diffusion.checkpoints import TrainedModel
 from diffusion.data import load_dataset
+from diffusion.objectives import Objective
 from diffusion.presets import preset
 from workflows import trial
 from workflows.group import Layout
@@ -82,9 +84,14 @@ def test_a_schedule_that_cannot_run_is_pruned_before_it_costs_anything(context, 
 
 
 def test_a_training_that_leaves_the_finite_numbers_is_diverged(context, reports, monkeypatch):
-    monkeypatch.setattr(
-        "diffusion.learner.epsilon_loss", lambda network, *_: next(network.parameters()).sum() * math.nan
-    )
+    objective = "diffusion.objectives.Objective.__call__"
+    real = Objective.__call__
+
+    def not_a_number(*arguments):
+        batch = real(*arguments)
+        return replace(batch, loss=batch.loss * math.nan)
+
+    monkeypatch.setattr(objective, not_a_number)
     run_trial(VALUES, context)
     result, _ = reports[-1]
     assert result["status"] == "diverged" and math.isinf(result["objective"])

@@ -1,0 +1,162 @@
+"""What is known of a run on disk, and which run is meant."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from diffusion.checkpoints import TrainedModel
+from diffusion.config import Config
+from diffusion.data import DataSpec
+from diffusion.errors import InputError
+from diffusion.networks import build_network
+from diffusion.presets import preset
+from workflows.options import TrainFlags
+from workflows.runs import RunRecord, check_same_config, model_folder, read_record, run_to_resume
+from workflows.storage import Storage
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Storage(str(tmp_path / "runs"))
+
+
+def begin(runs, name, status="stopped", started=1.0, data="heart", experiment="shapes"):
+    config = json.loads(json.dumps(preset(data).to_dict()))  # JSON knows no tuples
+    record = RunRecord(name, experiment, "0" * 32, config, "f" * 64, started=started)
+    return record.write(runs.child(name), status)
+
+
+def flags(runs, **others):
+    return TrainFlags(output_dir=str(runs.path), **others)
+
+
+def test_a_record_is_read_as_it_was_written_with_its_config(runs):
+    record = begin(runs, "one")
+    assert read_record(runs.child("one")) == record and record.status == "stopped"
+    assert Config.from_dict(read_record(runs.child("one")).config) == preset("heart")
+    record.write(runs.child("one"), "finished")
+    assert read_record(runs.child("one")) == replace(record, status="finished")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", '{"name": "one"}', '{"colour": 1}'])
+def test_a_record_that_cannot_be_read_is_none(runs, text):
+    if text is not None:
+        runs.child("one").write_text("run.json", text)
+    assert read_record(runs.child("one")) is None
+
+
+def test_the_newest_unfinished_run_is_meant(runs):
+    begin(runs, "a", started=3.0, status="failed")
+    begin(runs, "b", started=5.0, status="running")
+    begin(runs, "c", started=4.0)
+    begin(runs, "d", started=9.0, status="finished")
+    runs.child("sweep").write_text("trials.csv", "")
+    assert run_to_resume(flags(runs), None).name == "b"
+
+
+def test_data_and_experiment_narrow_the_choice(runs):
+    begin(runs, "hearts", started=1.0)
+    begin(runs, "digits", started=2.0, data="digits")
+    begin(runs, "others", started=3.0, experiment="other")
+    assert run_to_resume(flags(runs), "digits").name == "digits"
+    assert run_to_resume(flags(runs, experiment="shapes"), "heart").name == "hearts"
+    with pytest.raises(InputError, match="no unfinished run"):
+        run_to_resume(flags(runs, experiment="other"), "digits")
+
+
+def test_a_named_run_is_meant_whatever_its_status_unless_it_is_finished(runs):
+    for status in ("running", "stopped", "failed"):
+        begin(runs, status, status)
+        assert run_to_resume(flags(runs, name=status), None).name == status
+    begin(runs, "over", "finished")
+    with pytest.raises(InputError, match="--resume --name over: it is finished"):
+        run_to_resume(flags(runs, name="over"), None)
+
+
+def test_a_named_run_killed_before_its_record_was_whole_starts_afresh(runs):
+    (runs.path / "early").mkdir(parents=True)
+    assert run_to_resume(flags(runs, name="early"), None) is None
+    with pytest.raises(InputError, match="holds no such run"):
+        run_to_resume(flags(runs, name="never"), None)
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"training.learning_rate": 0.5}, "--training.learning-rate 0.5"),
+        ({"seed": 3}, "--seed 3"),
+        ({"data.image_size": 16}, "--image-size 16"),
+        ({"data.label_column": "kind"}, "--label-column kind"),
+        ({"data.name": "digits"}, "--data digits"),
+        ({"network.hidden_size": 3}, "--network.hidden-size 3"),
+        ({"schedule.beta_end": 0.03}, "--schedule.beta-end 0.03"),
+    ],
+)
+def test_what_differs_from_the_runs_config_is_named_by_its_flag(values, flag):
+    kept = preset("heart")
+    check_same_config(preset("heart"), kept)
+    with pytest.raises(InputError) as caught:
+        check_same_config(kept.with_values(values), kept)
+    assert str(caught.value).startswith(f"{flag}: the run to be resumed was started with ")
+
+
+def test_where_the_data_are_kept_may_change():
+    kept = preset("heart")
+    check_same_config(kept.with_values({"data.memory_limit_gb": 1e-6}), kept)
+
+
+def test_every_value_of_a_config_but_that_one_must_stay():
+    """Through JSON, as records are kept."""
+    kept = Config.from_dict(json.loads(json.dumps(preset("heart").to_dict())))
+    check_same_config(preset("heart"), kept)
+    for name, value in kept.flat().items():
+        other = {**kept.flat(), name: object()}
+
+        class Given:
+            def flat(self, other=other):
+                return other
+
+        if name == "data.memory_limit_gb":
+            check_same_config(Given(), kept)
+        else:
+            with pytest.raises(InputError, match="was started with"):
+                check_same_config(Given(), kept)
+        assert kept.flat()[name] == value
+
+
+@pytest.fixture
+def model():
+    config = preset("heart").with_values({"network.hidden_size": 8, "network.num_blocks": 1})
+    spec = DataSpec(
+        name="heart",
+        kind="points",
+        shape=(2,),
+        mean=[0.0, 0.0],
+        std=[1.0, 1.0],
+        range=None,
+        columns=("x", "y"),
+        clip=(-3.0, 3.0),
+        log_snr_window=(-8.0, 5.0),
+        fingerprint="f" * 64,
+    )
+    return TrainedModel(config, spec, build_network(config, (2,)))
+
+
+def test_a_model_is_found_in_its_folder_its_run_or_its_newest_checkpoint(model, tmp_path):
+    run = tmp_path / "run"
+    for update in ("000000100", "000000200"):
+        model.save(run / "checkpoints" / update)
+    assert model_folder(str(run)) == run / "checkpoints" / "000000200"
+    shutil.rmtree(run / "checkpoints" / "000000200")
+    (run / "checkpoints" / "000000300").mkdir()
+    assert model_folder(str(run)) == run / "checkpoints" / "000000100", "what is half there is passed over"
+    for name in ("champion", "model"):
+        model.save(run / name)
+        assert model_folder(str(run)) == run / name
+    assert model_folder(str(run / "champion")) == run / "champion"
+    (run / "champion" / "model.safetensors").unlink()
+    for nowhere in (run / "champion", tmp_path, run / "run.json", tmp_path / "missing"):
+        with pytest.raises(InputError, match="--init-from .*: no model there"):
+            model_folder(str(nowhere))
