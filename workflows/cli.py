@@ -96,8 +96,9 @@ def _data(text: str | None) -> str:
 
 
 def _size(text: str | None) -> int | None:
-    """A side in pixels; what is none is left for tyro to refuse."""
-    return int(text) if text is not None and text.isdecimal() else None
+    if text is not None and not text.isdecimal():
+        raise InputError(f"--image-size {text}: give a whole number of pixels")
+    return None if text is None else int(text)
 
 
 def parse(options: type[_T], arguments: Sequence[str], *, prog: str, default: _T) -> _T:

@@ -1,6 +1,7 @@
 """What becomes of a training's events: MLflow, the terminal, and the record to resume by."""
 
 import io
+import shlex
 from typing import Any
 
 from PIL import Image
@@ -42,11 +43,7 @@ class RunLog:
         self.reason = self.refusal = ""
         self._record = record
         self._logged = logged
-        self._elsewhere = (
-            ""
-            if options.output_dir == TrainOptions.output_dir
-            else f" --output-dir {redact(options.output_dir)}"
-        )
+        self._again = _command_to_resume(record.name, options)
 
     @classmethod
     def open(
@@ -106,7 +103,7 @@ class RunLog:
             self.view.say(f"warning: {self.folder} could not be written ({error.strerror or error})")
         self.tracker.tag({"status": status} | ({"reason": self.reason[:500]} if self.reason else {}))
         self.tracker.close(_MLFLOW_STATUS[status])
-        again = f"next: python workflows/train.py --resume --name {self._record.name}{self._elsewhere}"
+        again = f"next: {self._again}"
         if status == "stopped":
             done = self.store.updates()
             newest = (
@@ -128,6 +125,16 @@ class RunLog:
         self._logged.add(updates)
         self.tracker.log({**metrics, "objective": metrics["val/elbo_window"]}, updates)
         return True
+
+
+def _command_to_resume(name: str, options: TrainOptions) -> str:
+    """With what a run's record does not hold, where it is not the default."""
+    words = ["python", "workflows/train.py", "--resume", "--name", name]
+    for field in ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
+        value = getattr(options, field)
+        if value != getattr(TrainOptions, field):
+            words += [f"--{field.replace('_', '-')}", redact(str(value))]
+    return shlex.join(words)
 
 
 def _free_name(options: TrainOptions, runs: Storage) -> str:

@@ -79,6 +79,11 @@ def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
     Raises:
         InputError: there is no such run, or it is finished.
     """
+    if "://" not in flags.output_dir and not flags.output_folder().is_dir():
+        which = "" if flags.name is None else f" --name {flags.name}"
+        raise InputError(
+            f"--resume{which}: {flags.output_dir} holds no unfinished run; start one without --resume"
+        )
     runs = output_storage(flags)
     if flags.name is not None:
         record = read_record(runs.child(flags.name))
@@ -118,7 +123,7 @@ def check_same_config(given: Config, kept: Config) -> None:
     for name, value in given.flat().items():
         # Where data are kept in memory does not change what is learned from them.
         if value != old[name] and name != "data.memory_limit_gb":
-            flag = name.removeprefix("data.").replace("_", "-")
+            flag = "data" if name == "data.name" else name.removeprefix("data.").replace("_", "-")
             raise InputError(
                 f"--{flag} {value}: the run to be resumed was started with {old[name]}; leave the flag out, "
                 "or start a new run"

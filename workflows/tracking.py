@@ -98,6 +98,7 @@ class Tracker:
         self.client = open_store(uri)
         self.experiment_id = self._experiment(experiment)
         self.run_id = ""
+        self.tested = False  # whether a run that is resumed has its figures on the test split
         self._children: dict[str, str] = {}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._deadline: float | None = None
@@ -120,6 +121,7 @@ class Tracker:
         try:
             self.client.set_terminated(run_id, "RUNNING")
             known = self.client.get_metric_history(run_id, "val/mse")
+            self.tested = bool(self.client.get_metric_history(run_id, "test/mse"))
         except MlflowException as error:
             raise InputError(
                 f"--tracking-uri {redact(self.uri)} has no run {run_id}, which is to be resumed: give the "

@@ -49,8 +49,8 @@ def run_training(options: TrainOptions, record: RunRecord | None) -> int:
     config = options.config()
     uri = resolve_tracking_uri(options.tracking_uri)
     try:
-        if not options.dry_run:
-            open_store(uri)  # the first thing to know, before data are loaded
+        if not options.dry_run and not uri.startswith("sqlite:"):
+            open_store(uri)  # the first thing to know, before data are loaded; a database would be made
         if needs_streaming(config.data):
             start_ray(options.verbose)
         dataset = load_dataset(config.data)
@@ -115,7 +115,8 @@ def _hand_over(log: RunLog, dataset: Dataset, origin: dict[str, object]) -> list
         write_manifest(folder, {"update": last["update"]})
         log.folder.put_folder(folder, "model")
         test = {name: value for name, value in metrics.items() if name.startswith("test/")}
-        log.tracker.log(test, last["update"])
+        if not log.tracker.tested:  # by a session that was killed here
+            log.tracker.log(test, last["update"])
         log.tracker.log_files(folder, "model")
         log.tracker.describe((folder / "model_card.md").read_text())
         log.tracker.flush()

@@ -90,7 +90,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
         ray.get(mailbox.want.remote("give up"))
         raise
     except Stopped:
-        if ray.get(mailbox.exchange.remote(None)) == "start anew":
+        if ray.get(mailbox.exchange.remote(None)) not in ("stop", "give up"):
             raise Preempted("a worker was told to end (SIGTERM)") from None
 
 

@@ -72,7 +72,7 @@ def steps(monkeypatch):
     """Steps of 20 ms; the sizes of their batches."""
     sizes = []
 
-    def step(self, update, x_0, timesteps, noise):
+    def step(self, update, x_0, timesteps, noise, labels=None):
         time.sleep(0.02)
         sizes.append(len(x_0))
         assert len(timesteps) == len(noise) == len(x_0)

@@ -113,7 +113,7 @@ class Training:
         return self.process.returncode, time.monotonic() - began
 
     def left_behind(self, seconds=20.0):
-        """Processes that outlive the command, but for two of Ray's, which look for its server for a minute."""
+        """Processes that outlive the command, but for two of Ray's that seek its server for a minute."""
         deadline = time.monotonic() + seconds
         while alive := [process for process in self.started if lives(process)]:
             if time.monotonic() > deadline:
