@@ -12,7 +12,6 @@ from diffusion.generation import Condition, deployed_table, generate
 from diffusion.likelihood import ElboWindow, elbo_window, variational_bound
 from diffusion.metrics import energy_distance, frechet_distance
 from diffusion.portions import in_portions
-from diffusion.preflight import schedule_metrics as schedule_metrics
 from diffusion.process import q_sample, to_epsilon
 from diffusion.variational import Decoder, DiscretisedGaussian, gaussian_decoder
 

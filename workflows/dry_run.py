@@ -11,8 +11,9 @@ import torch
 
 from diffusion.config import Config
 from diffusion.data import Dataset
-from diffusion.evaluation import Evaluator, schedule_metrics
+from diffusion.evaluation import Evaluator
 from diffusion.learner import Learner
+from diffusion.preflight import schedule_metrics, schedule_warnings
 from diffusion.ranks import Ranks
 from diffusion.schedules import NoiseSchedule
 from workflows.group import Layout
@@ -82,6 +83,13 @@ def _about(config: Config, dataset: Dataset, layout: Layout) -> list[str]:
     where = "GPU" if layout.uses_gpus else f"{layout.threads} threads"
     epochs = training.num_updates * training.batch_size / len(dataset.train)
     figures = schedule_metrics(schedule, math.prod(spec.shape))
+    warnings = schedule_warnings(
+        schedule,
+        spec.log_snr_window,
+        math.prod(spec.shape),
+        prediction_type=config.prediction_type,
+        clipped=config.sampler.clip,
+    )
     return [
         f"data      {spec.name}: {len(dataset.train)} examples of shape {list(spec.shape)} for training, "
         f"{len(dataset.val)} for validation, {len(dataset.test)} for the test",
@@ -93,6 +101,7 @@ def _about(config: Config, dataset: Dataset, layout: Layout) -> list[str]:
         f"{figures['schedule/alphas_cumprod_T']:.2g}, mismatch with the prior "
         f"{figures['schedule/prior_kl']:.2g} nats/dim",
         *schedule_chart(schedule),
+        *(f"warning   {line}" for line in warnings),
     ]
 
 

@@ -79,19 +79,18 @@ def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
     Raises:
         InputError: there is no such run, or it is finished.
     """
+    no_such = InputError(
+        f"--resume --name {flags.name}: {flags.output_dir} holds no such run; start it without --resume"
+        if flags.name is not None
+        else f"--resume: {flags.output_dir} holds no unfinished run of train.py; start one without it"
+    )
     if "://" not in flags.output_dir and not flags.output_folder().is_dir():
-        which = "" if flags.name is None else f" --name {flags.name}"
-        raise InputError(
-            f"--resume{which}: {flags.output_dir} holds no unfinished run; start one without --resume"
-        )
+        raise no_such
     runs = output_storage(flags)
     if flags.name is not None:
         record = read_record(runs.child(flags.name))
         if record is None and flags.name not in runs.names():
-            raise InputError(
-                f"--resume --name {flags.name}: {flags.output_dir} holds no such run; "
-                "start it without --resume"
-            )
+            raise no_such
         if record is not None and record.status == "finished":
             raise InputError(
                 f"--resume --name {flags.name}: it is finished; give another --name for a new run"
@@ -107,9 +106,7 @@ def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
         and flags.experiment in (None, record.experiment)
     ]
     if not matching:
-        raise InputError(
-            f"--resume: {flags.output_dir} holds no unfinished run of train.py; start one without it"
-        )
+        raise no_such
     return max(matching, key=lambda record: record.started)
 
 

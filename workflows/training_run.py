@@ -56,6 +56,8 @@ def run_training(options: TrainOptions, record: RunRecord | None) -> int:
         dataset = load_dataset(config.data)
         config = config.for_examples(len(dataset.train))
         build_network(config, dataset.spec.shape, dataset.spec.num_classes)
+        if reason := config.why_it_cannot_run():
+            raise InputError(f"this schedule cannot run ({reason})")
         if record is not None:
             _check_same(config, dataset, record)
         weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None

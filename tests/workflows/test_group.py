@@ -148,7 +148,8 @@ def test_as_many_workers_as_a_refusal_allows_are_not_refused(nodes):
         assert layout.num_workers == allowed and places(nodes, layout) >= allowed
 
 
-PARTS = ("ray::RayTrainWorker", "ray::TrainController", "ray::Mailbox", "ray::ImplicitFunc")
+TRIALS = ("ray::WorkersTrial", "ray::ResourceTrainable", "ray::ImplicitFunc")
+PARTS = (*TRIALS, "ray::RayTrainWorker", "ray::TrainController", "ray::PlacementGroupCleaner", "ray::Mailbox")
 
 
 def processes(*kinds):
@@ -289,28 +290,23 @@ def another_ray():
 
 
 class Killer:
-    """Ends two trials by SIGKILL: one while its workers start, one while they train."""
+    """Ends two trials by SIGKILL: the first while it trains, the fifth while its workers start."""
 
     def __init__(self, folder):
-        self.folder = folder
-        self.starting: list[psutil.Process] = []
-        self.training: list[psutil.Process] = []
+        self.folder, self.killed = folder, []
 
     def look(self):
+        """Kill who is due, and say how many trials are over."""
         table = self.folder / "trials.csv"
         over = len(pd.read_csv(table)) if table.exists() else 0
-        if over >= 2 and not self.training:
-            if len(list(self.folder.glob("trials/*/samples.png"))) > over:
-                self.training = processes("ray::ImplicitFunc")[:1]
-                self._kill(self.training)
-        elif over >= 4 and not self.starting and processes("ray::RayTrainWorker"):
-            self.starting = processes("ray::ImplicitFunc")[:1]
-            self._kill(self.starting)
+        begun = list(self.folder.glob("trials/*/samples.png"))
+        if (not self.killed and begun) or (
+            len(self.killed) == 1 == over - 3 and processes("ray::RayTrainWorker")
+        ):
+            for process in processes(*TRIALS)[:1]:
+                process.kill()
+                self.killed.append(process)
         return over
-
-    def _kill(self, trials):
-        for process in trials:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +337,7 @@ def nested(ray_here, another_ray, tmp_path_factory):
     finally:
         process.kill()
     assert process.returncode == 0, (folder / "output.txt").read_text()
-    assert len(killer.training) == len(killer.starting) == 1
+    assert len(killer.killed) == 2
     return folder
 
 
