@@ -1,5 +1,6 @@
 # make demo   environment, then a sweep on handwritten digits
 # make test   environment, then the tests; make test-slow: those with a browser and killed servers
+# make test-faults   trainings killed, stopped and resumed in every way: many minutes
 # make ui     MLflow on the runs (PORT=5001 for another port)
 # make lint   format, lint and types, as CI does
 
@@ -8,16 +9,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
 
-.PHONY: demo test test-slow lint ui clean
+.PHONY: demo test test-slow test-faults lint ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -32,7 +32,7 @@ HEART = (
     "--metrics.num-examples 64 --sampler.num-steps 10 --keep-checkpoints 100 --name run"
 ).split()
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 class Training:
