@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from diffusion.config import DataConfig
 from diffusion.errors import InputError
+from diffusion.features import Features, fit_features
 from diffusion.likelihood import log_snr_window
 from diffusion.moments import clip_interval, pixel_moments, pixel_sums, smallest_step, value_moments
 from diffusion.normalisation import denormalise
+from diffusion.run_config import FeatureNetwork
 from diffusion.sources import Source, load_raw, short_name
 from diffusion.splits import Splits, digests, fingerprint, split
 
@@ -153,16 +155,22 @@ class TrainingExamples(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, and what describes them."""
+    """Three splits, what describes them, and what images are compared by."""
 
     spec: DataSpec
     train: TrainingExamples
     val: Examples
     test: Examples
+    features: Features | None = None
 
     def to(self, device: str | torch.device) -> "Dataset":
         """The same on another device."""
-        return Dataset(self.spec, self.train.to(device), self.val.to(device), self.test.to(device))
+        splits = (self.train.to(device), self.val.to(device), self.test.to(device))
+        return Dataset(self.spec, *splits, self.features and self.features.to(device))
+
+    def with_features(self, wanted: FeatureNetwork) -> "Dataset":
+        """The same with what its images are compared by, see `diffusion.features.fit_features`."""
+        return replace(self, features=fit_features(self, wanted))
 
     def raw(self, examples: Tensor) -> NDArray[np.float64]:
         """Normalised examples in data units."""
@@ -187,14 +195,11 @@ def load_dataset(config: DataConfig) -> Dataset:
     else:
         mean, std = value_moments(train)
     check_spread(config, raw.columns, std)
-    stored = [
-        stored_examples(part, mean, std, None if raw.labels is None else raw.labels[places])
-        for part, places in (
-            (train, splits.train),
-            (values[splits.val], splits.val),
-            (values[splits.test], splits.test),
-        )
-    ]
+
+    def stored(part: NDArray[Any], places: NDArray[np.int64]) -> Examples:
+        return stored_examples(part, mean, std, None if raw.labels is None else raw.labels[places])
+
+    training = stored(train, splits.train)
     spec = describe(
         config,
         raw,
@@ -202,10 +207,11 @@ def load_dataset(config: DataConfig) -> Dataset:
         splits,
         digests(values),
         (mean, std),
-        clip_interval(stored[0].values.numpy(), raw.value_range, mean, std),
+        clip_interval(training.values.numpy(), raw.value_range, mean, std),
         train[: num_first(values.shape[1:])],
     )
-    return Dataset(spec, *stored)
+    val, test = (stored(values[places], places) for places in (splits.val, splits.test))
+    return Dataset(spec, training, val, test)
 
 
 def num_first(shape: Sequence[int]) -> int:

@@ -10,17 +10,15 @@ from diffusion.config import Config
 from diffusion.data import Dataset
 from diffusion.generation import Condition, deployed_table, generate
 from diffusion.likelihood import ElboWindow, elbo_window, variational_bound
-from diffusion.metrics import energy_distance, frechet_distance
 from diffusion.portions import in_portions
 from diffusion.process import q_sample, to_epsilon
+from diffusion.sample_quality import SampleJudge
 from diffusion.variational import Decoder, DiscretisedGaussian, gaussian_decoder
 
 # More rows than examples, so that each timestep's share of val/mse is even.
 _MSE_ROWS, _MSE_ROWS_AN_EXAMPLE = 4096, 16
 # Calls of the network for val/bits_per_dim, beside the one for L_0: less than val/elbo_window takes.
 _BOUND_TERMS = 24
-# Images are compared by their pixels, averaged to at most this many a side.
-_FEATURE_SIDE = 8
 
 
 class Evaluator:
@@ -99,20 +97,17 @@ class Evaluator:
         labels = self.dataset.val.labels if self.dataset.spec.num_classes else None
         return self.dataset.val[:count], None if labels is None else labels[:count]
 
-    def sample_distance(
+    def samples(
         self, network: nn.Module, reference: Tensor, *, num_samples: int, seed: int
     ) -> dict[str, float]:
-        """Distance of generated samples to held-out data by the deployed sampler, and its floor.
+        """`sample/...`: how near samples of the deployed sampler come to held-out data, with floors.
 
-        Points: energy distance in normalised units. Images: Frechet distance on the pixels in data
-        units, averaged to at most 8 a side.
-        The floor is the distance of as many training examples (as many as there are) to the same
-        reference.
+        See `SampleJudge.figures`; there is also `sample/network_evaluations`.
 
         Args:
             network: the denoiser, in evaluation mode.
             reference: [examples, *shape] held-out data, normalised.
-            num_samples: N.
+            num_samples: N; at most as many as there are training examples.
             seed: of the samples' noise.
         """
         spec = self.dataset.spec
@@ -127,27 +122,9 @@ class Evaluator:
         samples = generate(
             network, table, spec.shape, num_samples, seed=seed, device=reference.device, condition=condition
         )
-        return {
-            "sample/distance": self._distance(samples, reference),
-            "sample/distance_floor": self._distance(self.dataset.train[:num_samples], reference),
-            "sample/num_samples": num_samples,
-            "sample/num_reference": len(reference),
-            "sample/network_evaluations": len(table.timesteps),
-        }
-
-    def _distance(self, samples: Tensor, reference: Tensor) -> float:
-        if not bool(samples.isfinite().all()):
-            return math.inf
-        if self.dataset.spec.kind == "points":
-            return energy_distance(samples, reference)
-        features = (
-            nn.functional.adaptive_avg_pool2d(
-                torch.from_numpy(self.dataset.raw(images)),
-                (min(images.shape[2], _FEATURE_SIDE), min(images.shape[3], _FEATURE_SIDE)),
-            )
-            for images in (samples, reference)
-        )
-        return frechet_distance(*features)
+        figures = SampleJudge(self.dataset, reference).figures(samples)
+        figures["network_evaluations"] = len(table.timesteps)
+        return {f"sample/{name}": float(value) for name, value in figures.items()}
 
     @torch.no_grad()
     def _mean_squared_error(self, network: nn.Module, examples: Tensor, labels: Tensor | None) -> float:

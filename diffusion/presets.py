@@ -11,7 +11,7 @@ from diffusion.config import (
 from diffusion.sources import image_side, resolve
 
 # A trial of a sweep shares its time with the others; what is trained alone gets more.
-_UNET_UPDATES, _UNET_UPDATES_ALONE = 1500, 4000
+_UNET_UPDATES, _UNET_UPDATES_ALONE = 1000, 3000
 
 
 def preset(data: str, image_size: int | None = None, *, alone: bool = False) -> Config:

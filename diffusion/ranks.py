@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ class Ranks:
     def highest(self, value: int) -> int:
         """Maximum over the workers; every worker must call it."""
         return int(self._reduced(value, distributed.ReduceOp.MAX)) if self.world_size > 1 else value
+
+    def gathered(self, part: Tensor, count: int) -> Tensor:
+        """All workers' shares of `count` numbers, in order; every worker must call it."""
+        if self.world_size == 1:
+            return part
+        whole = torch.zeros(count, dtype=part.dtype, device=self.device)
+        whole[self.share(count)] = part
+        distributed.all_reduce(whole)
+        return whole
 
     def _reduced(self, value: float, operation: "distributed.ReduceOp.RedOpType") -> float:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -16,6 +16,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Loss = Literal["l2", "l1", "huber"]
 Weighting = Literal["simple", "vlb", "min_snr"]
 TimestepSampling = Literal["uniform", "stratified", "importance"]
+FeatureNetwork = Literal["auto", "classifier", "random", "inception"]
+ObjectiveName = Literal["val/elbo_window", "val/mse", "sample/distance"]
 
 LARGEST_SEED = 2**32 - 1  # numpy's, which the search uses
 
@@ -145,13 +147,20 @@ class MetricsConfig:
     """How models are measured. The same data and noise are used in every trial."""
 
     num_samples: int = 1000
-    """Samples behind sample/distance, in a trial."""
+    """Samples behind sample/distance, in a trial; a champion is measured by twice as many."""
     num_examples: int = 1024
     """Held-out examples behind val/mse and val/elbo_window, at most."""
     seed: int = 0
     """Seed of the noise that every trial is measured with."""
+    features: FeatureNetwork = "auto"
+    """What images are compared by: a classifier trained on their classes, a random network, or inception.
+    auto is the classifier where there are classes."""
+    objective: ObjectiveName = "val/elbo_window"
+    """What a sweep judges its trials by; lower is better."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_examples"):
             check_whole(f"metrics.{name}", getattr(self, name), 2, 10_000_000)
         check_whole("metrics.seed", self.seed, 0, LARGEST_SEED)
+        check_choice("metrics.features", self.features, FeatureNetwork)
+        check_choice("metrics.objective", self.objective, ObjectiveName)

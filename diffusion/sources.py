@@ -14,7 +14,7 @@ from diffusion.image_folder import default_image_size, folder_bytes, load_image_
 from diffusion.tables import SUFFIXES, load_table
 
 _TORCHVISION = {"mnist": ("MNIST", 28), "fashion-mnist": ("FashionMNIST", 28), "cifar10": ("CIFAR10", 32)}
-_CACHE = Path("~/.cache/ray-ddpm")
+CACHE = Path("~/.cache/ray-ddpm")
 PIXEL_RANGE = (0.0, 255.0)
 
 
@@ -183,7 +183,7 @@ def _load_torchvision(name: str) -> RawData:
     """Read from the cache, into which torchvision downloads at first, showing its progress."""
     import torchvision
 
-    root = _CACHE.expanduser()
+    root = CACHE.expanduser()
     kind = getattr(torchvision.datasets, _TORCHVISION[name][0])
     first = ""
     try:

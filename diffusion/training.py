@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from diffusion.checkpoints import TrainedModel, TrainingState
 from diffusion.config import Config, TrainingConfig
@@ -78,7 +78,7 @@ class Training:
         config: what to train.
         dataset: on the device to train on.
         report: called on the leading worker after the updates that `evaluation_points` names; only the
-            last time do its metrics hold `sample/distance`.
+            last time do its metrics hold `sample/...`, unless that is the objective.
         resume: a checkpoint's averaged model and state to go on from.
         initial_weights: another model's, to start from.
         save: writes a checkpoint, on the leading worker: after each evaluation, when asked to by
@@ -160,7 +160,8 @@ class Training:
         weights = None if importance is None else importance[share]
         self._loss_sum += self._learner.step(self.updates, x_0, timesteps[share], noise, labels, weights)
         if self._loss_history is not None:
-            self._loss_history.observe(timesteps, self._losses_of_all(share))
+            losses = self._ranks.gathered(self._learner.last_losses, self.config.training.batch_size)
+            self._loss_history.observe(timesteps, losses)
         self._losses += 1
         self.updates += 1
 
@@ -172,14 +173,6 @@ class Training:
         stratified = self.config.training.timestep_sampling == "stratified"
         draw = stratified_timesteps if stratified else uniform_timesteps
         return draw(total, count, generator), None
-
-    def _losses_of_all(self, share: slice) -> Tensor:
-        """The whole batch's losses, the same on every worker: [batch_size]."""
-        losses = torch.zeros(self.config.training.batch_size, device=self._ranks.device)
-        losses[share] = self._learner.last_losses
-        if self._ranks.world_size > 1:
-            distributed.all_reduce(losses)
-        return losses
 
     def _labels(self, generator: torch.Generator, share: slice) -> Tensor | None:
         """This worker's labels of the batch, some of them hidden, for a conditional network."""
@@ -241,14 +234,17 @@ class Training:
             training, self.updates - 1
         )
         metrics |= schedule_metrics(self._schedule, math.prod(self._dataset.spec.shape))
-        if self.updates == training.num_updates:
+        finished = self.updates == training.num_updates
+        if finished:
             metrics |= evaluator.discrete_bound(self._model.network)
-            metrics |= evaluator.sample_distance(
+        if finished or self.config.metrics.objective == "sample/distance":
+            metrics |= evaluator.samples(
                 self._model.network,
                 self._dataset.val[:],
                 num_samples=self.config.metrics.num_samples,
                 seed=self.config.metrics.seed,
             )
+        metrics["objective"] = metrics[self.config.metrics.objective]
         return metrics, elbo
 
     def _gather_losses(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from diffusion.config import DataConfig
 from diffusion.data import Dataset, Examples, load_dataset
 from diffusion.evaluation import Evaluator
-from diffusion.metrics import energy_distance, frechet_distance
+from diffusion.metrics import energy_distance, frechet_distance, kernel_distance
 
 HARSH = {"num_train_timesteps": 200, "beta_start": 1e-4, "beta_end": 0.5}
 GENTLE = {"num_train_timesteps": 2000, "beta_start": 1e-6, "beta_end": 0.004}
@@ -158,7 +158,7 @@ def test_judgement_does_not_depend_on_the_state_of_the_process(
         results.append(
             (
                 evaluator.held_out_losses(network)[0],
-                evaluator.sample_distance(network, evaluator.dataset.val[:], num_samples=50, seed=4),
+                evaluator.samples(network, evaluator.dataset.val[:], num_samples=50, seed=4),
             )
         )
     assert results[0] == results[1]
@@ -199,14 +199,14 @@ def test_samples_of_the_exact_denoiser_are_as_near_as_training_data(
         sampler={"name": "ddpm", "variance": "beta", "num_steps": 100},
     )
     evaluator = Evaluator(config, gaussian_dataset(seed=11))
-    found = evaluator.sample_distance(
+    found = evaluator.samples(
         gaussian_denoiser(evaluator.schedule), evaluator.dataset.val[:], num_samples=2000, seed=5
     )
     assert abs(found["sample/distance"]) < 0.01
     assert abs(found["sample/distance_floor"]) < 0.01
     assert found["sample/num_samples"] == 2000
     assert found["sample/network_evaluations"] == 100
-    far = evaluator.sample_distance(
+    far = evaluator.samples(
         gaussian_denoiser(evaluator.schedule, mean=1.0), evaluator.dataset.val[:], num_samples=2000, seed=5
     )
     assert far["sample/distance"] > 0.3
@@ -217,22 +217,46 @@ def test_the_floor_is_the_distance_of_training_examples_and_their_number_the_lim
 ):
     dataset = gaussian_dataset(num_train=70, num_val=50)
     evaluator = Evaluator(small_config(sampler={"num_steps": 50}), dataset)
-    found = evaluator.sample_distance(
-        gaussian_denoiser(evaluator.schedule), dataset.val[:], num_samples=1000, seed=1
-    )
+    found = evaluator.samples(gaussian_denoiser(evaluator.schedule), dataset.val[:], num_samples=1000, seed=1)
     assert found["sample/num_samples"] == 70
     assert found["sample/network_evaluations"] == 10  # all that the schedule has
-    assert found["sample/distance_floor"] == energy_distance(dataset.train[:], dataset.val[:])
+    floor = energy_distance(dataset.train[:], dataset.val[:])
+    assert found["sample/distance_floor"] == floor.value
+    assert found["sample/distance_floor_se"] == floor.standard_error
 
 
-def test_images_are_compared_in_pixels_by_the_frechet_distance(small_config, gaussian_denoiser):
+def test_images_are_compared_by_their_features(small_config, gaussian_denoiser):
     images = load_dataset(DataConfig(name="digits"))
     parts = (images.train[:200], images.val[:100], images.test[:100])
-    small = Dataset(images.spec, *map(Examples, parts))
+    small = Dataset(images.spec, *map(Examples, parts)).with_features("random")
     evaluator = Evaluator(small_config(), small)
-    found = evaluator.sample_distance(
-        gaussian_denoiser(evaluator.schedule), small.val[:], num_samples=150, seed=1
+    network = gaussian_denoiser(evaluator.schedule)
+    found = evaluator.samples(network, small.val[:], num_samples=150, seed=1)
+    features = [
+        small.features(torch.from_numpy(small.raw(split))) for split in (small.train[:150], small.val[:])
+    ]
+    for name, floor in (
+        ("distance", kernel_distance(*features)),
+        ("kid", kernel_distance(*features)),
+        ("frechet", frechet_distance(*features)),
+    ):
+        assert found[f"sample/{name}_floor"] == pytest.approx(floor.value, rel=1e-9)
+        assert found[f"sample/{name}_floor_se"] == pytest.approx(floor.standard_error, rel=1e-9)
+        assert found[f"sample/{name}"] > floor.value + 5.0 * floor.standard_error
+    bare = Evaluator(small_config(), replace(small, features=None))
+    assert bare.samples(network, small.val[:], num_samples=150, seed=1) == found, "random ones where none are"
+
+
+def test_samples_that_are_not_finite_are_counted_and_have_their_floor(small_config, gaussian_dataset):
+    evaluator = Evaluator(small_config(sampler={"clip": False}), gaussian_dataset())
+    found = evaluator.samples(lambda x, t: float("nan") * x, evaluator.dataset.val[:], num_samples=20, seed=1)
+    assert found["sample/distance"] == math.inf
+    assert {"sample/num_samples", "sample/num_reference", "sample/distance_floor"} <= found.keys()
+
+
+def test_as_few_samples_as_a_config_allows_are_judged(small_config, gaussian_dataset, gaussian_denoiser):
+    evaluator = Evaluator(small_config(metrics={"num_samples": 2}), gaussian_dataset())
+    found = evaluator.samples(
+        gaussian_denoiser(evaluator.schedule), evaluator.dataset.val[:], num_samples=2, seed=1
     )
-    pixels = [torch.from_numpy(small.raw(split)) for split in (small.train[:150], small.val[:])]
-    assert found["sample/distance_floor"] == pytest.approx(frechet_distance(*pixels), rel=1e-9)
-    assert found["sample/distance"] > found["sample/distance_floor"]
+    assert found["sample/num_samples"] == 2

@@ -30,6 +30,7 @@ def test_one_worker_needs_no_group():
     ranks = Ranks.of(CPU)
     assert ranks.leads and ranks.share(7) == slice(0, 7)
     assert ranks.total(1.5) == 1.5 and ranks.highest(3) == 3
+    assert ranks.gathered(torch.tensor([3.0, 4.0]), 2).tolist() == [3.0, 4.0]
 
 
 def _join(rank, world_size, port, work, results):
@@ -59,6 +60,20 @@ def together(work, world_size=2):
     assert [process.exitcode for process in processes] == [0] * world_size
     found = dict(results.get() for _ in processes)
     return [found[rank] for rank in range(world_size)]
+
+
+def _gather(rank):
+    ranks = Ranks.of(CPU)
+    wholes = [torch.arange(1, 8), torch.arange(7) / 3.0, torch.arange(7).double() / 3.0, torch.ones(1)]
+    found = [ranks.gathered(whole[ranks.share(len(whole))], len(whole)) for whole in wholes]
+    lost = ranks.gathered(torch.tensor([1.0, float("nan")][rank : rank + 1]), 2)
+    same = [torch.equal(each, whole) for each, whole in zip(found, wholes, strict=True)]
+    return same, [each.dtype for each in found] == [each.dtype for each in wholes], lost.isnan().tolist()
+
+
+def test_shares_that_are_gathered_are_the_whole_in_order_on_every_worker():
+    """Also where one worker's share is empty; what is not a number stays in its place."""
+    assert together(_gather) == [([True] * 4, True, [False, True])] * 2
 
 
 def _config(**training):

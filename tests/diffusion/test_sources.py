@@ -162,7 +162,7 @@ def test_a_path_that_leads_nowhere_is_told(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "CACHE", tmp_path)
     return tmp_path
 
 
@@ -233,7 +233,7 @@ def test_a_download_that_fails_is_one_line_with_the_alternative(monkeypatch, cac
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(sources, "_CACHE", tmp_path / "file")
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "file")
     with pytest.raises(InputError, match="could not be downloaded"):
         load_dataset(DataConfig(name="mnist"))
 
