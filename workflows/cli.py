@@ -14,17 +14,19 @@ from tyro import _errors as tyro_errors  # private: tyro is pinned in constraint
 from diffusion.config import Config
 from diffusion.errors import InputError
 from diffusion.sources import resolve
-from workflows.options import RunFlags, TrainFlags, TrainOptions, TuneFlags, TuneOptions
+from workflows.options import RunFlags, TrainFlags, TrainOptions
 from workflows.search_space import flag_of_searched
+from workflows.tune_options import TuneFlags, TuneOptions
 
 if TYPE_CHECKING:
-    from workflows.runs import RunRecord
+    from workflows.runs import Command, RunRecord
 
 _T = TypeVar("_T")
+_MOST_TRIALS = 10_000  # where only the time is limited
 
 
-def parse_tune_options(arguments: Sequence[str]) -> TuneOptions:
-    """The options of a sweep.
+def parse_tune_options(arguments: Sequence[str]) -> tuple[TuneOptions, "RunRecord | None"]:
+    """The options of a sweep, and the record of the one that it goes on with.
 
     Raises:
         InputError: an unknown flag or data set, or a value that is not allowed.
@@ -35,8 +37,16 @@ def parse_tune_options(arguments: Sequence[str]) -> TuneOptions:
         flag = argument.split("=", 1)[0]
         if searched := flag_of_searched(flag):
             raise InputError(f"{flag} is searched by a sweep: use {searched} with one value to fix it")
-    defaults = TuneOptions.for_data(_data(known.data), _size(known.image_size))
-    return parse(TuneOptions, arguments, prog="tune.py", default=defaults)
+    record = _record_to_resume(arguments, known, "tune")
+    if record is not None:
+        config = Config.from_dict(record.config)
+        names = {"name": record.name, "experiment": record.experiment}
+        defaults = TuneOptions.for_run(config, record.options, **names)
+    else:
+        defaults = TuneOptions.for_data(_data(known.data), _size(known.image_size))
+        if _given("--time-budget", arguments):
+            defaults = dataclasses.replace(defaults, num_trials=_MOST_TRIALS)
+    return parse(TuneOptions, arguments, prog="tune.py", default=defaults), record
 
 
 def parse_train_options(arguments: Sequence[str]) -> tuple[TrainOptions, "RunRecord | None"]:
@@ -49,14 +59,7 @@ def parse_train_options(arguments: Sequence[str]) -> tuple[TrainOptions, "RunRec
         SystemExit: help was asked for and has been printed.
     """
     known = _early(arguments, "train.py", TrainFlags)
-    record = None
-    if "--resume" in arguments:
-        from workflows.runs import run_to_resume
-
-        flags = TrainFlags(
-            name=known.name, experiment=known.experiment, output_dir=known.output_dir or TrainFlags.output_dir
-        )
-        record = run_to_resume(flags, resolve(known.data) if known.data else None)
+    record = _record_to_resume(arguments, known, "train")
     if record is not None:
         config = Config.from_dict(record.config)
         defaults = TrainOptions.for_config(config, name=record.name, experiment=record.experiment)
@@ -69,6 +72,19 @@ def parse_train_options(arguments: Sequence[str]) -> tuple[TrainOptions, "RunRec
         network = Config.from_dict({"network": tree["config"]["network"]}).network
         defaults = dataclasses.replace(defaults, network=network)
     return parse(TrainOptions, arguments, prog="train.py", default=defaults), record
+
+
+def _record_to_resume(
+    arguments: Sequence[str], known: argparse.Namespace, command: "Command"
+) -> "RunRecord | None":
+    """The record of the run that --resume means; None without it, or where that run wrote nothing yet."""
+    if "--resume" not in arguments:
+        return None
+    from workflows.runs import run_to_resume
+
+    output_dir = known.output_dir or RunFlags.output_dir
+    flags = RunFlags(name=known.name, experiment=known.experiment, output_dir=output_dir)
+    return run_to_resume(flags, resolve(known.data) if known.data else None, command)
 
 
 def _early(arguments: Sequence[str], prog: str, flags: type) -> argparse.Namespace:

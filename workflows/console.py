@@ -1,7 +1,7 @@
 """What a person sees while a sweep runs: one live table, or a line a trial where there is no terminal."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from workflows.records import TrialRecord
 
 _MOST_ROWS = 24
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "pruned": "magenta"}
@@ -74,6 +76,12 @@ class SweepView:
         """A trial begins."""
         self._rows[trial_id] = _Row(params)
 
+    def known(self, record: TrialRecord, names: Iterable[str]) -> None:
+        """A trial that came to its end in an earlier session; `names` are those of what is searched."""
+        self.started(record.trial_id, {name: record.params[name] for name in names})
+        self.progressed(record.trial_id, record.updates, record.objective, record.metrics)
+        self._rows[record.trial_id].status = record.status
+
     def progressed(self, trial_id: str, updates: int, objective: float, metrics: Mapping[str, float]) -> None:
         """A trial was evaluated."""
         row = self._rows[trial_id]
@@ -100,7 +108,7 @@ class SweepView:
         seconds = int(time.monotonic() - self._started)
         table = Table(
             title=f"{self._name}: {over}/{self._num_trials} trials over, {seconds // 60}:{seconds % 60:02d}",
-            caption="objective: val/elbo_window in nats/dim, lower is better; do not compare MSE",
+            caption="objective: lower is better; do not compare MSE",
             title_justify="left",
             caption_justify="left",
         )
@@ -181,7 +189,7 @@ class TrainingView:
         seconds = time.monotonic() - self._started
         line = (
             f"[{seconds:4.0f} s] update {updates}/{self._num_updates}: objective "
-            f"{metrics['val/elbo_window']:.4f}, train MSE {metrics['train/mse']:.4g}, "
+            f"{metrics['objective']:.4f}, train MSE {metrics['train/mse']:.4g}, "
             f"val MSE {metrics['val/mse']:.4g}"
         )
         if "sample/distance" in metrics:

@@ -132,7 +132,7 @@ def _seconds_of_training(config: Config, dataset: Dataset, layout: Layout) -> fl
     evaluation = time.monotonic() - started
     some = min(32, config.metrics.num_samples)
     started = time.monotonic()
-    evaluator.sample_distance(network, dataset.val[:].to(device), num_samples=some, seed=0)
+    evaluator.samples(network, dataset.val[:].to(device), num_samples=some, seed=0)
     sampling = (time.monotonic() - started) / some * config.metrics.num_samples
     return training.num_updates * step + training.num_evaluations * evaluation + sampling
 

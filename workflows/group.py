@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +32,18 @@ class Layout:
         num_workers: processes.
         threads: processor threads of each.
         uses_gpus: whether each has a GPU.
+        gpus_per_worker: share of a GPU that each has where they are used.
     """
 
     num_workers: int
     threads: int
     uses_gpus: bool
+    gpus_per_worker: float = 1.0
 
     @property
     def resources(self) -> dict[str, float]:
         """Of one worker."""
-        return {"CPU": float(self.threads)} | ({"GPU": 1.0} if self.uses_gpus else {})
+        return {"CPU": float(self.threads)} | ({"GPU": self.gpus_per_worker} if self.uses_gpus else {})
 
 
 def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
@@ -85,6 +87,7 @@ def run_group(
     on_progress: Callable[[int], None] = lambda updates: None,
     stop: Callable[[], bool] = lambda: False,
     max_failures: int = 0,
+    mark: Mapping[str, float] | None = None,
 ) -> None:
     """Run a job's workers to their end, starting them anew where one dies.
 
@@ -96,6 +99,7 @@ def run_group(
         on_progress: receives the updates done, several times a second.
         stop: whether the training is to be stopped, after a checkpoint.
         max_failures: how often the workers may be started anew.
+        mark: what each worker asks for besides the layout's, see `workflows.places`.
 
     Raises:
         GroupFailed: workers died more often than that, or the group could not start.
@@ -111,7 +115,7 @@ def run_group(
             scaling_config=ScalingConfig(
                 num_workers=layout.num_workers,
                 use_gpu=layout.uses_gpus,
-                resources_per_worker=layout.resources,
+                resources_per_worker={**layout.resources, **(mark or {})},
             ),
             run_config=RunConfig(
                 name="group",

@@ -1,4 +1,4 @@
-"""The command lines of a training and of a sweep: flags, defaults, checks.
+"""The command line of a training, and what it shares with a sweep's: flags, defaults, checks.
 
 Imports neither torch, ray nor mlflow.
 """
@@ -24,7 +24,6 @@ from diffusion.config import (
 from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.sources import resolve, short_name
-from workflows.search_space import SearchSpace
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -58,6 +57,8 @@ class RunFlags:
     """MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db by default."""
     seed: int = 0
     """Seed of everything random."""
+    resume: bool = False
+    """Go on with the run of --name, or with the newest unfinished one."""
     dry_run: bool = False
     """Say what would run, on what and for how long, and plot the schedule; nothing is kept."""
     verbose: bool = False
@@ -163,8 +164,6 @@ class TrainFlags(RunFlags):
 
     num_workers: int = 1
     """Processes that share each batch: one a GPU, or over the processors."""
-    resume: bool = False
-    """Go on with the run of --name, or with the newest unfinished one."""
     init_from: str | None = None
     """Start from the weights of another run, model or checkpoint (a folder)."""
     keep_checkpoints: int = 3
@@ -172,7 +171,7 @@ class TrainFlags(RunFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive({"--num-workers": self.num_workers, "--keep-checkpoints": self.keep_checkpoints})
+        check_positive({"--num-workers": self.num_workers, "--keep-checkpoints": self.keep_checkpoints})
         if self.resume and self.init_from is not None:
             raise InputError("--init-from starts a new run: leave out --resume, or --init-from")
 
@@ -192,65 +191,16 @@ class TrainOptions(TrainFlags, RunOptions):
         Raises:
             InputError: no data set has that name or path.
         """
-        return cls(data=data, **_sections(preset(data, image_size, alone=True)))
+        return cls(data=data, **sections(preset(data, image_size, alone=True)))
 
     @classmethod
     def for_config(cls, config: Config, **flags: Any) -> "TrainOptions":
         """The defaults that an earlier run's config gives."""
-        data = {name: getattr(config.data, name) for name in _DATA_FLAGS}
-        return cls(data=config.data.name, seed=config.seed, **data, **_sections(config), **flags)
+        data = {name: getattr(config.data, name) for name in DATA_FLAGS}
+        return cls(data=config.data.name, seed=config.seed, **data, **sections(config), **flags)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TuneFlags(RunFlags):
-    """Sweep diffusion models over steps, noise and embeddings; keep, judge and export the best."""
-
-    num_trials: int = 12
-    """Trials in the sweep, pruned ones included; 6 by default where the network is a U-Net."""
-    workers_per_trial: int = 1
-    """Processes that share each batch of a trial: one a GPU, or over the processors."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive({"--num-trials": self.num_trials, "--workers-per-trial": self.workers_per_trial})
-        if "://" in self.output_dir:
-            raise InputError(
-                f"--output-dir {self.output_dir}: a sweep can be written to local folders and mounts only"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneOptions(TuneFlags, RunOptions):
-    """Every flag of a sweep."""
-
-    search: SearchSpace = field(default_factory=SearchSpace)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_batch("--workers-per-trial", self.workers_per_trial)
-
-    @classmethod
-    def for_data(cls, data: str, image_size: int | None = None) -> "TuneOptions":
-        """The defaults for a data set.
-
-        Raises:
-            InputError: no data set has that name or path.
-        """
-        config = preset(data, image_size)
-        num_trials = 6 if config.network.kind == "unet" else cls.num_trials
-        return cls(data=data, num_trials=num_trials, **_sections(config))
-
-    def run_directory(self) -> Path:
-        """The sweep's folder, absolute and not there yet.
-
-        Raises:
-            InputError: a name that the user chose is taken, or the output folder cannot be made.
-        """
-        parent = self.output_folder()
-        return parent / self.free_name(lambda name: (parent / name).exists())
-
-
-_DATA_FLAGS = (
+DATA_FLAGS = (
     "image_size",
     "horizontal_flips",
     "conditional",
@@ -260,7 +210,8 @@ _DATA_FLAGS = (
 )
 
 
-def _sections(config: Config) -> dict[str, Any]:
+def sections(config: Config) -> dict[str, Any]:
+    """The config's sections that have flags of their own, by name."""
     return {
         "schedule": config.schedule,
         "network": config.network,
@@ -270,7 +221,12 @@ def _sections(config: Config) -> dict[str, Any]:
     }
 
 
-def _check_positive(flags: dict[str, int]) -> None:
+def check_positive(flags: dict[str, int]) -> None:
+    """See that each flag's number is 1 or more.
+
+    Raises:
+        InputError: one is not.
+    """
     for flag, value in flags.items():
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more")

@@ -1,44 +1,27 @@
-"""Where the workers of each trial stand, so that the sweep can free the place of a trial that was killed."""
+"""Which placement group belongs to which trial, so that a sweep can free the place of one that was killed.
 
-from typing import Any
+Ray Train frees it itself, but not where its controller is killed with the trial while the workers start,
+nor where Ray runs without its dashboard. Placement groups of a Train run bear no name; what they ask for
+can be read, though. So each trial's workers ask for a few bytes of memory that no other trial's ask for.
+"""
 
-import ray
+import zlib
+
 from ray._raylet import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+_MOST_BYTES = 2**20
 
 
-class Places:
-    """An actor of the sweep that trials tell of their workers' placement groups."""
-
-    def __init__(self) -> None:
-        self._groups: dict[str, str] = {}
-
-    def note(self, trial_id: str, placement_group: str | None) -> None:
-        """A trial's workers stand in this group; its id in hexadecimal."""
-        if placement_group is not None:
-            self._groups[trial_id] = placement_group
-
-    def take(self, trial_id: str) -> str | None:
-        """What was noted of a trial, once."""
-        return self._groups.pop(trial_id, None)
+def mark_of(trial_id: str) -> dict[str, float]:
+    """What a trial's workers ask Ray for besides processors."""
+    return {"memory": float(1 + zlib.crc32(trial_id.encode()) % _MOST_BYTES)}
 
 
-def open_places() -> Any:
-    """A `Places` actor of this process."""
-    return ray.remote(num_cpus=0)(Places).remote()
-
-
-def free_place(places: Any, trial_id: str) -> None:
-    """Remove a trial's placement group, and with it workers that still run there.
-
-    Ray Train does so itself unless its own actors are killed with the trial.
-    """
-    found = ray.get(places.take.remote(trial_id), timeout=30.0)
-    if found is not None:
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found)))
-
-
-def current_place() -> str | None:
-    """The id of the placement group that this worker stands in, in hexadecimal."""
-    group = ray.util.get_current_placement_group()
-    return None if group is None else group.id.hex()
+def free_places(trial_ids: set[str]) -> None:
+    """Remove the placement groups of trials that are over, and with them workers that still run there."""
+    marks = {mark_of(trial_id)["memory"] for trial_id in trial_ids}
+    for number, group in placement_group_table().items():
+        asked = {bundle.get("memory") for bundle in group["bundles"].values()}
+        if group["state"] != "REMOVED" and asked & marks:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))

@@ -14,8 +14,9 @@ from diffusion.data import Dataset
 from diffusion.evaluation import Evaluator
 from diffusion.files import replacing
 from diffusion.generation import condition_in_turn, sample_states
-from diffusion.plots import draw_samples, num_pictured, plane_limits, save_animation
+from diffusion.plots import draw_samples, image_grid, num_pictured, plane_limits, save_animation
 from diffusion.process import q_sample
+from diffusion.sample_quality import copies, nearest_training_examples
 from export.noise import normal_noise
 from export.parity import summary
 from export.sampler import Sampler
@@ -23,6 +24,7 @@ from export.to_onnx import export_onnx
 
 _TEST_SEED = 2_000_003  # which no training was judged by
 _FRAMES = 40
+_PAIRS, _COLUMNS = 32, 16
 _MOST_FOR_LIMITS = 10_000
 
 
@@ -31,9 +33,7 @@ def sample_metrics(
 ) -> dict[str, float]:
     """`sample/distance` and what belongs to it, by twice as many samples as in training."""
     count = 2 * model.config.metrics.num_samples
-    return Evaluator(model.config, dataset).sample_distance(
-        model.network, reference, num_samples=count, seed=seed
-    )
+    return Evaluator(model.config, dataset).samples(model.network, reference, num_samples=count, seed=seed)
 
 
 def figures_on_test(model: TrainedModel, dataset: Dataset) -> dict[str, float]:
@@ -49,6 +49,8 @@ def figures_on_test(model: TrainedModel, dataset: Dataset) -> dict[str, float]:
 
 def write_product(model: TrainedModel, dataset: Dataset, directory: Path) -> None:
     """Write the model, sampler.onnx, parity.json, both engines' samples, the animation and the card.
+
+    Of images also nearest.png: samples, each with the training image nearest to it on its right.
 
     Raises:
         ParityError: the ONNX file would not compute what PyTorch computes; nothing is written.
@@ -67,6 +69,13 @@ def write_product(model: TrainedModel, dataset: Dataset, directory: Path) -> Non
         return draw_samples(x, model.data.range, limits, title, model.data.num_classes)
 
     draw(frames[-1], "samples (PyTorch)").save(directory / "samples.png")
+    if not points:
+        spec, pictured = model.data, frames[-1][:_PAIRS]
+        samples = torch.from_numpy((pictured - np.array(spec.mean)) / np.array(spec.std)).float()
+        beside = dataset.raw(nearest_training_examples(dataset, samples))
+        pairs = np.stack([pictured, beside], axis=1).reshape(-1, *spec.shape)
+        assert spec.range is not None
+        image_grid(pairs, spec.range, columns=_COLUMNS).save(directory / "nearest.png")
     onnx_samples = Sampler(content, provider="cpu").sample(_num_pictured(model), seed=0)
     draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
     reverse = [draw(frame, "reverse diffusion") for frame in _thinned(frames)]
@@ -77,6 +86,19 @@ def write_product(model: TrainedModel, dataset: Dataset, directory: Path) -> Non
     (directory / "model_card.md").write_text(model_card(model))
 
 
+def copying(metrics: Mapping[str, float]) -> str:
+    """What the figures on the test split say about copied training examples, in a sentence."""
+    prefix = "test/sample_"
+    if f"{prefix}copied" not in metrics:
+        return "Whether it copies training examples was not measured."
+    share, chance = (100.0 * metrics[f"{prefix}{name}"] for name in ("copied", "copied_floor"))
+    said = "It copies training examples" if copies(dict(metrics), prefix) else "No sign of copying"
+    return (
+        f"{said}: {share:.1f}% of its samples lie less than a third as far from the nearest training example "
+        f"as from the next, of held-out examples {chance:.1f}%."
+    )
+
+
 def model_card(model: TrainedModel) -> str:
     """What the model is, what it was trained on, how good it is, in Markdown."""
     config, data = model.config, model.data
@@ -85,10 +107,11 @@ def model_card(model: TrainedModel) -> str:
     origin = f"trial `{trial}` of a ray-ddpm sweep" if trial else "a ray-ddpm training"
     figures = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in sorted(metrics.items()))
     params = "\n".join(f"| `{name}` | {value} |" for name, value in config.flat().items())
+    features = config.metrics.features
     distance = (
         "energy distance, normalised units"
         if data.kind == "points"
-        else "Frechet distance on pixels averaged to 8x8"
+        else f"kernel distance (KID) below 5,000 samples, else the Frechet distance, on {features} features"
     )
     return f"""# A diffusion model of {data.name}
 
@@ -109,8 +132,8 @@ Values are normalised by mean {data.mean} and deviation {data.std}.
 {figures}
 
 ## Limits
-It reproduces the training data's distribution, errors and gaps included, and can come close to single
-training examples. Nothing here measures copying.
+It reproduces the training data's distribution, errors and gaps included.
+{copying(metrics)}
 
 ## Parameters
 | name | value |

@@ -58,6 +58,7 @@ def register(
     """
     mlflow.set_tracking_uri(tracking_uri)
     try:
+        _forget(client, run_id, name)
         version = _log_model(run_id, name, sampler_file)
         for key, value in figures.items():
             client.set_model_version_tag(name, version, key, str(value))
@@ -67,6 +68,13 @@ def register(
     except (MlflowException, OSError) as error:
         raise RegistrationError(str(error).splitlines()[0][:200]) from error
     return int(version), best
+
+
+def _forget(client: MlflowClient, run_id: str, name: str) -> None:
+    """Delete what an earlier session of the same sweep registered: a sweep is one version."""
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id:
+            client.delete_model_version(name, version.version)
 
 
 def _log_model(run_id: str, name: str, sampler_file: Path) -> str:

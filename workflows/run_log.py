@@ -123,7 +123,7 @@ class RunLog:
         if updates in self._logged:
             return False
         self._logged.add(updates)
-        self.tracker.log({**metrics, "objective": metrics["val/elbo_window"]}, updates)
+        self.tracker.log(metrics, updates)
         return True
 
 

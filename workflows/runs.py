@@ -1,4 +1,4 @@
-"""Runs of train.py on disk: one folder each, with `run.json` to find and resume it by."""
+"""Runs of train.py and tune.py on disk: one folder each, with `run.json` to find and resume it by."""
 
 import json
 import time
@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from workflows.options import TrainFlags
+from workflows.options import RunFlags
 from workflows.storage import Storage
 
 _FILE = "run.json"
+Command = Literal["train", "tune"]
 Status = Literal["running", "stopped", "failed", "finished"]
 
 
@@ -28,6 +29,7 @@ class RunRecord:
         status: how it stands; `running` may also mean that it was killed.
         command: that made it.
         started: seconds since 1970.
+        options: what a sweep was told besides its config, see `TuneOptions.kept`.
     """
 
     name: str
@@ -36,8 +38,9 @@ class RunRecord:
     config: dict[str, Any]
     data_fingerprint: str
     status: Status = "running"
-    command: str = "train"
+    command: Command = "train"
     started: float = field(default_factory=time.time)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Storage, status: Status) -> "RunRecord":
         """Write it into a run's folder with a new status."""
@@ -46,7 +49,7 @@ class RunRecord:
         return record
 
 
-def output_storage(flags: TrainFlags) -> Storage:
+def output_storage(flags: RunFlags) -> Storage:
     """Where runs are kept, local or not.
 
     Raises:
@@ -66,12 +69,13 @@ def read_record(folder: Storage) -> RunRecord | None:
         return None
 
 
-def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
+def run_to_resume(flags: RunFlags, data: str | None, command: Command) -> RunRecord | None:
     """The run that `--resume` means: the named one, or the newest unfinished one.
 
     Args:
         flags: name, experiment and output folder.
         data: that the run must be of (a resolved name), or None for any.
+        command: that the run must have been made by.
 
     Returns:
         None where the named folder is there but holds no record yet: the run starts afresh.
@@ -82,7 +86,7 @@ def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
     no_such = InputError(
         f"--resume --name {flags.name}: {flags.output_dir} holds no such run; start it without --resume"
         if flags.name is not None
-        else f"--resume: {flags.output_dir} holds no unfinished run of train.py; start one without it"
+        else f"--resume: {flags.output_dir} holds no unfinished run of {command}.py; start one without it"
     )
     if "://" not in flags.output_dir and not flags.output_folder().is_dir():
         raise no_such
@@ -91,6 +95,10 @@ def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
         record = read_record(runs.child(flags.name))
         if record is None and flags.name not in runs.names():
             raise no_such
+        if record is not None and record.command != command:
+            raise InputError(
+                f"--resume --name {flags.name}: it is a run of {record.command}.py; go on with that"
+            )
         if record is not None and record.status == "finished":
             raise InputError(
                 f"--resume --name {flags.name}: it is finished; give another --name for a new run"
@@ -101,7 +109,7 @@ def run_to_resume(flags: TrainFlags, data: str | None) -> RunRecord | None:
         record
         for record in records
         if record is not None
-        and record.status != "finished"
+        and (record.command, record.status != "finished") == (command, True)
         and data in (None, record.config["data"]["name"])
         and flags.experiment in (None, record.experiment)
     ]

@@ -10,13 +10,13 @@ import re
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from PIL import Image
@@ -26,6 +26,7 @@ from diffusion.errors import InputError
 _SECONDS_TO_REACH_A_SERVER = 4
 _SECONDS_A_REQUEST = 30  # an upload takes longer than a first sign of life
 _SECONDS_TO_CATCH_UP = 30.0
+_FOLDER_TAG = "folder"
 _PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
 
@@ -100,15 +101,30 @@ class Tracker:
         self.run_id = ""
         self.tested = False  # whether a run that is resumed has its figures on the test split
         self._children: dict[str, str] = {}
+        self._logged: dict[str | None, set[int]] = {}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._deadline: float | None = None
         self.unsent = 0
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def start(self, name: str, params: dict[str, Any]) -> str:
-        """Make the run and return its id."""
-        self.run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
+    def start(
+        self, name: str, params: dict[str, Any], folder: str | None = None, *, again: bool = False
+    ) -> str:
+        """Make the run and return its id.
+
+        Args:
+            name: of the run.
+            params: by dotted name.
+            folder: of the run.
+            again: whether it may have been made before, and killed before it wrote anything to its folder;
+                then it is gone on with.
+        """
+        tags = None if folder is None else {_FOLDER_TAG: folder}
+        begun = self._runs_with(_FOLDER_TAG, folder) if folder and again else []
+        begun = [run for run in begun if run.info.status == "RUNNING"]
+        run = begun[0] if begun else self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        self.run_id = run.info.run_id
         self._log_params(self.run_id, params)
         return self.run_id
 
@@ -130,6 +146,29 @@ class Tracker:
         self.run_id = run_id
         return {metric.step for metric in known}
 
+    def resume_sweep(self, run_id: str, trial_ids: Container[str]) -> set[str]:
+        """Go on with a sweep's run; runs of trials that its records do not know are deleted.
+
+        Returns:
+            The trials whose runs are over, and so hold all that was to be sent.
+
+        Raises:
+            InputError: the store does not know it.
+        """
+        self.resume(run_id)
+        over = set()
+        for run in self._runs_with(MLFLOW_PARENT_RUN_ID, run_id):
+            trial_id, child = run.data.tags["trial_id"], run.info.run_id
+            if trial_id not in trial_ids or trial_id in self._children:
+                self.client.delete_run(child)
+                continue
+            self._children[trial_id] = child
+            history = self.client.get_metric_history(child, "objective")
+            self._logged[trial_id] = {metric.step for metric in history}
+            if run.info.status != "RUNNING":
+                over.add(trial_id)
+        return over
+
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
         """Queue the making of a child run."""
         started = _now()
@@ -139,12 +178,16 @@ class Tracker:
                 tags = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
                 run = self.client.create_run(self.experiment_id, start_time=started, tags=tags)
                 self._children[trial_id] = run.info.run_id
+            else:
+                self.client.set_terminated(self._children[trial_id], "RUNNING")
             self._log_params(self._children[trial_id], params)
 
         self._jobs.put(job)
 
     def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
-        """Queue metrics of the run, or of a trial."""
+        """Queue metrics of the run, or of a trial, unless an earlier session sent those of this step."""
+        if step in self._logged.get(trial_id, ()):
+            return
         batch = _metrics(metrics, step)
         self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
 
@@ -212,6 +255,16 @@ class Tracker:
                 f"--experiment {name} was deleted in MLflow: restore it there or give another name"
             )
         return experiment.experiment_id
+
+    def _runs_with(self, tag: str, value: str) -> list[Run]:
+        found: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`{tag}` = '{value}'", page_token=token or None
+            )
+            found, token = [*found, *page], page.token or None
+        return sorted(found, key=lambda run: run.info.start_time)
 
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])

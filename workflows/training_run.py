@@ -18,18 +18,17 @@ from diffusion.errors import InputError
 from diffusion.learner import check_precision
 from diffusion.manifest import write_manifest
 from diffusion.networks import build_network
-from diffusion.sources import needs_streaming
 from export.to_onnx import ParityError
 from workflows.console import TrainingView, readable
 from workflows.dry_run import describe_training
 from workflows.group import GroupFailed, Layout, plan_layout, run_group
 from workflows.options import TrainOptions
-from workflows.product import figures_on_test, write_product
+from workflows.preparation import prepare
+from workflows.product import copying, figures_on_test, write_product
 from workflows.provenance import provenance
 from workflows.ray_session import start_ray
 from workflows.run_log import RunLog
 from workflows.runs import RunRecord, Status, check_same_config, model_folder
-from workflows.streaming import load_dataset
 from workflows.tracking import open_store, redact, resolve_tracking_uri, runs_page
 from workflows.worker import Job
 
@@ -51,10 +50,7 @@ def run_training(options: TrainOptions, record: RunRecord | None) -> int:
     try:
         if not options.dry_run and not uri.startswith("sqlite:"):
             open_store(uri)  # the first thing to know, before data are loaded; a database would be made
-        if needs_streaming(config.data):
-            start_ray(options.verbose)
-        dataset = load_dataset(config.data)
-        config = config.for_examples(len(dataset.train))
+        config, dataset = prepare(config, verbose=options.verbose)
         build_network(config, dataset.spec.shape, dataset.spec.num_classes)
         if reason := config.why_it_cannot_run():
             raise InputError(f"this schedule cannot run ({reason})")
@@ -127,16 +123,17 @@ def _hand_over(log: RunLog, dataset: Dataset, origin: dict[str, object]) -> list
 
 def _summary(log: RunLog, metrics: dict[str, float]) -> list[str]:
     folder = f"{readable(log.folder)}/model"
-    last, best = log.history[-1], min(log.history, key=lambda entry: entry["metrics"]["val/elbo_window"])
+    last, best = log.history[-1], min(log.history, key=lambda entry: entry["metrics"]["objective"])
     lines = [
         "",
-        f"objective (val/elbo_window) {metrics['val/elbo_window']:.4f} nats/dim",
+        f"val/elbo_window {metrics['val/elbo_window']:.4f} nats/dim",
         f"  test split: ELBO window {metrics['test/elbo_window']:.4f} nats/dim, distance of "
         f"{metrics['test/sample_num_samples']:.0f} samples {metrics['test/sample_distance']:.4g} "
         f"(as many training examples: {metrics['test/sample_distance_floor']:.4g})",
+        f"  {copying(metrics)}",
     ]
     if best is not last and best["update"] in log.store.updates():
-        value = best["metrics"]["val/elbo_window"]
+        value = best["metrics"]["objective"]
         lines.append(f"  checkpoint {best['update']} has a better objective, {value:.4f}; it is kept")
     lines += [
         "",

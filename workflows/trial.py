@@ -14,9 +14,12 @@ from ray import tune
 
 from diffusion.config import Config
 from diffusion.data import Dataset
+from diffusion.errors import InputError
 from diffusion.training import Diverged, Progress, Training
 from workflows.group import GroupFailed, Layout, run_group
 from workflows.mailbox import Event
+from workflows.places import mark_of
+from workflows.records import OUT_OF_MEMORY
 from workflows.snapshot import write_snapshot
 from workflows.worker import Job
 
@@ -32,25 +35,24 @@ class TrialContext:
         dataset: loaded, split and normalised; for workers, a reference to it.
         layout: what a trial asks Ray for; with one worker it trains in Tune's process.
         provenance: kept with every model.
-        places: a `Places` actor that is told of the workers' placement groups, or None.
     """
 
     config: Config
     dataset: "Dataset | ray.ObjectRef[Dataset]"
     layout: Layout
     provenance: dict[str, Any]
-    places: Any = None
 
 
 def run_trial(values: dict[str, Any], context: TrialContext) -> None:
     """Train with `values` (dotted names) in this process and report to Tune after every evaluation.
 
-    A report holds `objective`, `updates`, `status` ("running", "pruned" or "diverged"), `reason`
+    A report holds `objective`, `updates`, `status` ("running", "pruned", "diverged" or "out of memory", on
+    a GPU that it shares), `reason`
     and `metrics`; with it travels a folder with the model, a picture of its samples and the
     objective example by example.
     """
-    config = context.config.with_values(values)
-    if reason := config.why_it_cannot_run():
+    config, reason = _config(values, context)
+    if reason:
         tune.report(_result(math.inf, 0, "pruned", reason))
     else:
         _train_here(config, context)
@@ -68,7 +70,7 @@ class WorkersTrial(tune.Trainable):
         self._results: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
         self._files: dict[str, bytes] = {}
         self._stop = threading.Event()
-        arguments = (context.config.with_values(values), context)
+        arguments = (*_config(values, context), context)
         self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
         self._thread.start()
 
@@ -93,18 +95,15 @@ class WorkersTrial(tune.Trainable):
         self._stop.set()
         self._thread.join(_SECONDS_TO_END)
 
-    def _run(self, config: Config, context: TrialContext) -> None:
+    def _run(self, config: Config, reason: str, context: TrialContext) -> None:
         done = 0
 
         def on_event(event: Event) -> None:
             nonlocal done
             match event["kind"]:
-                case "started":
-                    if context.places is not None:
-                        ray.get(context.places.note.remote(self.trial_id, event["placement_group"]))
                 case "evaluated":
                     done, metrics = event["updates"], event["metrics"]
-                    result = _result(metrics["val/elbo_window"], done, "running", metrics=metrics)
+                    result = _result(metrics["objective"], done, "running", metrics=metrics)
                     finished = done == config.training.num_updates
                     self._results.put(result | {"files": event["files"], "done": finished})
                 case "diverged":
@@ -114,15 +113,24 @@ class WorkersTrial(tune.Trainable):
                     raise GroupFailed(event["reason"])
 
         try:
-            if reason := config.why_it_cannot_run():
+            if reason:
                 pruned = _result(math.inf, 0, "pruned", reason)
                 self._results.put(pruned | {"files": {}, "done": True})
                 return
             assert isinstance(context.dataset, ray.ObjectRef)
             job = Job(config, context.dataset, context.layout.threads, context.provenance)
-            run_group(job, context.layout, on_event, stop=self._stop.is_set)
+            run_group(job, context.layout, on_event, stop=self._stop.is_set, mark=mark_of(self.trial_id))
         except Exception as error:
             self._results.put(error)
+
+
+def _config(values: dict[str, Any], context: TrialContext) -> tuple[Config, str]:
+    """The trial's config, and why it cannot run, if so."""
+    try:
+        config = context.config.with_values(values)
+    except InputError as error:  # values that do not go together
+        return context.config, str(error)
+    return config, config.why_it_cannot_run() or ""
 
 
 def _train_here(config: Config, context: TrialContext) -> None:
@@ -144,11 +152,16 @@ def _train_here(config: Config, context: TrialContext) -> None:
         Training(config, context.dataset.to(device), report).run()
     except Diverged as error:
         tune.report(_result(math.inf, done, "diverged", str(error)))
+    except torch.OutOfMemoryError:
+        if context.layout.gpus_per_worker == 1.0:
+            raise
+        torch.cuda.empty_cache()  # which the other trials on this GPU wait for
+        tune.report(_result(math.inf, 0, OUT_OF_MEMORY))
 
 
 def _report_snapshot(updates: int, metrics: dict[str, float], folder: str) -> None:
     tune.report(
-        _result(metrics["val/elbo_window"], updates, "running", metrics=metrics),
+        _result(metrics["objective"], updates, "running", metrics=metrics),
         checkpoint=tune.Checkpoint.from_directory(folder),
     )
 

@@ -1,8 +1,7 @@
 """What each worker of a training runs, on whichever machine Ray Train put it.
 
 The leading worker posts these events to the mailbox, each a dictionary with `kind`:
-    started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`,
-        `placement_group` (its id).
+    started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`.
     evaluated: `updates`, `metrics`, and `files`: name -> bytes as `workflows.snapshot` writes them.
     stopped: `updates`, after a checkpoint was written because someone asked.
     diverged, failed: `reason`, one line.
@@ -32,7 +31,6 @@ from diffusion.training import Diverged, Progress, Request, Stopped, Training
 from workflows import preemption
 from workflows.checkpoint_store import CheckpointNotWritten, CheckpointStore
 from workflows.mailbox import Wish
-from workflows.places import current_place
 from workflows.snapshot import write_snapshot
 
 _SECONDS_BETWEEN_EXCHANGES = 0.5
@@ -123,7 +121,6 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
         attempt=attempt,
         history=history,
         device=str(ranks.device),
-        placement_group=current_place(),
     )
     if attempt > _MOST_ATTEMPTS:
         post("failed", reason=f"the workers died {_MOST_ATTEMPTS} times after update {updates}")
@@ -143,7 +140,7 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
         last = state.history[-1] if state.history else None
         objective = None
         if last and last["update"] == state.update:
-            objective = last["metrics"]["val/elbo_window"]
+            objective = last["metrics"]["objective"]
         facts = {
             "update": state.update,
             "objective": objective,

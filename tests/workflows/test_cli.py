@@ -9,12 +9,14 @@ import pytest
 
 from diffusion.errors import InputError
 from workflows.cli import parse_train_options, parse_tune_options, run
+from workflows.runs import RunRecord
+from workflows.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_searched_parameter_takes_one_value_a_range_or_choices():
-    options = parse_tune_options(
+    options, _ = parse_tune_options(
         "--search.num-train-timesteps 10 20 30 --search.beta-end 0.1 0.2 --search.learning-rate 0.002".split()
     )
     assert options.search.num_train_timesteps == (10, 20, 30)
@@ -23,7 +25,7 @@ def test_a_searched_parameter_takes_one_value_a_range_or_choices():
 
 
 def test_dotted_flags_reach_the_config():
-    options = parse_tune_options(
+    options, _ = parse_tune_options(
         "--data heart --training.num-updates 7 --sampler.name ddim --seed 5 --network.hidden-size 8".split()
     )
     config = options.config()
@@ -32,9 +34,9 @@ def test_dotted_flags_reach_the_config():
 
 
 def test_each_data_set_brings_its_own_defaults():
-    heart, digits = (parse_tune_options(["--data", name]) for name in ("heart", "digits"))
+    heart, digits = (parse_tune_options(["--data", name])[0] for name in ("heart", "digits"))
     assert heart.network != digits.network
-    assert parse_tune_options([]) == digits
+    assert parse_tune_options([]) == (digits, None)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,18 @@ def test_each_data_set_brings_its_own_defaults():
         ("--seed 4294967296", ["--seed", "4294967296"]),
         ("--sampler.eta 0.5", ["--sampler.eta", "ddim"]),
         ("--search.num-train-timesteps 1e3", ["--search.num-train-timesteps", "1e3", "numbers"]),
+        ("--search.schedule-kind wavy", ["--search.schedule-kind", "wavy", "cosine"]),
+        ("--search.hidden-size 64 0", ["--search.hidden-size", "0"]),
+        ("--search.algorithm grid", ["--search.algorithm", "grid", "tpe", "random"]),
+        ("--objective train/mse", ["--objective", "train/mse", "val/elbo_window"]),
+        ("--time-budget soon", ["--time-budget", "soon", "30m"]),
+        ("--time-budget 0m", ["--time-budget", "0m", "30m"]),
+        ("--gpus-per-worker 2", ["--gpus-per-worker", "2", "at most 1"]),
+        ("--gpus-per-worker 0.5 --workers-per-trial 2", ["--gpus-per-worker", "--workers-per-trial"]),
+        ("--final-epochs -1", ["--final-epochs", "-1"]),
+        ("--final-workers 2", ["--final-workers", "--final-epochs"]),
+        ("--metrics.features eyes", ["--metrics.features", "eyes", "inception"]),
+        ("--resume --output-dir /nowhere/at/all", ["--resume", "/nowhere/at/all"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_flag_value_and_remedy(arguments, words):
@@ -88,7 +102,7 @@ def test_bad_input_is_one_line_that_names_flag_value_and_remedy(arguments, words
 def test_a_name_that_exists_is_refused_and_nothing_is_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "trials.csv").write_text("precious")
-    options = parse_tune_options(["--name", "mine", "--output-dir", str(tmp_path)])
+    options, _ = parse_tune_options(["--name", "mine", "--output-dir", str(tmp_path)])
     with pytest.raises(InputError, match="mine exists; choose another name"):
         options.run_directory()
     assert (tmp_path / "mine" / "trials.csv").read_text() == "precious"
@@ -98,15 +112,52 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in ("file", "file/below"):
         with pytest.raises(InputError, match="is a file"):
-            parse_tune_options(["--output-dir", str(tmp_path / folder)]).run_directory()
+            parse_tune_options(["--output-dir", str(tmp_path / folder)])[0].run_directory()
 
 
 def test_without_a_name_a_fresh_one_is_made_each_time(tmp_path):
-    options = parse_tune_options(["--output-dir", str(tmp_path)])
+    options, _ = parse_tune_options(["--output-dir", str(tmp_path)])
     first = options.run_directory()
     first.mkdir()
     second = options.run_directory()
     assert first != second and second.name.startswith("digits-") and not second.exists()
+
+
+def test_a_time_budget_may_be_hours_minutes_and_seconds_and_then_alone_limits_the_sweep():
+    for text, seconds in (("90s", 90.0), ("30m", 1800.0), ("1h30m", 5400.0), ("1.5h", 5400.0)):
+        options, _ = parse_tune_options(["--time-budget", text])
+        assert options.budget_seconds() == seconds and options.num_trials >= 10_000
+    both, _ = parse_tune_options(["--time-budget", "30m", "--num-trials", "7"])
+    assert both.num_trials == 7
+    assert parse_tune_options([])[0].budget_seconds() is None
+
+
+def test_a_sweep_to_be_resumed_brings_its_own_choices(tmp_path):
+    given = (
+        "--data heart --num-trials 7 --search.beta-end 0.1 0.2 --training.num-updates 50 --objective val/mse"
+    )
+    options, _ = parse_tune_options(given.split())
+    record = RunRecord(
+        "mine", "e", "id", options.config().to_dict(), "f", command="tune", options=options.kept()
+    )
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    record.write(Storage(str(folder)), "running")
+    there = ["--output-dir", str(tmp_path), "--resume"]
+    for arguments in (there, [*there, "--name", "mine"], [*there, "--data", "heart", "--experiment", "e"]):
+        found, again = parse_tune_options(arguments)
+        assert again is not None and again.run_id == "id"
+        assert found.config() == options.config() and found.search == options.search
+        assert found.num_trials == 7 and found.name == "mine" and found.run_directory() == folder
+    assert parse_tune_options([*there, "--num-trials", "9"])[0].num_trials == 9
+    for arguments in ([*there, "--data", "digits"], [*there, "--name", "other"]):
+        with pytest.raises(InputError, match="no (unfinished|such) run"):
+            parse_tune_options(arguments)
+    with pytest.raises(InputError, match="run of tune.py"):
+        parse_train_options([*there, "--name", "mine"])
+    record.write(Storage(str(folder)), "finished")
+    with pytest.raises(InputError, match="finished"):
+        parse_tune_options([*there, "--name", "mine"])
 
 
 def test_bad_input_leaves_with_status_2_and_one_line(monkeypatch, capsys):
@@ -211,7 +262,8 @@ def test_a_training_takes_the_whole_tree_and_its_own_flags():
 def test_a_training_and_a_sweep_start_from_the_same_config():
     for data in ("heart", "digits"):
         assert (
-            parse_train_options(["--data", data])[0].config() == parse_tune_options(["--data", data]).config()
+            parse_train_options(["--data", data])[0].config()
+            == parse_tune_options(["--data", data])[0].config()
         )
 
 

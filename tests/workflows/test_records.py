@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workflows.records import TrialRecord, TrialRecords
+from workflows.journal import read_journal
+from workflows.records import INTERRUPTED, TrialRecords
 
 
 @pytest.fixture
@@ -15,12 +16,13 @@ def records(tmp_path):
         ("b", "finished", 2.0),
         ("c", "finished", 1.0),
         ("d", "diverged", 0.1),
-        ("e", "pruned", float("nan")),
+        ("e", "pruned", None),
         ("f", "failed", 0.2),
     ):
-        records.add(
-            TrialRecord(trial_id, {"schedule.beta_end": 0.1}, status, 1.5, 10, objective, {"val/mse": 0.3})
-        )
+        records.begin(trial_id, {"schedule.beta_end": 0.1})
+        if objective is not None:
+            records.evaluated(trial_id, 10, {"objective": objective, "val/mse": 0.3})
+        records.end(trial_id, status, "", 1.5)
     return records
 
 
@@ -35,7 +37,9 @@ def test_stopped_trials_can_win_only_where_none_finished(records):
 
 def test_nothing_can_win_where_nothing_ended_well(tmp_path):
     records = TrialRecords(tmp_path)
-    records.add(TrialRecord("d", {}, "diverged", objective=0.1))
+    records.begin("d", {})
+    records.evaluated("d", 1, {"objective": 0.1})
+    records.end("d", "diverged", "", 0.0)
     assert records.ranked() == []
 
 
@@ -73,3 +77,32 @@ def test_the_newest_model_replaces_the_one_before(records, tmp_path):
         "samples.png",
     ]
     assert (kept / "model.safetensors").read_text() == "new"
+
+
+def test_another_process_reads_what_was_noted(records, tmp_path):
+    again = TrialRecords(tmp_path)
+    assert [vars(record) for record in again] == [vars(record) for record in records]
+    assert again.elapsed >= again.seconds_before > 0.0
+    assert not any(record.unfinished for record in again)
+
+
+def test_a_trial_that_starts_anew_forgets_what_it_found_and_keeps_its_place(records):
+    records.end("a", "stopped", INTERRUPTED, 1.0)
+    assert records["a"].unfinished
+    records.begin("a", {"schedule.beta_end": 0.1})
+    assert records["a"].evaluations == {} and records["a"].status == "running"
+    assert [record.trial_id for record in records] == list("abcdef")
+
+
+def test_whatever_byte_the_power_goes_at_the_events_before_it_are_known(records, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    content = path.read_bytes()
+    events = len(content.splitlines())
+    for length in range(0, len(content), 37):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / "journal.jsonl").write_bytes(content[:length])
+        TrialRecords(folder).begin("z", {"schedule.beta_end": 0.2})
+        whole = content[:length].count(b"\n")
+        assert len(read_journal(folder / "journal.jsonl")) == whole + 1 <= events
+        assert TrialRecords(folder)["z"].params == {"schedule.beta_end": 0.2}

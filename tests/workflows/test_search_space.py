@@ -1,10 +1,12 @@
 """What a sweep searches and what it holds fixed."""
 
+import json
+
 import pytest
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from workflows.search_space import SearchSpace, flag_of_searched, is_range
+from workflows.search_space import SearchSpace, flag_of_searched, holds, is_range, start_values
 
 
 def test_one_value_is_fixed_and_more_are_searched():
@@ -49,3 +51,66 @@ def test_ordinary_flags_of_searched_parameters_point_to_their_search_flag():
     assert flag_of_searched("--schedule.beta-start") == "--search.beta-start"
     assert flag_of_searched("--schedule.kind") is None
     assert is_range("training.learning_rate") and not is_range("schedule.num_train_timesteps")
+
+
+def test_what_is_not_given_stays_as_the_config_has_it():
+    fixed, searched = SearchSpace().fixed_and_searched(Config(), "points")
+    assert not {"schedule.kind", "network.hidden_size", "network.prediction_type"} & {*fixed, *searched}
+    space = SearchSpace(
+        schedule_kind=("linear", "cosine"), hidden_size=(32, 64), num_blocks=(2,), prediction_type=("sample",)
+    )
+    fixed, searched = space.fixed_and_searched(Config(), "points")
+    assert searched["schedule.kind"] == ("linear", "cosine")
+    assert searched["network.hidden_size"] == (32, 64)
+    assert (fixed["network.num_blocks"], fixed["network.prediction_type"]) == (2, "sample")
+
+
+def test_betas_are_searched_where_any_of_the_kinds_uses_them():
+    for kinds, used in ((("cosine", "linear"), True), (("cosine", "constant"), False), (("cosine",), False)):
+        _, searched = SearchSpace(schedule_kind=kinds).fixed_and_searched(Config(), "points")
+        assert ("schedule.beta_end" in searched) is used
+
+
+def test_sizes_of_the_other_kind_of_network_are_refused():
+    with pytest.raises(InputError, match="--search.base-channels.*mlp"):
+        SearchSpace(base_channels=(8, 16)).fixed_and_searched(Config(), "image")
+
+
+@pytest.fixture
+def searched():
+    return {"schedule.beta_end": (0.01, 0.3), "schedule.num_train_timesteps": (50, 100)}
+
+
+def test_a_space_holds_what_lies_between_its_ends_and_among_its_choices(searched):
+    inside = {"schedule.beta_end": 0.02, "schedule.num_train_timesteps": 100, "seed": 3}
+    assert holds(searched, inside)
+    assert not holds(searched, inside | {"schedule.beta_end": 0.4})
+    assert not holds(searched, inside | {"schedule.num_train_timesteps": 75})
+
+
+def test_a_sweep_starts_from_a_trials_config(searched, tmp_path):
+    values = {"schedule.beta_end": 0.2, "schedule.num_train_timesteps": 50}
+    tree = Config().with_values(values).to_dict()
+    for content in (tree, {"config": tree, "data": {}}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        for path in (tmp_path, tmp_path / "config.json"):
+            assert start_values(str(path), searched) == values
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["--start-from", "config.json"]),
+        ("{", ["--start-from", "cannot|can be read"]),
+        ("[1]", ["--start-from"]),
+        ('{"schedule": {"beta_end": 7}}', ["--start-from", "beta-end"]),
+        ('{"schedule": {"beta_end": 0.5}}', ["--start-from", "schedule.beta_end 0.5", "--search.beta-end"]),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_line(content, words, searched, tmp_path):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        start_values(str(tmp_path), searched)
+    message = str(caught.value)
+    assert "\n" not in message and all(any(one in message for one in word.split("|")) for word in words)

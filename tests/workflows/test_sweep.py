@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,13 @@ def test_the_champion_is_confirmed_tested_and_passed_parity(run_folder, table):
     parity = json.loads((champion / "parity.json").read_text())
     assert parity["passed"] and len(parity["cases"]) >= 8
     assert all(case["max_abs_error"] <= 1e-3 * case["output_scale"] for case in parity["cases"])
-    assert "## Limits" in (champion / "model_card.md").read_text()
+    card = (champion / "model_card.md").read_text()
+    assert "## Limits" in card and "training example" in card
+    metrics = tree["provenance"]["metrics"]
+    for name in ("distance", "sliced_wasserstein", "precision", "recall"):
+        assert {f"test/sample_{name}", f"test/sample_{name}_floor"} <= set(metrics)
+    assert metrics["test/sample_distance_se"] > 0.0
+    assert metrics["test/sample_nn_train"] > 0.0 and metrics["test/sample_copied"] < 0.5
 
 
 def test_both_engines_drew_the_same_picture(run_folder):
@@ -219,7 +226,8 @@ def test_a_sweep_whose_every_schedule_cannot_run_says_so(sweep):
     assert [run.info.status for run in runs] == ["FAILED"]
 
 
-def test_a_folder_of_images_is_swept_with_a_u_net(sweep):
+@pytest.mark.slow
+def test_a_folder_of_images_is_swept_with_a_u_net_and_its_champion_trained_anew(sweep):
     folder = sweep[0]
     (folder / "My photos").mkdir()
     for number in range(60):
@@ -229,12 +237,24 @@ def test_a_folder_of_images_is_swept_with_a_u_net(sweep):
         folder,
         *("--data", "My photos", "--num-trials", "1", "--name", "photos", "--training.num-updates", "4"),
         *("--network.base-channels", "8", "--metrics.num-examples", "8", "--metrics.num-samples", "8"),
+        *("--final-epochs", "3", "--final-workers", "2"),
     )
     assert result.returncode == 0 and result.stderr == "", result.stdout + result.stderr
     tree = json.loads((folder / "runs/photos/champion/config.json").read_text())
     assert tree["config"]["network"]["kind"] == "unet" and tree["data"]["shape"] == [3, 10, 10]
     assert str(folder).encode() not in (folder / "runs/photos/champion/sampler.onnx").read_bytes()
     assert not (folder / "runs/photos/tune").exists(), "no second copy of the weights"
+    assert tree["config"]["metrics"]["features"] == "random"
+    with Image.open(folder / "runs/photos/champion/nearest.png") as pairs:
+        assert pairs.width > pairs.height > 0
+    assert "for 3 updates (2 workers)" in result.stdout and not (folder / "runs/photos/final").exists()
+    kept = re.search(r"itself is kept: its distance is \S+, that of the longer training", result.stdout)
+    assert tree["config"]["training"]["num_updates"] == (4 if kept else 3)
+    client = MlflowClient(f"sqlite:///{folder / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("shapes")
+    (parent,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'photos'")
+    history = client.get_metric_history(parent.info.run_id, "final/objective")
+    assert [entry.step for entry in history] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

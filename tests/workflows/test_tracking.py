@@ -167,3 +167,47 @@ def test_passwords_are_never_shown():
     assert redact("https://me:s3cr3t@host:5000/x") == "https://me:***@host:5000/x"
     assert redact("postgresql://me:p@ss@host/db").count("ss@") == 0
     assert redact("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+
+
+def test_a_sweep_that_goes_on_keeps_its_runs_and_drops_what_nobody_knows(uri):
+    first = Tracker(uri, "shapes")
+    parent = first.start("sweep", {}, "/there")
+    for trial_id in ("over", "cut", "orphan"):
+        first.start_trial(trial_id, {})
+        first.log({"objective": 1.0}, 10, trial_id)
+    first.end_trial("over", "finished", "")
+    first.flush()  # and then it is killed
+
+    later = Tracker(uri, "shapes")
+    assert later.resume_sweep(parent, {"over", "cut", "new"}) == {"over"}
+    for trial_id in ("cut", "new"):
+        later.start_trial(trial_id, {})
+        for step in (10, 20):
+            later.log({"objective": 1.0}, step, trial_id)
+        later.end_trial(trial_id, "finished", "")
+    later.close("FINISHED")
+    client = MlflowClient(uri)
+    runs = client.search_runs([later.experiment_id])
+    children = {run.data.tags["trial_id"]: run for run in runs if run.info.run_id != parent}
+    assert set(children) == {"over", "cut", "new"} and len(runs) == 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for trial_id, expected in (("over", [10]), ("cut", [10, 20]), ("new", [10, 20])):
+        history = client.get_metric_history(children[trial_id].info.run_id, "objective")
+        assert [entry.step for entry in history] == expected
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_is_taken_up_again(uri):
+    begun = Tracker(uri, "shapes").start("sweep", {"seed": 0}, "/there/sweep")
+    again = Tracker(uri, "shapes")
+    assert again.start("sweep", {"seed": 0}, "/there/sweep") != begun, "nobody asked to go on"
+    assert again.start("other", {"seed": 0}, "/there/other", again=True) != begun
+    assert again.start("sweep", {"seed": 0}, "/there/sweep", again=True) == begun
+    again.close("FINISHED")
+    assert Tracker(uri, "shapes").start("sweep", {"seed": 0}, "/there/sweep", again=True) != begun, (
+        "it is over"
+    )
+
+
+def test_a_sweep_of_another_store_cannot_be_gone_on_with(uri):
+    with pytest.raises(InputError, match="no run 0123"):
+        Tracker(uri, "shapes").resume_sweep("0123", set())

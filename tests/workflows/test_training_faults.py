@@ -25,6 +25,7 @@ from workflows.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 UPDATES, BETWEEN = 3000, 300
+AT_THE_END = ("sample/", "test/", "val/nats_per_dim", "val/bits_per_dim")
 POINTS = list(range(BETWEEN, UPDATES + 1, BETWEEN))
 HEART = (
     f"--data heart --training.num-updates {UPDATES} --training.num-evaluations {len(POINTS)} "
@@ -218,7 +219,7 @@ def assert_one_run_with_every_step_once(folder):
     assert run.info.status == "FINISHED" and run.data.tags["status"] == "finished"
     for name in run.data.metrics:
         steps = [entry.step for entry in client.get_metric_history(run.info.run_id, name)]
-        assert steps == ([UPDATES] if name.startswith(("sample/", "test/")) else POINTS), name
+        assert steps == ([UPDATES] if name.startswith(AT_THE_END) else POINTS), name
     files = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
     pictured = {int(re.search(r"step\D(\d+)", name)[1]) for name in files if name.endswith(".png")}
     assert pictured == set(POINTS)

@@ -13,6 +13,7 @@ from diffusion.objectives import Objective
 from diffusion.presets import preset
 from workflows import trial
 from workflows.group import Layout
+from workflows.records import OUT_OF_MEMORY
 from workflows.trial import TrialContext, run_trial
 
 
@@ -96,3 +97,37 @@ def test_a_training_that_leaves_the_finite_numbers_is_diverged(context, reports,
     result, _ = reports[-1]
     assert result["status"] == "diverged" and math.isinf(result["objective"])
     assert "finite" in result["reason"]
+
+
+def test_values_that_do_not_go_together_are_pruned(context, reports):
+    never = replace(context, config=context.config.with_values({"network.prediction_type": "v_prediction"}))
+    zero = never.config.with_values({"schedule.zero_terminal_snr": True})
+    run_trial({"network.prediction_type": "epsilon"}, replace(never, config=zero))
+    ((result, _),) = reports
+    assert result["status"] == "pruned" and "zero-terminal-snr" in result["reason"]
+
+
+def test_another_objective_decides_and_brings_what_it_needs(context, reports):
+    for objective in ("val/mse", "sample/distance"):
+        reports.clear()
+        run_trial({**VALUES, "metrics.objective": objective}, context)
+        assert [result["objective"] for result, _ in reports] == [
+            result["metrics"][objective] for result, _ in reports
+        ]
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_out_of_memory_on_a_shared_gpu_asks_for_another_try_alone(context, reports, monkeypatch, share):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("diffusion.learner.Learner.step", full)
+    crowded = replace(context, layout=Layout(1, 1, uses_gpus=True, gpus_per_worker=share))
+    assert crowded.layout.resources == {"CPU": 1.0, "GPU": share}
+    if share == 1.0:
+        with pytest.raises(torch.OutOfMemoryError):
+            run_trial(VALUES, crowded)
+        return
+    run_trial(VALUES, crowded)
+    ((result, model),) = reports
+    assert (result["status"], model) == (OUT_OF_MEMORY, None) and math.isinf(result["objective"])
