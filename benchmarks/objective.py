@@ -26,7 +26,7 @@ from benchmarks.objective_trials import NUM_SEEDS, base_config
 from diffusion.checkpoints import TrainedModel
 from diffusion.data import Dataset, load_dataset
 from diffusion.evaluation import Evaluator
-from diffusion.features import fit_features
+from diffusion.feature_fitting import fit_features, with_features
 from diffusion.generation import deployed_table, generate
 from diffusion.likelihood import elbo_window
 from diffusion.metrics import (
@@ -69,7 +69,7 @@ def distances(dataset: Dataset, samples: torch.Tensor) -> dict[str, Estimate]:
 def judge(data: str, folder: Path) -> dict[str, Any]:
     """A trial's candidate objectives and distances, by name."""
     torch.set_num_threads(1)
-    dataset = load_dataset(base_config(data, None).data).with_features("auto")
+    dataset = with_features(load_dataset(base_config(data, None).data), "auto")
     model = TrainedModel.load(folder)
     history = json.loads((folder / "history.json").read_text())
     number, seed = folder.name.split("-")
@@ -161,14 +161,14 @@ def regret(objective: np.ndarray, distance: np.ndarray, floor: float) -> tuple[f
     return of(np.arange(len(distance))), float(np.quantile(halves, 0.9))
 
 
-def reliability(table: pd.DataFrame, column: str) -> float:
+def reliability(table: pd.DataFrame, column: str, floor: float) -> float:
     """Share of the variance of log distances that is the configs', not the training seeds' (ICC(1)).
 
     No objective's correlation with the distances of single trainings can be expected above its root.
     """
     wide = table[table.groupby("trial")["seed"].transform("nunique") == NUM_SEEDS]
     values = wide.pivot(index="trial", columns="seed", values=column).to_numpy()
-    values = np.log(np.maximum(values, 1e-6))
+    values = np.log(np.maximum(values, floor))
     between = NUM_SEEDS * values.mean(axis=1).var(ddof=1)
     within = values.var(axis=1, ddof=1).mean()
     return float(max(between - within, 0.0) / (between + (NUM_SEEDS - 1) * within))
@@ -221,7 +221,7 @@ def report(name: str, table: pd.DataFrame, dataset: Dataset) -> str:
         ],
         "fitted Gaussian": [base["fitted Gaussian"][kind].value for kind, _ in judged],
         "share of variance not the training seeds'": [
-            reliability(complete, f"{kind} {sampler}") for kind, sampler in judged
+            reliability(complete, f"{kind} {sampler}", floors[kind]) for kind, sampler in judged
         ],
     }
     others += [
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     config = base_config(options.data, None)
-    dataset = load_dataset(config.data).with_features("auto")
+    dataset = with_features(load_dataset(config.data), "auto")
     name = short_name(config.data)
     folders = sorted(path.parent for path in options.trials.glob("*/history.json"))
     context = multiprocessing.get_context("spawn")

@@ -20,6 +20,7 @@ import torch
 
 from diffusion.config import Config
 from diffusion.data import load_dataset
+from diffusion.feature_fitting import with_features
 from diffusion.presets import preset
 from diffusion.training import Diverged, Progress, Training
 
@@ -76,7 +77,7 @@ def train(config: Config, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        Training(config, load_dataset(config.data).with_features("auto"), report).run()
+        Training(config, with_features(load_dataset(config.data), "auto"), report).run()
     except Diverged:
         pass
     (folder / "history.json").write_text(json.dumps(history))
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     base = base_config(options.data, options.num_updates)
-    dataset = load_dataset(base.data).with_features("auto")  # trains the classifier once, for all
+    dataset = with_features(load_dataset(base.data), "auto")  # trains the classifier once, for all
     jobs = []
     for number, values in enumerate(draw_values(dataset.spec.kind == "points")):
         repeated = number % (NUM_TRIALS // NUM_REPEATED) == 0

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from diffusion.config import DataConfig
 from diffusion.errors import InputError
-from diffusion.features import Features, fit_features
+from diffusion.features import Features
 from diffusion.likelihood import log_snr_window
 from diffusion.moments import clip_interval, pixel_moments, pixel_sums, smallest_step, value_moments
 from diffusion.normalisation import denormalise
-from diffusion.run_config import FeatureNetwork
 from diffusion.sources import Source, load_raw, short_name
 from diffusion.splits import Splits, digests, fingerprint, split
 
@@ -167,10 +166,6 @@ class Dataset:
         """The same on another device."""
         splits = (self.train.to(device), self.val.to(device), self.test.to(device))
         return Dataset(self.spec, *splits, self.features and self.features.to(device))
-
-    def with_features(self, wanted: FeatureNetwork) -> "Dataset":
-        """The same with what its images are compared by, see `diffusion.features.fit_features`."""
-        return replace(self, features=fit_features(self, wanted))
 
     def raw(self, examples: Tensor) -> NDArray[np.float64]:
         """Normalised examples in data units."""

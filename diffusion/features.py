@@ -1,25 +1,13 @@
 """What images are compared by: the features of a network, standardised over the training split."""
 
 import copy
-import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.errors import InputError
-from diffusion.feature_networks import Inception, classifier, random_network
 from diffusion.run_config import FeatureNetwork
-from diffusion.sources import CACHE
 
-if TYPE_CHECKING:
-    from diffusion.data import Dataset
-
-# That a classifier is trained on, and features are standardised over; in memory as float64.
-_MOST_IMAGES, _MOST_VALUES = 20_000, 2**26
-_RECIPE = 1  # of the classifier; another one must not read this one's files
-_FEWEST_OF_A_CLASS = 20
 _LARGEST_SIDE = 32  # that the small networks look at
 _AT_ONCE = 256
 
@@ -56,66 +44,10 @@ class Features:
 
     def _of(self, images: Tensor) -> Tensor:
         take = self.network.features
-        return take(_prepared(images, self.value_range, self.name)).double()  # type: ignore[operator]
+        return take(prepared(images, self.value_range, self.name)).double()  # type: ignore[operator]
 
 
-def fit_features(dataset: "Dataset", wanted: FeatureNetwork) -> Features | None:
-    """The features that a data set's images are compared by; None of points.
-
-    Args:
-        dataset: on the CPU.
-        wanted: "auto" is a classifier where the data have classes of 20 training images or more, else a
-            random network.
-
-    Raises:
-        InputError: a classifier is asked for and there are no such classes, or Inception's weights are
-            not there.
-    """
-    spec, value_range = dataset.spec, dataset.spec.range
-    if value_range is None:
-        return None
-    name: FeatureNetwork = wanted
-    if wanted in ("auto", "classifier"):
-        name = "classifier" if _can_be_classified(dataset) else "random"
-        if name != wanted == "classifier":
-            raise InputError(
-                f"--metrics.features classifier: {spec.name} needs two classes or more, each of "
-                f"{_FEWEST_OF_A_CLASS} training images or more; give random, or auto"
-            )
-    accuracy = None
-    network: nn.Module
-    count = max(1, min(_MOST_IMAGES, _MOST_VALUES // math.prod(spec.shape)))
-    images = torch.from_numpy(dataset.raw(dataset.train[:count]))
-    if name == "classifier":
-        held_out, labels = torch.from_numpy(dataset.raw(dataset.val[:count])), dataset.train.labels
-        assert labels is not None and dataset.val.labels is not None
-        network, accuracy = classifier(
-            _prepared(images, value_range, name),
-            labels[:count],
-            (_prepared(held_out, value_range, name), dataset.val.labels[:count]),
-            int(labels.max()) + 1,
-            CACHE.expanduser() / "features" / f"{spec.fingerprint}-{_RECIPE}.safetensors",
-        )
-    else:
-        network = Inception() if name == "inception" else random_network(spec.shape[0])
-    nothing = torch.zeros((), dtype=torch.float64)
-    bare = Features(name, network.eval().requires_grad_(False), value_range, nothing, nothing + 1.0, accuracy)
-    found = bare(images)
-    # What never varies says nothing, and must not be divided by 0.
-    std = found.std(dim=0)
-    std = torch.where(std > 1e-6 * std.max(), std, torch.inf)
-    return Features(name, bare.network, value_range, found.mean(dim=0), std, accuracy)
-
-
-def _can_be_classified(dataset: "Dataset") -> bool:
-    labels = dataset.train.labels
-    if labels is None or dataset.val.labels is None:
-        return False
-    sizes = torch.bincount(labels[:_MOST_IMAGES])
-    return len(sizes) > 1 and int(sizes.min()) >= _FEWEST_OF_A_CLASS
-
-
-def _prepared(images: Tensor, value_range: tuple[float, float], name: FeatureNetwork) -> Tensor:
+def prepared(images: Tensor, value_range: tuple[float, float], name: FeatureNetwork) -> Tensor:
     """Images in data units as the networks take them: float32 in [-1, 1]; small ones for small networks."""
     low, high = value_range
     scaled = ((images - low) / (high - low) * 2.0 - 1.0).float()

@@ -11,7 +11,7 @@ from diffusion.config import (
 from diffusion.sources import image_side, resolve
 
 # A trial of a sweep shares its time with the others; what is trained alone gets more.
-_UNET_UPDATES, _UNET_UPDATES_ALONE = 1000, 3000
+_UNET_UPDATES, _UNET_UPDATES_ALONE = 1800, 6000
 
 
 def preset(data: str, image_size: int | None = None, *, alone: bool = False) -> Config:
@@ -40,7 +40,7 @@ def preset(data: str, image_size: int | None = None, *, alone: bool = False) -> 
         data=source,
         network=NetworkConfig(kind="unet", channel_multipliers=(1, 2, 2) if side >= 16 else (1, 2)),
         training=TrainingConfig(
-            num_updates=_UNET_UPDATES_ALONE if alone else _UNET_UPDATES, batch_size=64, num_evaluations=4
+            num_updates=_UNET_UPDATES_ALONE if alone else _UNET_UPDATES, batch_size=32, num_evaluations=4
         ),
         sampler=SamplerConfig(num_steps=50),
         metrics=MetricsConfig(num_samples=256, num_examples=64),

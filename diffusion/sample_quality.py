@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data import Dataset
-from diffusion.features import fit_features
+from diffusion.feature_fitting import fit_features
 from diffusion.metrics import (
     energy_distance,
     frechet_distance,

@@ -2,6 +2,7 @@
 
 from diffusion.config import Config
 from diffusion.data import Dataset
+from diffusion.feature_fitting import with_features
 from diffusion.sources import needs_streaming
 from workflows.ray_session import start_ray
 from workflows.streaming import load_dataset
@@ -17,7 +18,7 @@ def prepare(config: Config, *, verbose: bool) -> tuple[Config, Dataset]:
     """
     if needs_streaming(config.data):
         start_ray(verbose)
-    dataset = load_dataset(config.data).with_features(config.metrics.features)
+    dataset = with_features(load_dataset(config.data), config.metrics.features)
     if dataset.features is not None:
         config = config.with_values({"metrics.features": dataset.features.name})
     return config.for_examples(len(dataset.train)), dataset

@@ -24,6 +24,7 @@ from workflows.provenance import provenance
 from workflows.ray_session import start_ray
 from workflows.records import TrialRecords
 from workflows.registry import RegistrationError, register
+from workflows.report import write_report
 from workflows.runs import RunRecord, Status
 from workflows.search_space import holds, start_values
 from workflows.sweep_log import SweepLog
@@ -117,10 +118,9 @@ def _sweep(
         if not records.ranked():
             view.say(f"No trial came to a usable end: {log.directory / 'trials.csv'} holds the reasons.")
             return 1
-        if correlations:
-            each = ", ".join(f"{value:+.2f} at {rung}" for rung, value in correlations.items())
-            view.say(f"rank correlation of early objectives with the last ones, by updates: {each}")
-        summary = _hand_over(log, options, dataset, origin, may_lead=not interrupted)
+        champion = _crown(log, options, dataset, origin)
+        write_report(log.directory, records, search.searched, champion, correlations)
+        summary = _hand_over(log, champion, dataset, may_lead=not interrupted)
         status = "stopped" if interrupted else "finished"
     except ParityError as error:
         view.say(f"error: {error}")
@@ -136,11 +136,9 @@ def _sweep(
     return 0
 
 
-def _hand_over(
-    log: SweepLog, options: TuneOptions, dataset: Dataset, origin: dict[str, Any], *, may_lead: bool
-) -> list[str]:
-    """Find the champion, put it into `champion/` and into MLflow, and say what was made."""
-    records, tracker = log.records, log.tracker
+def _crown(log: SweepLog, options: TuneOptions, dataset: Dataset, origin: dict[str, Any]) -> Champion:
+    """Find the champion and put it into `champion/`."""
+    records = log.records
     finalists = {record.trial_id: records.folder(record.trial_id) for record in records.ranked()[:_FINALISTS]}
     champion = crown(
         finalists, dataset, log.directory / "champion", origin, log.view.say, _final_training(options, log)
@@ -148,9 +146,16 @@ def _hand_over(
     for trial_id, distance in champion.confirmations.items():
         records[trial_id].figures["val/confirmed_distance"] = distance
     records.write_csv()
+    return champion
+
+
+def _hand_over(log: SweepLog, champion: Champion, dataset: Dataset, *, may_lead: bool) -> list[str]:
+    """Put the champion and the report into MLflow, and say what was made."""
+    records, tracker = log.records, log.tracker
     tracker.log(champion.metrics, 0)
     tracker.tag({"champion": champion.trial_id})
     tracker.log_files(champion.directory, "champion")
+    tracker.log_file(log.directory / "report.html")
     tracker.describe((champion.directory / "model_card.md").read_text())
     registered = _register(f"ray-ddpm-{log.experiment}", champion, dataset, tracker, may_lead=may_lead)
     # Each trial's newest model stands in trials/ as well.
@@ -225,6 +230,7 @@ def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, regist
         f"  {copying(metrics)}",
         "",
         f"{readable(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
+        f"{readable(folder.parent / 'report.html')}    the sweep on one page",
         f"{folder / 'samples.png'}    drawn by PyTorch; samples_onnx.png beside it by ONNX Runtime",
         f"{folder / 'animation.gif'}    noise becoming samples",
         f"{folder / 'sampler.onnx'}    the file to ship, checked against PyTorch (parity.json)",

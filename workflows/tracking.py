@@ -225,6 +225,10 @@ class Tracker:
         """Queue a folder of files for the run; they must stay until `close`."""
         self._jobs.put(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
 
+    def log_file(self, path: Path) -> None:
+        """Queue one file for the run; it must stay until `close`."""
+        self._jobs.put(lambda: self.client.log_artifact(self.run_id, str(path)))
+
     def flush(self) -> None:
         """Wait a while for what is queued, such as files that will not stay."""
         sent = threading.Event()

@@ -7,6 +7,7 @@ import torch
 from diffusion.config import DataConfig
 from diffusion.data import Dataset, Examples, load_dataset
 from diffusion.evaluation import Evaluator
+from diffusion.feature_fitting import with_features
 from diffusion.metrics import energy_distance, frechet_distance, kernel_distance
 
 HARSH = {"num_train_timesteps": 200, "beta_start": 1e-4, "beta_end": 0.5}
@@ -228,7 +229,7 @@ def test_the_floor_is_the_distance_of_training_examples_and_their_number_the_lim
 def test_images_are_compared_by_their_features(small_config, gaussian_denoiser):
     images = load_dataset(DataConfig(name="digits"))
     parts = (images.train[:200], images.val[:100], images.test[:100])
-    small = Dataset(images.spec, *map(Examples, parts)).with_features("random")
+    small = with_features(Dataset(images.spec, *map(Examples, parts)), "random")
     evaluator = Evaluator(small_config(), small)
     network = gaussian_denoiser(evaluator.schedule)
     found = evaluator.samples(network, small.val[:], num_samples=150, seed=1)

@@ -15,7 +15,7 @@ from diffusion import feature_networks
 from diffusion.config import DataConfig
 from diffusion.data import Dataset, DataSpec, Examples, load_dataset
 from diffusion.errors import InputError
-from diffusion.features import fit_features
+from diffusion.feature_fitting import fit_features, with_features
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def trained(digits, tmp_path_factory):
     """The digits' classifier, and the cache that it was put into."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffusion.features.CACHE", cache)
+        patch.setattr("diffusion.feature_fitting.CACHE", cache)
         return fit_features(digits, "auto"), cache
 
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """An empty cache, for classifiers that are trained for a moment only."""
-    monkeypatch.setattr("diffusion.features.CACHE", tmp_path / "cache")
+    monkeypatch.setattr("diffusion.feature_fitting.CACHE", tmp_path / "cache")
     monkeypatch.setattr(feature_networks, "_STEPS", 5)
     return tmp_path / "cache"
 
@@ -74,7 +74,7 @@ def noise_images(shape=(1, 8, 8), labels=None, count=60):
 
 @pytest.mark.parametrize("wanted", ["auto", "classifier", "random", "inception"])
 def test_points_have_no_features(gaussian_dataset, wanted):
-    assert gaussian_dataset().with_features(wanted).features is None
+    assert with_features(gaussian_dataset(), wanted).features is None
 
 
 def test_digits_have_a_classifier_that_knows_them(digits, trained):
@@ -89,7 +89,7 @@ def test_digits_have_a_classifier_that_knows_them(digits, trained):
 
 def test_a_classifier_is_read_from_the_cache_bit_for_bit(digits, trained, monkeypatch):
     features, cache = trained
-    monkeypatch.setattr("diffusion.features.CACHE", cache)
+    monkeypatch.setattr("diffusion.feature_fitting.CACHE", cache)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: pytest.fail("it was trained again"))
     for wanted in ("auto", "classifier"):
         again = fit_features(digits, wanted)
@@ -206,7 +206,7 @@ def test_a_feature_that_never_varies_is_0(monkeypatch):
             brightness = images.mean(dim=(1, 2, 3))
             return torch.stack([brightness, torch.full_like(brightness, 0.3)], dim=1)
 
-    monkeypatch.setattr("diffusion.features.random_network", lambda channels: Brightness())
+    monkeypatch.setattr("diffusion.feature_fitting.random_network", lambda channels: Brightness())
     dataset = noise_images()
     found = of_test(fit_features(dataset, "random"), dataset)
     assert found[:, 0].std() > 0.5 and not found[:, 1].any()
@@ -252,7 +252,7 @@ def test_small_networks_see_large_images_small(monkeypatch):
             seen.append(tuple(images.shape[1:]))
             return images.mean(dim=(2, 3))
 
-    monkeypatch.setattr("diffusion.features.random_network", lambda channels: Watched())
+    monkeypatch.setattr("diffusion.feature_fitting.random_network", lambda channels: Watched())
     for shape in ((4, 64, 48), (1, 8, 100), (3, 32, 32)):
         fit_features(noise_images(shape), "random")
     assert seen == [(4, 32, 32), (1, 8, 32), (3, 32, 32)]

@@ -9,6 +9,7 @@ import torch
 from diffusion import sample_quality
 from diffusion.config import DataConfig
 from diffusion.data import Examples, load_dataset
+from diffusion.feature_fitting import with_features
 from diffusion.metrics import (
     energy_distance,
     frechet_distance,
@@ -24,7 +25,7 @@ NEARNESS = {"nn_train", "nn_heldout", "nn_se", "copied", "copied_floor", "num_sa
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset(DataConfig(name="digits")).with_features("random")
+    return with_features(load_dataset(DataConfig(name="digits")), "random")
 
 
 @pytest.fixture(scope="module")

@@ -53,33 +53,33 @@ def test_the_newest_unfinished_run_is_meant(runs):
     begin(runs, "c", started=4.0)
     begin(runs, "d", started=9.0, status="finished")
     runs.child("sweep").write_text("trials.csv", "")
-    assert run_to_resume(flags(runs), None).name == "b"
+    assert run_to_resume(flags(runs), None, "train").name == "b"
 
 
 def test_data_and_experiment_narrow_the_choice(runs):
     begin(runs, "hearts", started=1.0)
     begin(runs, "digits", started=2.0, data="digits")
     begin(runs, "others", started=3.0, experiment="other")
-    assert run_to_resume(flags(runs), "digits").name == "digits"
-    assert run_to_resume(flags(runs, experiment="shapes"), "heart").name == "hearts"
+    assert run_to_resume(flags(runs), "digits", "train").name == "digits"
+    assert run_to_resume(flags(runs, experiment="shapes"), "heart", "train").name == "hearts"
     with pytest.raises(InputError, match="no unfinished run"):
-        run_to_resume(flags(runs, experiment="other"), "digits")
+        run_to_resume(flags(runs, experiment="other"), "digits", "train")
 
 
 def test_a_named_run_is_meant_whatever_its_status_unless_it_is_finished(runs):
     for status in ("running", "stopped", "failed"):
         begin(runs, status, status)
-        assert run_to_resume(flags(runs, name=status), None).name == status
+        assert run_to_resume(flags(runs, name=status), None, "train").name == status
     begin(runs, "over", "finished")
     with pytest.raises(InputError, match="--resume --name over: it is finished"):
-        run_to_resume(flags(runs, name="over"), None)
+        run_to_resume(flags(runs, name="over"), None, "train")
 
 
 def test_a_named_run_killed_before_its_record_was_whole_starts_afresh(runs):
     (runs.path / "early").mkdir(parents=True)
-    assert run_to_resume(flags(runs, name="early"), None) is None
+    assert run_to_resume(flags(runs, name="early"), None, "train") is None
     with pytest.raises(InputError, match="holds no such run"):
-        run_to_resume(flags(runs, name="never"), None)
+        run_to_resume(flags(runs, name="never"), None, "train")
 
 
 @pytest.mark.parametrize(
