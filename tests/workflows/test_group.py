@@ -294,16 +294,18 @@ class Killer:
 
     def __init__(self, folder):
         self.folder, self.killed = folder, []
+        self.fourths: set[psutil.Process] = set()
 
     def look(self):
         """Kill who is due, and say how many trials are over."""
         table = self.folder / "trials.csv"
         over = len(pd.read_csv(table)) if table.exists() else 0
-        begun = list(self.folder.glob("trials/*/samples.png"))
-        if (not self.killed and begun) or (
-            len(self.killed) == 1 == over - 3 and processes("ray::RayTrainWorker")
-        ):
-            for process in processes(*TRIALS)[:1]:
+        trials = set(processes(*TRIALS))
+        if over == 3:
+            self.fourths |= trials
+        due = over == 4 and processes("ray::RayTrainWorker") and not trials & self.fourths
+        if (over == 0 and list(self.folder.glob("trials/*/samples.png"))) or due:
+            for process in trials - set(self.killed) if len(self.killed) == bool(due) else ():
                 process.kill()
                 self.killed.append(process)
         return over
@@ -336,6 +338,7 @@ def nested(ray_here, another_ray, tmp_path_factory):
             time.sleep(0.05)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 0, (folder / "output.txt").read_text()
     assert len(killer.killed) == 2
     return folder
