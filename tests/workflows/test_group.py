@@ -203,6 +203,7 @@ class EnoughSeen(Exception):
     """Whoever listens has seen enough."""
 
 
+@pytest.mark.slow
 def test_a_group_of_workers_is_the_training_in_this_process_whoever_was_cut_off_before(job, config, dataset):
     """Listeners that raise leave nothing that the next group would wait for."""
     seen = []
