@@ -237,7 +237,7 @@ def test_a_folder_of_images_is_swept_with_a_u_net_and_its_champion_trained_anew(
         folder,
         *("--data", "My photos", "--num-trials", "1", "--name", "photos", "--training.num-updates", "4"),
         *("--network.base-channels", "8", "--metrics.num-examples", "8", "--metrics.num-samples", "8"),
-        *("--final-epochs", "3", "--final-workers", "2"),
+        *("--final-epochs", "5", "--final-workers", "2"),
     )
     assert result.returncode == 0 and result.stderr == "", result.stdout + result.stderr
     tree = json.loads((folder / "runs/photos/champion/config.json").read_text())
@@ -247,14 +247,14 @@ def test_a_folder_of_images_is_swept_with_a_u_net_and_its_champion_trained_anew(
     assert tree["config"]["metrics"]["features"] == "random"
     with Image.open(folder / "runs/photos/champion/nearest.png") as pairs:
         assert pairs.width > pairs.height > 0
-    assert "for 3 updates (2 workers)" in result.stdout and not (folder / "runs/photos/final").exists()
+    assert "for 7 updates (2 workers)" in result.stdout and not (folder / "runs/photos/final").exists()
     kept = re.search(r"itself is kept: its distance is \S+, that of the longer training", result.stdout)
-    assert tree["config"]["training"]["num_updates"] == (4 if kept else 3)
+    assert tree["config"]["training"]["num_updates"] == (4 if kept else 7)
     client = MlflowClient(f"sqlite:///{folder / 'store' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("shapes")
     (parent,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'photos'")
     history = client.get_metric_history(parent.info.run_id, "final/objective")
-    assert [entry.step for entry in history] == [1, 2, 3]
+    assert [entry.step for entry in history] == [2, 4, 5, 7]
 
 
 @pytest.mark.parametrize(
