@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from diffusion.files import replacing
 from workflows.champion import Champion
@@ -156,6 +157,7 @@ def _parameters(records: TrialRecords, names: list[str], objective: str) -> Figu
         )
         if numbers and values and max(values) > 5 * min(values) > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # their labels would cover each other
         axes.set_xlabel(name)
         axes.set_ylabel(objective if place % 3 == 0 else "")
     return figure
