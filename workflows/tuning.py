@@ -20,7 +20,7 @@ from diffusion.training import evaluation_points
 from workflows.console import SweepView
 from workflows.group import groups_at_once
 from workflows.halving import SuccessiveHalving
-from workflows.places import free_places
+from workflows.places import end_cleaners, free_places
 from workflows.records import INTERRUPTED, OUT_OF_MEMORY, TrialRecord, TrialRecords
 from workflows.search_space import is_range
 from workflows.tracking import Tracker
@@ -116,6 +116,7 @@ class SweepCallback(tune.Callback):
         """Again and again: workers of a trial that was killed may have been about to take their place."""
         if self._killed and time.monotonic() > self._looked_at + _SECONDS_BETWEEN_LOOKS:
             free_places(self._killed)
+            end_cleaners()
             self._looked_at = time.monotonic()
 
     def end_running(self, reason: str) -> bool:
