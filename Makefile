@@ -1,5 +1,5 @@
 # make demo   environment, then a sweep on handwritten digits
-# make test   environment, then the tests; make test-slow: those with a browser and killed servers
+# make test   environment, then the tests; make test-slow: those with a browser, killed servers and sweeps
 # make test-faults   trainings killed, stopped and resumed in every way: many minutes
 # make ui     MLflow on the runs (PORT=5001 for another port)
 # make lint   format, lint and types, as CI does

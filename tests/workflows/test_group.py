@@ -250,7 +250,7 @@ def test_a_group_of_workers_is_the_training_in_this_process_whoever_was_cut_off_
         }
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_group_whose_worker_dies_fails_in_one_line_and_leaves_nothing(job, config, dataset):
     """Without failures allowed, as in a trial of a sweep."""
     long = Job(config.with_values({"training.num_updates": 20_000}), job.dataset, 1, {})
@@ -345,7 +345,7 @@ def nested(ray_here, another_ray, tmp_path_factory):
     return folder
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_sweep_of_nested_groups_ends_though_trials_are_stopped_and_killed(nested):
     table = pd.read_csv(nested / "runs" / "nested" / "trials.csv")
     statuses = table["status"].value_counts().to_dict()
@@ -358,7 +358,7 @@ def test_a_sweep_of_nested_groups_ends_though_trials_are_stopped_and_killed(nest
     assert "Traceback" not in (nested / "output.txt").read_text()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_mlflow_holds_every_trial_of_nested_groups(nested):
     client = MlflowClient(f"sqlite:///{nested / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("heart").experiment_id])
@@ -371,6 +371,6 @@ def test_mlflow_holds_every_trial_of_nested_groups(nested):
             assert steps == list(range(200, 200 * len(steps) + 1, 200)) and steps
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_nested_groups_leave_neither_placement_groups_nor_processes(nested):
     assert not left_behind()

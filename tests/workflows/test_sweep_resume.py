@@ -21,7 +21,7 @@ SWEEP = (
     "--metrics.num-samples 200 --metrics.num-examples 128 --network.hidden-size 16 --sampler.num-steps 5"
 ).split()
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.slow
 
 
 def start(folder, *arguments):
