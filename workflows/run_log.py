@@ -80,9 +80,11 @@ class RunLog:
                     self.view.say(f"Going on from update {event['updates']}.")
             case "evaluated":
                 self.history.append({"update": event["updates"], "metrics": event["metrics"]})
-                if self._send(event["updates"], event["metrics"]):
+                if event["updates"] not in self._logged:
+                    # Before the figures, by which a run that goes on knows what was sent.
                     with Image.open(io.BytesIO(event["files"]["samples.png"])) as picture:
                         self.tracker.log_picture(picture.copy(), event["updates"])
+                self._send(event["updates"], event["metrics"])
                 self.view.evaluated(event["updates"], event["metrics"])
             case "finished" | "stopped":
                 self.status = event["kind"]
@@ -118,13 +120,11 @@ class RunLog:
             where = redact(self.tracker.uri)
             self.view.say(f"warning: {self.tracker.unsent} entries could not be sent to MLflow at {where}")
 
-    def _send(self, updates: int, metrics: dict[str, float]) -> bool:
-        """Send an evaluation to MLflow once, and say whether this was the time."""
-        if updates in self._logged:
-            return False
-        self._logged.add(updates)
-        self.tracker.log(metrics, updates)
-        return True
+    def _send(self, updates: int, metrics: dict[str, float]) -> None:
+        """Send an evaluation's figures to MLflow, once."""
+        if updates not in self._logged:
+            self._logged.add(updates)
+            self.tracker.log(metrics, updates)
 
 
 def _command_to_resume(name: str, options: TrainOptions) -> str:
