@@ -99,12 +99,13 @@ class RunLog:
 
     def close(self, status: Status) -> None:
         """End the MLflow run, note how it ended, and say so where there is no model to show."""
+        self.tracker.tag({"status": status} | ({"reason": self.reason[:500]} if self.reason else {}))
+        # Before the record: a run that is killed in between is not finished, and can be gone on with.
+        self.tracker.close(_MLFLOW_STATUS[status])
         try:
             self._record.write(self.folder, status)
         except OSError as error:  # a full disk must not hide why the training ended
             self.view.say(f"warning: {self.folder} could not be written ({error.strerror or error})")
-        self.tracker.tag({"status": status} | ({"reason": self.reason[:500]} if self.reason else {}))
-        self.tracker.close(_MLFLOW_STATUS[status])
         again = f"next: {self._again}"
         if status == "stopped":
             done = self.store.updates()

@@ -91,8 +91,9 @@ class SweepLog:
 
     def close(self, status: Status) -> None:
         """End the MLflow run and note how the sweep ended."""
-        self._record = self._record.write(self._folder, status)
+        # Before the record: a sweep that is killed in between is not finished, and can be gone on with.
         self.tracker.close(_MLFLOW_STATUS[status])
+        self._record = self._record.write(self._folder, status)
         if self.tracker.unsent:
             where = redact(self.tracker.uri)
             self.view.say(f"warning: {self.tracker.unsent} entries could not be sent to MLflow at {where}")
