@@ -114,12 +114,11 @@ class Inception(nn.Module):
                 f"{Path(weights.url).name} into {torch.hub.get_dir()}/checkpoints, or give random"
             ) from error
         self.network.fc = nn.Identity()
+        self.network.transform_input = False  # what makes [-1, 1] of ImageNet's normalisation
 
     def features(self, images: Tensor) -> Tensor:
         """[batch, 2048] of images [batch, C, H, W] in [-1, 1]; one channel is grey, a fourth is left out."""
         colours = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-        # Which would make [-1, 1] of ImageNet's normalisation.
-        self.network.transform_input = False
         side = (_INCEPTION_SIDE, _INCEPTION_SIDE)
         return self.network(nn.functional.interpolate(colours, side, mode="bilinear", antialias=True))
 

@@ -220,8 +220,9 @@ class Training:
         self.history.append({"update": self.updates, "metrics": metrics})
         self._loss_sum.zero_()
         self._losses = 0
-        self._write()
+        # In this order: an evaluation that a checkpoint knows of has been reported.
         self._report(Progress(self.updates, metrics, elbo, self._model))
+        self._write()
 
     def _measure(self) -> tuple[dict[str, float], ElboWindow]:
         training = self.config.training

@@ -16,13 +16,12 @@ from diffusion.errors import InputError
 from diffusion.sources import resolve
 from workflows.options import RunFlags, TrainFlags, TrainOptions
 from workflows.search_space import flag_of_searched
-from workflows.tune_options import TuneFlags, TuneOptions
+from workflows.tune_options import UNLIMITED, TuneFlags, TuneOptions
 
 if TYPE_CHECKING:
     from workflows.runs import Command, RunRecord
 
 _T = TypeVar("_T")
-_MOST_TRIALS = 10_000  # where only the time is limited
 
 
 def parse_tune_options(arguments: Sequence[str]) -> tuple[TuneOptions, "RunRecord | None"]:
@@ -45,7 +44,7 @@ def parse_tune_options(arguments: Sequence[str]) -> tuple[TuneOptions, "RunRecor
     else:
         defaults = TuneOptions.for_data(_data(known.data), _size(known.image_size))
         if _given("--time-budget", arguments):
-            defaults = dataclasses.replace(defaults, num_trials=_MOST_TRIALS)
+            defaults = dataclasses.replace(defaults, num_trials=UNLIMITED)
     return parse(TuneOptions, arguments, prog="tune.py", default=defaults), record
 
 

@@ -48,13 +48,14 @@ class SweepView:
 
     Args:
         name: of the sweep.
-        num_trials: planned.
+        num_trials: planned, or None where only the time is limited.
         num_updates: of a whole training.
     """
 
-    def __init__(self, name: str, num_trials: int, num_updates: int) -> None:
+    def __init__(self, name: str, num_trials: int | None, num_updates: int) -> None:
         self.console = Console()
-        self._name, self._num_trials, self._num_updates = name, num_trials, num_updates
+        self._name, self._num_updates = name, num_updates
+        self._of = "" if num_trials is None else f"/{num_trials}"
         self._rows: dict[str, _Row] = {}
         self._started = time.monotonic()
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2)
@@ -97,7 +98,7 @@ class SweepView:
             seconds = time.monotonic() - self._started
             params = ", ".join(f"{_short(key)} {_number(value)}" for key, value in row.params.items())
             self.say(
-                f"[{seconds:4.0f} s] trial {over}/{self._num_trials} {status} after {row.updates} updates: "
+                f"[{seconds:4.0f} s] trial {over}{self._of} {status} after {row.updates} updates: "
                 f"objective {_number(row.objective)} ({params})"
             )
         if status == "failed":
@@ -107,7 +108,7 @@ class SweepView:
         over = sum(row.status != "running" for row in self._rows.values())
         seconds = int(time.monotonic() - self._started)
         table = Table(
-            title=f"{self._name}: {over}/{self._num_trials} trials over, {seconds // 60}:{seconds % 60:02d}",
+            title=f"{self._name}: {over}{self._of} trials over, {seconds // 60}:{seconds % 60:02d}",
             caption="objective: lower is better; do not compare MSE",
             title_justify="left",
             caption_justify="left",

@@ -17,6 +17,8 @@ from diffusion.preflight import schedule_metrics, schedule_warnings
 from diffusion.ranks import Ranks
 from diffusion.schedules import NoiseSchedule
 from workflows.group import Layout
+from workflows.search_space import shown
+from workflows.tune_options import UNLIMITED
 
 _SECONDS_OF_STEPS = 3.0
 _SECONDS_TO_START_WORKERS = 10.0
@@ -38,19 +40,19 @@ def describe_sweep(
     searched: Mapping[str, tuple[Any, ...]],
     num_trials: int,
     at_once: int,
+    seconds: float | None = None,
 ) -> None:
-    """Print what tune.py would run: `num_trials` trials, `at_once` beside each other."""
+    """Print what tune.py would run: trials, so many `at_once`, for at most so many `seconds`."""
     one = _seconds_of_training(config, dataset, layout)
     if layout.num_workers > 1:
         one += _SECONDS_TO_START_WORKERS
-    longest = one * math.ceil(num_trials / at_once)
-    space = [
-        f"search    {name}: {' '.join(f'{value:g}' for value in values)}" for name, values in searched.items()
-    ]
+    trials = f"{num_trials} trials" if num_trials < UNLIMITED else "as many trials as the time allows"
+    longest = min(one * math.ceil(num_trials / at_once), math.inf if seconds is None else seconds)
+    space = [f"search    {name}: {shown(values)}" for name, values in searched.items()]
     _print(
         [
             *_about(config, dataset, layout),
-            f"sweep     {num_trials} trials, {at_once} at a time",
+            f"sweep     {trials}, {at_once} at a time",
             *space,
             f"time      at most about {_duration(longest)}, less as trials are stopped early; a whole trial "
             f"takes about {_duration(one)}, {_how_measured(layout)}",

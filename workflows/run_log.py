@@ -16,6 +16,7 @@ from workflows.options import TrainOptions
 from workflows.runs import RunRecord, Status, output_storage
 from workflows.storage import Storage
 from workflows.tracking import Tracker, redact
+from workflows.worker import picture_name
 
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -26,6 +27,7 @@ class RunLog:
     Attributes:
         folder: of the run.
         store: of its checkpoints.
+        pictures: where samples stand, a file an evaluation.
         history: one entry an evaluation, {"update", "metrics"}, over all its sessions.
         status: how the training stands.
         reason: why it failed, one line.
@@ -37,6 +39,7 @@ class RunLog:
     ) -> None:
         self.folder, self.tracker = folder, tracker
         self.store = CheckpointStore(folder.child("checkpoints"), options.keep_checkpoints)
+        self.pictures = folder.child("samples")
         self.view = TrainingView(record.name, Config.from_dict(record.config).training.num_updates)
         self.history: list[dict[str, Any]] = []
         self.status: Status = "failed"
@@ -75,16 +78,13 @@ class RunLog:
             case "started":
                 self.history = list(event["history"])
                 for entry in self.history:  # a killed driver may have missed some
-                    self._send(entry["update"], entry["metrics"])
+                    content = self.pictures.read_bytes(picture_name(entry["update"]))
+                    self._send(entry["update"], entry["metrics"], content)
                 if event["updates"] or event["attempt"] > 1:
                     self.view.say(f"Going on from update {event['updates']}.")
             case "evaluated":
                 self.history.append({"update": event["updates"], "metrics": event["metrics"]})
-                if event["updates"] not in self._logged:
-                    # Before the figures, by which a run that goes on knows what was sent.
-                    with Image.open(io.BytesIO(event["files"]["samples.png"])) as picture:
-                        self.tracker.log_picture(picture.copy(), event["updates"])
-                self._send(event["updates"], event["metrics"])
+                self._send(event["updates"], event["metrics"], event["files"]["samples.png"])
                 self.view.evaluated(event["updates"], event["metrics"])
             case "finished" | "stopped":
                 self.status = event["kind"]
@@ -121,11 +121,15 @@ class RunLog:
             where = redact(self.tracker.uri)
             self.view.say(f"warning: {self.tracker.unsent} entries could not be sent to MLflow at {where}")
 
-    def _send(self, updates: int, metrics: dict[str, float]) -> None:
-        """Send an evaluation's figures to MLflow, once."""
-        if updates not in self._logged:
-            self._logged.add(updates)
-            self.tracker.log(metrics, updates)
+    def _send(self, updates: int, metrics: dict[str, float], picture: bytes | None) -> None:
+        """Send an evaluation to MLflow, once; the figures last, by which it is known what was sent."""
+        if updates in self._logged:
+            return
+        self._logged.add(updates)
+        if picture is not None:
+            with Image.open(io.BytesIO(picture)) as file:
+                self.tracker.log_picture(file.copy(), updates)
+        self.tracker.log(metrics, updates)
 
 
 def _command_to_resume(name: str, options: TrainOptions) -> str:

@@ -1,7 +1,7 @@
 """What a sweep searches, as it stands on the command line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -159,12 +159,16 @@ def start_values(path: str, searched: Values) -> dict[str, Any]:
     values = {name: flat[name] for name in searched}
     if (name := _outside(searched, values)) is not None:
         short = next(short for short, dotted in DOTTED.items() if dotted == name)
-        there = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in searched[name])
         raise InputError(
-            f"--start-from {path}: {name} {values[name]} lies outside what is searched ({there}); widen "
-            f"{_flag(short)}"
+            f"--start-from {path}: {name} {values[name]} lies outside what is searched "
+            f"({shown(searched[name])}); widen {_flag(short)}"
         )
     return values
+
+
+def shown(values: Iterable[Any]) -> str:
+    """Choices, or the ends of a range, as they would be typed."""
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def flag_of_searched(flag: str) -> str | None:

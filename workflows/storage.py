@@ -86,7 +86,11 @@ class Storage:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file, in place of the one that was there."""
-        self._place.write(_checked(name), text.encode())
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file, in place of the one that was there; it appears whole or not at all."""
+        self._place.write(_checked(name), content)
 
     def read_text(self, name: str) -> str | None:
         """What a file holds, None if it is not there."""

@@ -30,7 +30,7 @@ from workflows.search_space import holds, start_values
 from workflows.sweep_log import SweepLog
 from workflows.tracking import Tracker, open_store, redact, resolve_tracking_uri, runs_page
 from workflows.trial import TrialContext
-from workflows.tune_options import TuneOptions
+from workflows.tune_options import UNLIMITED, TuneOptions
 from workflows.tuning import Search, SweepCallback, run_trials
 
 _FINALISTS = 3
@@ -74,7 +74,9 @@ def run_sweep(options: TuneOptions, record: RunRecord | None) -> int:
     if options.final_epochs is not None:
         plan_layout(options.final_workers, "--final-workers")  # to be told now, not hours later
     if options.dry_run:
-        describe_sweep(config, dataset, layout, searched, options.num_trials, groups_at_once(layout))
+        describe_sweep(
+            config, dataset, layout, searched, options.num_trials, groups_at_once(layout), search.seconds
+        )
         ray.shutdown()
         return 0
     own = {name: value for name, value in config.flat().items() if name not in searched}
@@ -88,9 +90,8 @@ def _sweep(
 ) -> int:
     records, tracker, view = log.records, log.tracker, log.view
     status: Status = "failed"
-    summary: list[str] = []
     try:
-        view.say(f"Sweep {log.directory.name}: {options.num_trials} trials on {options.data}")
+        view.say(f"Sweep {log.directory.name}: {_budget(options)} on {options.data}")
         if config.metrics.objective == "val/mse":
             view.say(_MSE_MISLEADS)
         if dataset.features is not None and dataset.features.accuracy is not None:
@@ -120,7 +121,8 @@ def _sweep(
             return 1
         champion = _crown(log, options, dataset, origin)
         write_report(log.directory, records, search.searched, champion, correlations)
-        summary = _hand_over(log, champion, dataset, may_lead=not interrupted)
+        for line in _hand_over(log, champion, dataset, may_lead=not interrupted):
+            view.say(line)
         status = "stopped" if interrupted else "finished"
     except ParityError as error:
         view.say(f"error: {error}")
@@ -131,9 +133,12 @@ def _sweep(
     finally:
         ray.shutdown()
         log.close(status)
-    for line in summary:
-        view.say(line)
     return 0
+
+
+def _budget(options: TuneOptions) -> str:
+    parts = [f"{options.num_trials} trials"] if options.num_trials < UNLIMITED else []
+    return ", ".join([*parts, *([f"at most {options.time_budget}"] if options.time_budget else [])])
 
 
 def _crown(log: SweepLog, options: TuneOptions, dataset: Dataset, origin: dict[str, Any]) -> Champion:

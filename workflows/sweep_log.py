@@ -16,7 +16,7 @@ from workflows.records import TrialRecords
 from workflows.runs import RunRecord, Status, check_same_config
 from workflows.storage import Storage
 from workflows.tracking import Tracker, redact
-from workflows.tune_options import TuneOptions
+from workflows.tune_options import UNLIMITED, TuneOptions
 
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "RUNNING"}
 
@@ -36,7 +36,8 @@ class SweepLog:
         self.directory, self.tracker = directory, tracker
         self.experiment = record.experiment
         self.records = TrialRecords(directory)
-        self.view = SweepView(record.name, options.num_trials, _num_updates(record))
+        planned = options.num_trials if options.num_trials < UNLIMITED else None
+        self.view = SweepView(record.name, planned, _num_updates(record))
         self._record, self._folder = record, Storage(str(directory))
 
     @classmethod

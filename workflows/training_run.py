@@ -16,7 +16,7 @@ from diffusion.config import Config
 from diffusion.data import Dataset
 from diffusion.errors import InputError
 from diffusion.learner import check_precision
-from diffusion.manifest import write_manifest
+from diffusion.manifest import MANIFEST, write_manifest
 from diffusion.networks import build_network
 from export.to_onnx import ParityError
 from workflows.console import TrainingView, readable
@@ -75,15 +75,15 @@ def _train(
 ) -> int:
     origin = provenance(log.tracker.run_id, dataset)
     initial = None if weights is None else ray.put(weights)
-    job = Job(config, ray.put(dataset), layout.threads, origin, log.store, initial)
+    job = Job(config, ray.put(dataset), layout.threads, origin, log.store, initial, log.pictures)
     status: Status = "failed"
-    summary: list[str] = []
     try:
         with log.view, _counting_interrupts(log.view) as stop_wanted:
             run_group(job, layout, log.on_event, log.view.progressed, stop_wanted, _MOST_RESTARTS)
         ray.shutdown()  # what follows wants the processors
         if log.status == "finished":
-            summary = _hand_over(log, dataset, origin)
+            for line in _hand_over(log, dataset, origin):
+                log.view.say(line)
         status = log.status
     except (GroupFailed, ParityError) as error:
         log.reason = log.reason or str(error)
@@ -94,8 +94,6 @@ def _train(
         log.close(status)
     if log.refusal:
         raise InputError(log.refusal)
-    for line in summary:
-        log.view.say(line)
     return 0 if status == "finished" else 1
 
 
@@ -111,7 +109,10 @@ def _hand_over(log: RunLog, dataset: Dataset, origin: dict[str, object]) -> list
         folder = Path(scratch) / "model"
         write_product(dataclasses.replace(model, provenance={**origin, "metrics": metrics}), dataset, folder)
         write_manifest(folder, {"update": last["update"]})
-        log.folder.put_folder(folder, "model")
+        # One by one, the manifest last: unlike a checkpoint it is never replaced by another model.
+        place = log.folder.child("model")
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+            place.write_bytes(path.name, path.read_bytes())
         test = {name: value for name, value in metrics.items() if name.startswith("test/")}
         if not log.tracker.tested:  # by a session that was killed here
             log.tracker.log(test, last["update"])

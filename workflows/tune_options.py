@@ -16,6 +16,7 @@ from workflows.options import DATA_FLAGS, RunFlags, RunOptions, check_positive, 
 from workflows.search_space import SearchSpace
 
 _DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
+UNLIMITED = 10_000  # trials, where only the time is limited
 _KEPT = (
     "num_trials",
     "time_budget",

@@ -32,6 +32,7 @@ from workflows import preemption
 from workflows.checkpoint_store import CheckpointNotWritten, CheckpointStore
 from workflows.mailbox import Wish
 from workflows.snapshot import write_snapshot
+from workflows.storage import Storage
 
 _SECONDS_BETWEEN_EXCHANGES = 0.5
 _SECONDS_TO_REACH_MAILBOX = 60.0
@@ -52,6 +53,7 @@ class Job:
         threads: processor threads of each worker.
         provenance: kept with every model.
         store: where checkpoints go, or None for a training that is not to be resumed.
+        pictures: where samples are drawn at each evaluation, one file each, or None.
         initial_weights: reference to another model's weights to start from, or None.
     """
 
@@ -61,6 +63,12 @@ class Job:
     provenance: Mapping[str, Any]
     store: CheckpointStore | None = None
     initial_weights: "ray.ObjectRef[Any] | None" = None
+    pictures: Storage | None = None
+
+
+def picture_name(updates: int) -> str:
+    """Of the file with the samples drawn after so many updates."""
+    return f"{updates:09d}.png"
 
 
 def run_worker(arguments: dict[str, Any]) -> None:
@@ -127,12 +135,11 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
         return
 
     def report(progress: Progress) -> None:
-        post(
-            "evaluated",
-            updates=progress.updates,
-            metrics=progress.metrics,
-            files=_snapshot_files(progress, job.provenance),
-        )
+        files = _snapshot_files(progress, job.provenance)
+        if job.pictures is not None:
+            # Before the checkpoint: a driver that is killed now finds it when the training goes on.
+            _keep_picture(job.pictures, progress.updates, files["samples.png"])
+        post("evaluated", updates=progress.updates, metrics=progress.metrics, files=files)
 
     def save(model: TrainedModel, state: TrainingState) -> None:
         if job.store is None:
@@ -193,6 +200,17 @@ def _snapshot_files(progress: Progress, provenance: Mapping[str, Any]) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         write_snapshot(progress, provenance, Path(folder))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _keep_picture(pictures: Storage, updates: int, content: bytes) -> None:
+    try:
+        pictures.write_bytes(picture_name(updates), content)
+    except OSError as error:
+        raise CheckpointNotWritten(
+            f"the picture with the checkpoint of update {updates} was not written to {pictures} "
+            f"({error.strerror or error}): free or mend that place, or give another; the checkpoints before "
+            "it stand"
+        ) from error
 
 
 class _Watch:

@@ -79,7 +79,7 @@ def test_an_unknown_provider_is_refused_by_name(image_onnx, provider):
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\n" * 50])
 def test_bytes_that_are_no_onnx_model_are_refused(content, tmp_path):
-    refused(content)
+    assert refused(content)
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     assert str(path) in refused(path)
@@ -87,7 +87,7 @@ def test_bytes_that_are_no_onnx_model_are_refused(content, tmp_path):
 
 def test_a_truncated_model_is_refused(image_onnx):
     for share in (0.1, 0.5, 0.9, 0.999):
-        refused(image_onnx[: int(share * len(image_onnx))])
+        assert refused(image_onnx[: int(share * len(image_onnx))])
 
 
 def test_a_path_that_cannot_be_read_is_refused_by_name(tmp_path):
@@ -162,7 +162,7 @@ def test_a_model_with_another_output_is_refused(dtype, shape, image_onnx, metada
     del proto.graph.node[0]
     del proto.graph.output[:]
     proto.graph.output.append(helper.make_tensor_value_info("model_output", dtype, shape))
-    refused(proto.SerializeToString())
+    assert refused(proto.SerializeToString())
 
 
 def test_a_file_of_another_size_than_its_metadata_is_refused(
@@ -182,6 +182,6 @@ def test_a_model_cannot_read_other_files(tmp_path, monkeypatch, image_onnx):
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="secret.bin")
     (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
-    refused(tmp_path / "model.onnx")
+    assert refused(tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    refused("model.onnx")
+    assert refused("model.onnx")

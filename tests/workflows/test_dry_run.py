@@ -15,6 +15,7 @@ from diffusion.presets import preset
 from workflows import dry_run
 from workflows.dry_run import describe_sweep, describe_training, schedule_chart
 from workflows.group import Layout
+from workflows.tune_options import UNLIMITED
 
 ALONE = Layout(1, 1, uses_gpus=False)
 SCHEDULES = [
@@ -126,3 +127,14 @@ def test_a_sweep_is_said_to_take_its_trials_in_turns(config, dataset, steps, cap
     assert "training.learning_rate: 0.0001 0.01" in output and "num_train_timesteps: 50 100" in output
     longest, one = map(int, re.search(r"at most about (\d+) s.* takes about (\d+) s", output).groups())
     assert one >= 6 and longest == pytest.approx(3 * one, abs=2)
+
+
+def test_a_sweep_of_a_time_is_said_to_take_that_and_words_are_searched_as_numbers_are(
+    config, dataset, steps, capsys
+):
+    config = config.with_values({"training.num_updates": 300})
+    searched = {"schedule.kind": ("linear", "cosine")}
+    describe_sweep(config, dataset, ALONE, searched, num_trials=UNLIMITED, at_once=2, seconds=25.0)
+    output = capsys.readouterr().out
+    assert "as many trials as the time allows" in output and "at most about 25 s" in output
+    assert "schedule.kind: linear cosine" in output

@@ -163,8 +163,9 @@ def test_a_fetched_folder_outlives_the_one_it_came_from(tmp_path, folder):
     storage = Storage(str(tmp_path / "runs"))
     storage.put_folder(folder, "model")
     storage.fetch_folder("model", tmp_path / "mine")
+    kept = read_manifest(tmp_path / "mine")
     storage.delete("model")
-    read_manifest(tmp_path / "mine")
+    assert not storage.exists("model") and read_manifest(tmp_path / "mine") == kept
 
 
 def test_a_file_system_without_second_names_copies(tmp_path, folder, monkeypatch):
