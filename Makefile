@@ -15,7 +15,7 @@ demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not faults"
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow

@@ -75,8 +75,8 @@ def schedule_warnings(
     Args:
         schedule: that `why_it_cannot_run` finds nothing against.
         window: the log-SNR window of the data, `DataSpec.log_snr_window`: it starts where their
-            strongest direction has a twentieth of the noise's variance, and ends where the noise is as
-            small as the step between their values.
+            strongest direction has a twentieth of the noise's variance, and ends where less noise hardly
+            moves a sample, or is as small as the step between their values.
         num_values: d, the number of values of one example.
         prediction_type: what the network predicts.
         clipped: whether the sampler clips x0.

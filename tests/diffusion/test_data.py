@@ -174,10 +174,10 @@ def test_points_clip_to_the_training_range_over_all_columns_widened_by_5_percent
     assert high + low == pytest.approx(largest + smallest, abs=1e-6)
 
 
-def test_the_window_of_digits_ends_at_five_and_holds_every_strong_direction():
-    """A grey level is coarse enough to keep the upper end at 5; the lower is -8 or below."""
+def test_the_window_of_digits_ends_at_three_and_holds_every_strong_direction():
+    """A grey level is fine enough for the upper end; the lower is -8 or below."""
     low, high = load_dataset(DataConfig(name="digits")).spec.log_snr_window
-    assert low <= -8.0 and high == 5.0
+    assert low <= -8.0 and high == 3.0
 
 
 def test_spec_survives_json(dataset):

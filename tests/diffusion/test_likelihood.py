@@ -295,8 +295,8 @@ def test_window_ends_at_the_rounding_of_the_data_and_starts_below_the_strongest_
     assert high == pytest.approx(math.log(12.0), abs=1e-9)
 
 
-def test_window_is_at_least_from_minus_8_and_at_most_to_5():
-    assert log_snr_window(normal(100, 2), value_step=1e-6) == (-8.0, 5.0)
+def test_window_is_at_least_from_minus_8_and_at_most_to_3():
+    assert log_snr_window(normal(100, 2), value_step=1e-6) == (-8.0, 3.0)
 
 
 def test_window_takes_images_as_flat_vectors():

@@ -67,6 +67,7 @@ def test_parity_is_held_with_and_without_guidance(exported):
     names = {case.name for case in exported[1]}
     assert {"one step, batch 7, guidance 1", "one step, batch 7, guidance 2"} <= names
     assert {"deployed sampler, guidance 1", "deployed sampler, guidance 2"} <= names
+    assert len([name for name in names if name.startswith("ddpm") and "guidance 2" in name]) == 2
     assert all(case.passed for case in exported[1])
 
 

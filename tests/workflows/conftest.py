@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,13 @@ from workflows.environment import set_defaults
 set_defaults(verbose=True)  # Ray reads whether it wants a token when it is imported, not later
 
 import ray  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """All of one process, where there are several: each that uses Ray would start one of its own."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
