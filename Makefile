@@ -2,14 +2,16 @@
 # make test   environment, then the tests; make test-slow: those with a browser, killed servers and sweeps
 # make test-faults   trainings killed, stopped and resumed in every way: many minutes
 # make ui     MLflow on the runs (PORT=5001 for another port)
+# make cluster-ui   MLflow's and Ray's pages of a running cluster (CLUSTER=cluster/on-prem.yaml for that one)
 # make lint   format, lint and types, as CI does
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
+CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-slow test-faults lint ui clean
+.PHONY: demo test test-slow test-faults lint ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
@@ -29,6 +31,11 @@ lint: $(VENV)/test.stamp
 ui: $(VENV)/train.stamp
 	$(BIN)/python -m workflows.ui --port $(PORT)
 
+cluster-ui: $(VENV)/cluster.stamp
+	@echo "MLflow: http://127.0.0.1:5000   Ray: http://127.0.0.1:8265, its token: ray get-auth-token"
+	@echo "Ctrl-C ends it."
+	@$(BIN)/ray exec $(CLUSTER) --port-forward 5000 --port-forward 8265 'sleep infinity' >/dev/null
+
 clean:
 	rm -rf $(VENV)
 
@@ -46,6 +53,10 @@ $(VENV)/train.stamp: $(VENV)/python.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
 	@touch $@
 
+$(VENV)/cluster.stamp: $(VENV)/python.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,cluster]'
+	@touch $@ $(VENV)/train.stamp
+
 $(VENV)/test.stamp: $(VENV)/python.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $@ $(VENV)/train.stamp
+	@touch $@ $(VENV)/train.stamp $(VENV)/cluster.stamp
