@@ -11,7 +11,7 @@ Labels = int | str | Sequence[int | str]
 
 
 def chosen_labels(
-    labels: Labels | None, num_samples: int, classes: Sequence[str]
+    labels: Labels | None, num_samples: int, classes: Sequence[str], first_index: int = 0
 ) -> NDArray[np.int64] | None:
     """Label numbers, one a sample.
 
@@ -19,6 +19,7 @@ def chosen_labels(
         labels: a class's number or name for all samples, or one for each; None is every class in turn.
         num_samples: how many.
         classes: names by number; none where the model is unconditional.
+        first_index: of the first sample; sample i has class i modulo their number where they take turns.
 
     Returns:
         int64 [num_samples], or None for an unconditional model.
@@ -31,7 +32,7 @@ def chosen_labels(
             raise InputError(f"labels {labels!r}: this model knows no classes; leave them out")
         return None
     if labels is None:
-        return np.arange(num_samples) % len(classes)
+        return np.arange(first_index, first_index + num_samples) % len(classes)
     each = [labels] * num_samples if isinstance(labels, int | str) else list(labels)
     if len(each) != num_samples:
         raise InputError(f"{len(each)} labels for {num_samples} samples: give one, or one for each sample")

@@ -1,5 +1,6 @@
 """Does the ONNX file compute what PyTorch computes? Step by step, and over whole trajectories."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,18 +29,48 @@ _NUM_TRAJECTORIES = 8
 _SEED = 0
 _GUIDANCE = 3.0
 
+# Of weights in 16 bits, against the model itself: 11 bits of each are right.
+STORAGE_TOLERANCE = 1e-2
+
 # (x, timestep, labels, guidance_scale) -> output
 Engine = Callable[[NDArray[np.float64], int, NDArray[np.int64] | None, float], NDArray[np.float64]]
 
 
+class ParityError(RuntimeError):
+    """The exported graph does not compute what PyTorch computes; the message names the first case."""
+
+
 @dataclass(frozen=True)
 class ParityCase:
-    """One comparison; it passes while the error is within the tolerance times the output's scale."""
+    """One comparison.
+
+    Attributes:
+        name: of what was compared.
+        max_abs_error: the largest difference.
+        output_scale: the largest value of PyTorch's output.
+        passed: whether the difference is within the tolerance times that scale.
+        rms_error: root mean square of the differences.
+    """
 
     name: str
     max_abs_error: float
     output_scale: float
     passed: bool
+    rms_error: float = 0.0
+
+
+def require(cases: list[ParityCase]) -> None:
+    """Let nothing pass that failed.
+
+    Raises:
+        ParityError: a comparison failed.
+    """
+    for case in cases:
+        if not case.passed:
+            raise ParityError(
+                f"parity failed ({case.name}): PyTorch and ONNX Runtime differ by {case.max_abs_error:.2g} "
+                f"where the output reaches {case.output_scale:.2g}; nothing was written"
+            )
 
 
 def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
@@ -73,6 +104,29 @@ def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
     cases = [_compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
     diverged = {case.name for case in cases if not case.output_scale <= _DIVERGED}
     return [case for case in cases if case.name not in diverged & may_diverge]
+
+
+def check_storage(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
+    """What storing the weights in 16 bits costs: a file with such weights against the model itself.
+
+    Held to `STORAGE_TOLERANCE`: single calls by their largest difference, the deployed sampler's samples
+    by the root mean square, since a sample between two modes may fall either way.
+    """
+    sampler, torch_engine = Sampler(onnx_file, provider="cpu"), _torch_engine(model)
+    own = model.config.sampler.guidance_scale if model.data.num_classes else 1.0
+    calls = partial(_single_calls, model, _BATCHES[-1], own)
+    step = _compare(
+        "weights in 16 bits, one step", calls(sampler.denoise), calls(torch_engine), STORAGE_TOLERANCE
+    )
+    samples = partial(_end_of_trajectory, model, model.table, own)
+    end = _compare(
+        "weights in 16 bits, deployed sampler",
+        samples(sampler.denoise),
+        samples(torch_engine),
+        STORAGE_TOLERANCE,
+    )
+    passed = end.rms_error <= STORAGE_TOLERANCE * end.output_scale
+    return [step, dataclasses.replace(end, passed=passed)]
 
 
 def summary(cases: list[ParityCase]) -> dict[str, Any]:
@@ -135,6 +189,5 @@ def _compare(
 ) -> ParityCase:
     scale = float(np.abs(expected).max())
     error = float(np.abs(actual - expected).max())
-    return ParityCase(
-        name, error, scale, passed=bool(np.isfinite(scale) and error <= tolerance * max(scale, 1e-6))
-    )
+    passed = bool(np.isfinite(scale) and error <= tolerance * max(scale, 1e-6))
+    return ParityCase(name, error, scale, passed, float(np.sqrt(np.square(actual - expected).mean())))

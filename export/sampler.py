@@ -6,7 +6,9 @@
 or `python -m export.sampler sampler.onnx --num-samples 64 --output grid.png`.
 """
 
+import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,17 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
-from diffusion.sampling import SamplerName, SamplerTable, last_sample, sampler_table, trajectory
+from diffusion.sampling import SamplerName, SamplerTable, sampler_table
 from diffusion.schedules import Spacing
-from export.arguments import OneLineParser
+from export.command import sampler_parser
+from export.doctor import doctors_report
+from export.engine import Engine
 from export.labels import Labels, chosen_labels
+from export.limits import Cancelled, OutOfMemory, Watch
 from export.noise import normal_noise
 from export.output import check_suffix, save_samples
-from export.session import Provider, open_session
-from export.spec import SamplerSpec
+from export.session import Provider
+
+__all__ = ["Cancelled", "Sampler"]
 
 _MOST_SAMPLES = 10_000_000  # of one call
+_MOST_INDICES = 2**32  # of one seed
 _LARGEST_FILE = 2 * 1024**3  # the limit of one protobuf file
+_MOST_OF_A_BATCH, _MOST_VALUES_OF_A_BATCH = 1024, 2**22
 
 
 class Sampler:
@@ -37,6 +45,9 @@ class Sampler:
         model: path of a sampler.onnx, or its bytes.
         provider: "cpu", "cuda" (insists), or "auto" (CUDA where it works); `runs_on` says which
             it became.
+        threads: of the processor; None is one for a tiny model and one a core for others.
+
+    It may be used from several threads at once.
 
     Attributes:
         spec: what the file's metadata say.
@@ -46,18 +57,32 @@ class Sampler:
         InputError: no such file, not a file that export.to_onnx wrote, or CUDA cannot be had.
     """
 
-    def __init__(self, model: str | Path | bytes, provider: Provider = "auto") -> None:
+    def __init__(
+        self, model: str | Path | bytes, provider: Provider = "auto", threads: int | None = None
+    ) -> None:
+        if threads is not None and not 1 <= threads <= 1024:
+            raise InputError(f"threads {threads}: give 1 to 1024")
         if provider not in get_args(Provider):
             raise InputError(f"provider {provider!r}: choose one of {', '.join(get_args(Provider))}")
         content = model if isinstance(model, bytes) else _read(Path(model))
         try:
-            self._session, self.runs_on = open_session(content, provider)
-            self.spec = SamplerSpec.from_metadata(self._session.get_modelmeta().custom_metadata_map)
-            self._check_signature()
+            self._engine = Engine(content, provider, threads)
         except InputError as error:
             if isinstance(model, bytes):
                 raise
             raise InputError(f"{model}: {error}") from error
+        self.spec, self.runs_on = self._engine.spec, self._engine.runs_on
+
+    @classmethod
+    def from_registry(cls, uri: str, provider: Provider = "auto") -> "Sampler":
+        """The sampler of a model registered in MLflow, such as models:/ray-ddpm-digits@champion.
+
+        Raises:
+            InputError: MLflow is not installed, has no such model, or it holds no sampler.onnx.
+        """
+        from export.registered import registered_file
+
+        return cls(registered_file(uri), provider)
 
     def sample(
         self,
@@ -70,12 +95,16 @@ class Sampler:
         spacing: Spacing | None = None,
         labels: Labels | None = None,
         guidance_scale: float | None = None,
-        batch_size: int = 1024,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        time_limit: float | None = None,
+        stop: threading.Event | None = None,
         on_row: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> NDArray[np.float32]:
         """Draw samples.
 
-        Sample i of a seed is the same whatever `num_samples` and `batch_size` are.
+        Sample i of a seed is the same whatever `num_samples`, `first_index` and `batch_size` are.
 
         Args:
             num_samples: at least 1.
@@ -88,42 +117,66 @@ class Sampler:
                 every class in turn.
             guidance_scale: of a conditional model: 1 is the class as learned, 0 no class, more
                 exaggerates it; None is the file's own.
-            batch_size: samples that go through the network at a time.
+            first_index: draw samples first_index, first_index + 1, ... of the seed.
+            batch_size: samples that go through the network at a time; None is by their size. Halved
+                where they do not fit into memory.
+            time_limit: seconds that it may take.
+            stop: ends it when set, also while the network is being called.
             on_row: called with (network calls done, network calls in all) after each.
+            on_preview: called after each network call with what the batch at hand is thought to become:
+                float32 [batch, *shape] in data units.
 
         Returns:
             float32 [num_samples, *shape] in data units.
 
         Raises:
-            InputError: a number out of range, or an unknown name.
+            InputError: a number out of range, an unknown name, a graph that cannot be run, samples that
+                are not finite, or the time is up.
+            Cancelled: `stop` was set.
         """
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        at_once = _batch_size(self.spec.size) if batch_size is None else batch_size
+        for name, value in (("num_samples", num_samples), ("batch_size", at_once)):
             if not 1 <= value <= _MOST_SAMPLES:
                 raise InputError(f"{name} {value}: give 1 to {_MOST_SAMPLES}")
-        numbers = chosen_labels(labels, num_samples, self.spec.classes)
+        if not 0 <= first_index <= _MOST_INDICES - num_samples:
+            raise InputError(f"first_index {first_index}: give 0 to {_MOST_INDICES - num_samples}")
+        numbers = chosen_labels(labels, num_samples, self.spec.classes, first_index)
         scale = self._guidance_scale(guidance_scale)
         table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
-        starts = range(0, num_samples, batch_size)
-        calls = 0
+        samples = np.empty((num_samples, *self.spec.shape), dtype=np.float32)
+        done = batches = calls = 0
 
-        def denoise(
-            x: NDArray[np.float64], timestep: int, y: NDArray[np.int64] | None
-        ) -> NDArray[np.float64]:
+        def after_row(x0: Callable[[], NDArray[np.float64]]) -> None:
             nonlocal calls
-            out = self.denoise(x, timestep, y, scale)
             calls += 1
             if on_row is not None:
-                on_row(calls, len(starts) * len(table.timesteps))
-            return out
+                planned = batches + math.ceil((num_samples - done) / at_once)
+                on_row(calls, planned * len(table.timesteps))
+            if on_preview is not None:
+                on_preview(self.spec.denormalise(x0()).astype(np.float32))
 
-        batches = []
-        for start in starts:
-            indices = np.arange(start, min(start + batch_size, num_samples))
-            noise = partial(self._noise, seed, indices)
-            known = partial(denoise, y=None if numbers is None else numbers[indices])
-            x = last_sample(trajectory(known, noise(-1), table, noise))
-            batches.append(self.spec.denormalise(x).astype(np.float32))
-        return np.concatenate(batches)
+        # What is not finite is refused below, so numpy need not warn of it.
+        with Watch(time_limit, stop) as watch, np.errstate(over="ignore", invalid="ignore"):
+            while done < num_samples:
+                places = slice(done, min(done + at_once, num_samples))
+                indices = first_index + np.arange(places.start, places.stop)
+                noise = partial(self._noise, seed, indices)
+                known = None if numbers is None else numbers[places]
+                try:
+                    x = self._engine.run(table, noise, known, scale, watch, after_row)
+                except OutOfMemory as error:
+                    if len(indices) == 1:
+                        raise InputError(f"one sample does not fit into memory: {error}") from error
+                    calls, at_once = batches * len(table.timesteps), len(indices) // 2
+                    continue
+                if not np.isfinite(x).all():
+                    raise InputError(
+                        "the samples are not finite: the model is broken, or diverges with this sampler; "
+                        "choose another one, or more steps"
+                    )
+                samples[places] = self.spec.denormalise(x)
+                done, batches = places.stop, batches + 1
+        return samples
 
     def table(
         self,
@@ -173,20 +226,7 @@ class Sampler:
 
         Source: classifier-free guidance, arXiv:2207.12598, Eq. 6 with guidance_scale = 1 + w.
         """
-        if labels is None or guidance_scale == 1.0:
-            return self._call(x, timestep, labels)
-        null = np.full_like(labels, len(self.spec.classes))
-        both = self._call(np.concatenate([x, x]), timestep, np.concatenate([null, labels]))
-        unconditional, conditional = both[: len(x)], both[len(x) :]
-        return unconditional + guidance_scale * (conditional - unconditional)
-
-    def _call(
-        self, x: NDArray[np.float64], timestep: int, labels: NDArray[np.int64] | None
-    ) -> NDArray[np.float64]:
-        inputs = {"x": x.astype(np.float32), "t": np.full(len(x), timestep, dtype=np.int64)}
-        if labels is not None:
-            inputs["y"] = labels
-        return self._session.run(["model_output"], inputs)[0].astype(np.float64)
+        return self._engine.denoise(x, timestep, labels, guidance_scale, Watch())
 
     def _guidance_scale(self, given: float | None) -> float:
         if given is None:
@@ -200,26 +240,15 @@ class Sampler:
     def _noise(self, seed: int, indices: NDArray[np.int64], row: int) -> NDArray[np.float64]:
         return normal_noise(seed, indices, row + 1, self.spec.shape)
 
-    def _check_signature(self) -> None:
-        expected = {
-            "x": ("tensor(float)", self.spec.shape),
-            "t": ("tensor(int64)", ()),
-            "model_output": ("tensor(float)", self.spec.shape),
-        } | ({"y": ("tensor(int64)", ())} if self.spec.classes else {})
-        values = [*self._session.get_inputs(), *self._session.get_outputs()]
-        found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
-        batched = all(value.shape and not isinstance(value.shape[0], int) for value in values)
-        if found != expected or len(values) != len(expected) or not batched:
-            seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)[:200]
-            numbers = "t and y" if self.spec.classes else "t"
-            raise InputError(
-                f"its inputs and outputs are {seen}, not x float32 and model_output float32 "
-                f"{['batch', *self.spec.shape]} with {numbers} int64 ['batch']: export the model again"
-            )
+
+def _batch_size(size: int) -> int:
+    return max(1, min(_MOST_OF_A_BATCH, _MOST_VALUES_OF_A_BATCH // size))
 
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file: give the path of a sampler.onnx")
         if path.stat().st_size > _LARGEST_FILE:
             raise InputError(f"{path} has {path.stat().st_size} bytes: a sampler has at most {_LARGEST_FILE}")
         return path.read_bytes()
@@ -230,24 +259,17 @@ def _read(path: Path) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: draw samples and write them to a file."""
-    parser = OneLineParser(prog="python -m export.sampler", description="Draw samples from a sampler.onnx.")
-    parser.add_argument("model", type=Path, help="the ONNX file")
-    parser.add_argument(
-        "--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points)"
-    )
-    parser.add_argument("--num-samples", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the file's own")
-    parser.add_argument("--steps", type=int, help="network evaluations; default: the file's own")
-    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise, 0 to 1")
-    parser.add_argument("--spacing", choices=get_args(Spacing), help="which timesteps are visited")
-    parser.add_argument("--label", help="a class's name; default: every class in turn")
-    parser.add_argument("--guidance-scale", type=float, help="1: the class as learned, 0: no class")
-    parser.add_argument("--provider", choices=get_args(Provider), default="auto")
+    """The command line: draw samples and write them to a file, or say what this machine can run."""
+    parser = sampler_parser()
     options = parser.parse_args(arguments)
+    if options.doctor:
+        lines, healthy = doctors_report(options.provider)
+        print("\n".join(lines))
+        return 0 if healthy else 1
+    if options.model is None:
+        parser.error("give the path of a sampler.onnx")
     try:
-        sampler = Sampler(options.model, options.provider)
+        sampler = Sampler(options.model, options.provider, options.threads)
         check_suffix(options.output, sampler.spec)
         print(
             f"{options.model}: {sampler.spec.data['kind']} of shape {list(sampler.spec.shape)}, "
@@ -263,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
             spacing=options.spacing,
             labels=options.label,
             guidance_scale=options.guidance_scale,
+            first_index=options.first_index,
+            time_limit=options.time_limit,
             on_row=_progress if sys.stderr.isatty() else None,
         )
         seconds = time.perf_counter() - started
@@ -270,6 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     print(f"{options.output}: {len(samples)} samples in {seconds:.1f} s")
     return 0
 

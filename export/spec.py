@@ -18,6 +18,7 @@ from diffusion.schedules import NoiseSchedule, Spacing
 FORMAT_VERSION = "1"
 _PREFIX = "ray_ddpm."
 _MOST_VALUES = 2**28  # of one sample
+_MOST_STEPS = 100_000
 # What reading text that somebody else wrote can raise; ValueError covers JSON, base64 and Unicode.
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, MemoryError)
 
@@ -47,6 +48,11 @@ class SamplerSpec:
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
         return tuple(self.data["shape"])
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.shape)
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
@@ -112,6 +118,8 @@ class SamplerSpec:
         timesteps, rows = self.table.timesteps, self.table.coefficients
         inside = len(timesteps) > 0 and timesteps.min() >= 0 and timesteps.max() < total
         _need(inside, f"the table's timesteps do not lie in 0..{total - 1}")
+        _need(total <= _MOST_STEPS, f"{total} timesteps are more than {_MOST_STEPS}")
+        _need(len(timesteps) <= total, f"the table has {len(timesteps)} steps, the schedule {total}")
         _need(np.isfinite(rows[:, :7]).all(), "the table is not finite")
         _need((rows[:, 7] <= rows[:, 8]).all(), "the table's clip intervals are none")
         _need(np.isfinite(self.table.alphas_cumprod).all(), "alphas_cumprod is not finite")
@@ -124,7 +132,7 @@ class SamplerSpec:
         mean, std = (np.array(data[name], dtype=np.float64) for name in ("mean", "std"))
         _need(data["kind"] in ("image", "points"), f"data kind {data['kind']}")
         _need(all(isinstance(size, int) and size > 0 for size in self.shape), f"shape {self.shape}")
-        _need(0 < math.prod(self.shape) <= _MOST_VALUES, f"shape {self.shape} is too large")
+        _need(0 < self.size <= _MOST_VALUES, f"shape {self.shape} is too large")
         fits = np.broadcast_shapes(mean.shape, std.shape, self.shape) == self.shape
         _need(fits, "mean and std do not fit the shape")
         _need(np.isfinite(mean).all() and np.isfinite(std).all(), "mean or std is not finite")

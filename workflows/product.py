@@ -18,7 +18,8 @@ from diffusion.plots import draw_samples, image_grid, num_pictured, plane_limits
 from diffusion.process import q_sample
 from diffusion.sample_quality import copies, nearest_training_examples
 from export.noise import normal_noise
-from export.parity import summary
+from export.parity import require, summary
+from export.sample_parity import check_samples
 from export.sampler import Sampler
 from export.to_onnx import export_onnx
 
@@ -56,6 +57,8 @@ def write_product(model: TrainedModel, dataset: Dataset, directory: Path) -> Non
         ParityError: the ONNX file would not compute what PyTorch computes; nothing is written.
     """
     content, cases = export_onnx(model)
+    cases += check_samples(model, content, dataset)
+    require(cases)
     model.save(directory)
     with replacing(directory / "sampler.onnx") as part:
         part.write_bytes(content)

@@ -79,10 +79,12 @@ def _forget(client: MlflowClient, run_id: str, name: str) -> None:
 
 def _log_model(run_id: str, name: str, sampler_file: Path) -> str:
     """Log and register; returns the version."""
-    shape = Sampler(sampler_file, provider="cpu").spec.shape
+    spec = Sampler(sampler_file, provider="cpu").spec
+    columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed")]
+    if spec.classes:
+        columns.append(ColSpec(DataType.string, "label", required=False))
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
+        inputs=Schema(columns), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *spec.shape))])
     )
     # MLflow announces the version on standard error.
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id):

@@ -11,9 +11,12 @@ from diffusion.config import Config, NetworkConfig, SamplerConfig, ScheduleConfi
 from diffusion.errors import InputError
 from diffusion.generation import Condition, sample_states
 from diffusion.networks import build_network
+from export.cuda_loops import CudaLoops, network_labels
+from export.limits import Watch
 from export.noise import normal_noise
 from export.output import save_samples
 from export.sampler import Sampler, main
+from export.session import open_session
 from export.to_onnx import export_onnx
 from tests.diffusion.conftest import make_gaussian_dataset
 
@@ -122,3 +125,25 @@ def test_an_unconditional_file_takes_no_guidance(model, tmp_path):
     assert sampler.spec.classes == []
     with pytest.raises(InputError, match="knows no classes"):
         sampler.sample(2, guidance_scale=3.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_the_loop_on_a_device_draws_the_same(exported, sampler, scale):
+    """Here on the CPU: both halves of a guided batch are combined in the graph of the step."""
+    spec, guided = sampler.spec, scale != 1.0
+    session, _ = open_session(exported[0], "cpu")
+    loop = CudaLoops(exported[0], session, spec.shape, labelled=True, device="cpu").loop(4, guided=guided)
+    labels = network_labels(np.arange(4) % len(CLASSES), len(CLASSES), guided=guided)
+
+    def noise(row):
+        return normal_noise(3, np.arange(4), row + 1, spec.shape)
+
+    found = spec.denormalise(loop.run(sampler.table(), noise, labels, scale, Watch(), lambda x0: None))
+    expected = sampler.sample(4, seed=3, guidance_scale=scale)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+
+
+def test_classes_take_turns_by_the_samples_index(sampler):
+    expected = sampler.sample(7, seed=1)
+    found = sampler.sample(3, seed=1, first_index=4)
+    np.testing.assert_allclose(found, expected[4:], rtol=0, atol=1e-5 * expected.std())

@@ -17,7 +17,7 @@ HEAVY = [
     "safetensors", "optuna", "tyro", "rich", "diffusers",
 ]  # fmt: skip
 # All that `pip install ray-ddpm` runs.
-LIGHT = ["noise", "sampler", "session", "spec"]
+LIGHT = ["device_loop", "doctor", "noise", "registered", "sampler", "session", "spec"]
 
 
 def imported(path):
@@ -47,13 +47,14 @@ def test_the_package_was_found():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_module_imports_what_stands_beside_or_above_it(path):
-    """Ray and MLflow belong to workflows."""
-    assert not {"ray", "mlflow", "workflows", "tests"} & {name.split(".")[0] for name in imported(path)}
+    """Ray and MLflow belong to workflows; but a registered model is fetched by MLflow's own client."""
+    forbidden = {"ray", "mlflow", "workflows", "tests"} - ({"mlflow"} if path.stem == "registered" else set())
+    assert not forbidden & {name.split(".")[0] for name in imported(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_onnx_and_torch_are_for_the_export_alone(path):
-    if path.stem not in ("to_onnx", "parity"):
+    if path.stem not in ("to_onnx", "parity", "sample_parity", "precision", "step_graph"):
         assert not {"onnx", "torch"} & {name.split(".")[0] for name in imported(path)}
 
 

@@ -165,9 +165,10 @@ def test_the_summary_is_parity_json(image_export):
     assert content["passed"] is True
     assert [case["name"] for case in content["cases"]] == STEPS + TRAJECTORIES
     for case in content["cases"]:
-        assert set(case) == {"name", "max_abs_error", "output_scale", "passed"}
+        assert set(case) == {"name", "max_abs_error", "output_scale", "passed", "rms_error"}
         assert case["passed"] is True
         assert isinstance(case["max_abs_error"], float)
+        assert 0.0 <= case["rms_error"] <= case["max_abs_error"]
 
 
 def test_one_failure_fails_the_summary(image_export):

@@ -205,11 +205,9 @@ def test_progress_counts_every_network_call(image_sampler, num_samples, batch_si
     assert seen == [(done, 4 * batches) for done in range(1, 4 * batches + 1)]
 
 
-def test_the_network_never_sees_more_than_a_batch(point_onnx, monkeypatch):
-    sampler, sizes = Sampler(point_onnx, provider="cpu"), []
-    denoise = sampler.denoise
-    monkeypatch.setattr(sampler, "denoise", lambda x, *rest: sizes.append(len(x)) or denoise(x, *rest))
-    sampler.sample(7, num_steps=1, batch_size=3)
+def test_the_network_never_sees_more_than_a_batch(point_sampler):
+    sizes = []
+    point_sampler.sample(7, num_steps=1, batch_size=3, on_preview=lambda x0: sizes.append(len(x0)))
     assert sizes == [3, 3, 1]
 
 
@@ -252,7 +250,7 @@ def test_the_arguments_that_others_rely_on():
     assert {name: parameters[name].default for name in ("seed", "sampler", "num_steps")} == {
         "seed": 0, "sampler": None, "num_steps": None,
     }  # fmt: skip
-    assert list(inspect.signature(Sampler).parameters) == ["model", "provider"]
+    assert list(inspect.signature(Sampler).parameters) == ["model", "provider", "threads"]
     assert inspect.signature(Sampler).parameters["provider"].default == "auto"
 
 

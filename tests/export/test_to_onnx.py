@@ -257,7 +257,8 @@ def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4
+    assert "samples were not held to the data: heart" in done.stdout  # of another fingerprint
     assert [entry.name for entry in (tmp_path / "here").iterdir()] == ["sampler.onnx"]
     content = (tmp_path / "here" / "sampler.onnx").read_bytes()
     assert str(tmp_path).encode() not in content

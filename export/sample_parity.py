@@ -1,0 +1,63 @@
+"""Are the file's samples as good as PyTorch's? Both from the same noise, measured against held-out data."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffusion.checkpoints import TrainedModel
+from diffusion.data import Dataset
+from diffusion.feature_fitting import with_features
+from diffusion.generation import Condition, denoiser
+from diffusion.sample_quality import SampleJudge
+from diffusion.sampling import last_sample, trajectory
+from export.noise import normal_noise
+from export.parity import ParityCase
+from export.sampler import Sampler
+
+_SEED = 0
+_MOST_SAMPLES = 256  # both engines draw them
+
+
+def check_samples(model: TrainedModel, onnx_file: bytes, dataset: Dataset) -> list[ParityCase]:
+    """Compare `sample/distance` of both engines' samples to the validation split.
+
+    Args:
+        model: what the file was made of.
+        onnx_file: on the CPU.
+        dataset: that the model was trained on.
+
+    Returns:
+        One comparison: it passes where the two distances differ by less than the standard error of
+        PyTorch's. Its scale is that distance.
+    """
+    if dataset.features is None:
+        dataset = with_features(dataset, model.config.metrics.features)
+    count = min(_MOST_SAMPLES, len(dataset.train))
+    classes = model.data.num_classes
+    labels = np.arange(count) % classes if classes else None
+    expected = _drawn_by_torch(model, count, labels)
+    actual = Sampler(onnx_file, provider="cpu").sample(count, seed=_SEED)
+    spec, judge = model.data, SampleJudge(dataset, dataset.val[:])
+    mean, std = np.array(spec.mean), np.array(spec.std)
+    found = [
+        judge.figures(torch.from_numpy((samples - mean) / std).float())
+        for samples in (spec.denormalise(expected), actual)
+    ]
+    by_torch, by_onnx = (figures["distance"] for figures in found)
+    error = abs(by_onnx - by_torch)
+    passed = bool(error <= found[0].get("distance_se", 0.0))
+    return [ParityCase(f"distance of {count} samples", error, abs(by_torch), passed, error)]
+
+
+def _drawn_by_torch(model: TrainedModel, count: int, labels: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    indices = np.arange(count)
+    condition = None
+    if labels is not None:
+        scale = model.config.sampler.guidance_scale
+        condition = Condition(torch.from_numpy(labels), model.data.num_classes, scale)
+
+    def noise(row: int) -> torch.Tensor:
+        return torch.from_numpy(normal_noise(_SEED, indices, row + 1, model.data.shape))
+
+    call = denoiser(model.network, condition)
+    return last_sample(trajectory(call, noise(-1), model.table, noise)).numpy()

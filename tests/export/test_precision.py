@@ -1,0 +1,113 @@
+"""Weights in 16 bits: half the file, held to PyTorch with the same weights and to the model itself."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from diffusion.errors import InputError
+from export import to_onnx
+from export.parity import STORAGE_TOLERANCE
+from export.precision import with_rounded_weights
+from export.sampler import Sampler
+from export.to_onnx import ParityError, export_onnx, main
+
+
+@pytest.fixture(scope="module", name="half")
+def _half(image_model):
+    return export_onnx(image_model, "fp16")
+
+
+def weights_of(content):
+    return {tensor.name: tensor for tensor in onnx.load_from_string(content).graph.initializer}
+
+
+def test_the_weights_take_half_the_space(half, image_onnx, image_model):
+    saved = len(image_onnx) - len(half[0])
+    num_weights = sum(weight.numel() for weight in image_model.network.parameters())
+    assert saved > 0.9 * 2 * num_weights
+    before, found = weights_of(image_onnx), weights_of(half[0])
+    names = {name for name, _ in image_model.network.named_parameters()} & before.keys()  # equal ones are one
+    assert len(names) > 5
+    for name in names:
+        assert found[f"{name}.fp16"].data_type == onnx.TensorProto.FLOAT16
+        assert name not in found
+
+
+def test_what_is_no_weight_keeps_its_precision(half, image_onnx):
+    """A frequency of the time embedding that is wrong in the fourth place is a wrong phase at t = 1000."""
+    before, after = weights_of(image_onnx), weights_of(half[0])
+    others = {name for name in before if f"{name}.fp16" not in after}
+    assert others
+    for name in others:
+        np.testing.assert_array_equal(
+            onnx.numpy_helper.to_array(after[name]), onnx.numpy_helper.to_array(before[name])
+        )
+
+
+def test_the_file_is_a_valid_one_of_the_same_contract(half, image_onnx):
+    proto = onnx.load_from_string(half[0])
+    onnx.checker.check_model(proto, full_check=True)
+    assert Sampler(half[0], provider="cpu").spec.to_metadata() == (
+        Sampler(image_onnx, provider="cpu").spec.to_metadata()
+    )
+
+
+def test_its_measured_error_stands_beside_the_other_comparisons(half, image_export):
+    cases = {case.name: case for case in half[1]}
+    own = [case for name, case in cases.items() if name.startswith("weights in 16 bits")]
+    assert [case.name for case in half[1] if case not in own] == [case.name for case in image_export[1]]
+    assert len(own) == 2
+    for case in own:
+        assert case.passed
+        # 11 bits: more than float32 loses, less than the tolerance.
+        assert 1e-6 * case.output_scale < case.rms_error < STORAGE_TOLERANCE * case.output_scale
+
+
+def test_its_samples_are_those_of_the_rounded_weights(half, image_model, image_sampler):
+    rounded = with_rounded_weights(image_model)
+    x = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
+    expected = rounded.network(torch.from_numpy(x).float(), torch.full((4,), 7)).numpy()
+    found = Sampler(half[0], provider="cpu").denoise(x, 7)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(found - image_sampler.denoise(x, 7)).max() > 1e-5 * np.abs(expected).max()
+
+
+def test_the_model_itself_is_left_as_it_was(make_model, image_model):
+    before = {name: weight.clone() for name, weight in image_model.network.state_dict().items()}
+    with_rounded_weights(image_model)
+    assert all(torch.equal(before[name], each) for name, each in image_model.network.state_dict().items())
+
+
+def test_a_weight_too_large_for_16_bits_is_refused(make_model, point_model):
+    model = make_model(point_model.data, point_model.config.sampler)
+    model.network.inward.bias[0] = 70_000.0
+    with pytest.raises(InputError, match=r"inward.bias reach 7e\+04.*fp32"):
+        export_onnx(model, "fp16")
+
+
+def test_weights_that_do_not_survive_rounding_are_not_exported(make_model, point_model):
+    """16 bits know few numbers below 1e-6, and here everything rests on such weights."""
+    model = make_model(point_model.data, point_model.config.sampler)
+    model.network.outward.weight.mul_(3e-6)
+    model.network.outward.bias.zero_()
+    with pytest.raises(ParityError, match="weights in 16 bits"):
+        export_onnx(model, "fp16")
+
+
+def test_the_command_writes_such_a_file(point_model, tmp_path, capsys):
+    point_model.save(tmp_path / "model")
+    path = tmp_path / "half.onnx"
+    assert main([str(tmp_path / "model"), "--precision", "fp16", "--output", str(path)]) == 0
+    assert "12 comparisons" in capsys.readouterr().out
+    assert any(name.endswith(".fp16") for name in weights_of(path.read_bytes()))
+    with pytest.raises(SystemExit) as caught:
+        to_onnx.main([str(tmp_path / "model"), "--precision", "int8"])
+    assert caught.value.code == 2
+
+
+def test_the_metadata_do_not_change(half):
+    metadata = {entry.key: entry.value for entry in onnx.load_from_string(half[0]).metadata_props}
+    assert json.loads(metadata["ray_ddpm.spec"])["data"]["shape"] == [1, 8, 8]

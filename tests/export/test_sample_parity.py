@@ -1,0 +1,65 @@
+"""The file's samples are held to the data as PyTorch's are."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+from diffusion.config import DataConfig, SamplerConfig
+from diffusion.data import load_dataset
+from export.sample_parity import check_samples
+from export.to_onnx import export_onnx, main
+
+
+@pytest.fixture(scope="module", name="dataset", params=["heart", "digits"])
+def _dataset(request):
+    return load_dataset(DataConfig(name=request.param))
+
+
+@pytest.fixture(scope="module", name="model")
+def _model(make_model, dataset):
+    model = make_model(dataset.spec, SamplerConfig(name="ddim", num_steps=5))
+    data = dataclasses.replace(model.config.data, name=dataset.spec.name)
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, data=data))
+
+
+@pytest.fixture(scope="module", name="content")
+def _content(model):
+    return export_onnx(model)[0]
+
+
+def test_a_faithful_files_samples_are_as_good(model, content, dataset):
+    (case,) = check_samples(model, content, dataset)
+    assert case.passed
+    assert case.name == "distance of 256 samples"
+    assert case.max_abs_error < 1e-3 * case.output_scale
+    assert case.output_scale > 0.01  # a model that learnt nothing is far from the data
+
+
+def test_worse_samples_fail(model, content, dataset):
+    """The same graph with larger outputs."""
+    proto = onnx.load_from_string(content)
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith("outward."):
+            values = 10.0 * onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    (case,) = check_samples(model, proto.SerializeToString(), dataset)
+    assert not case.passed
+
+
+def test_the_command_compares_samples_where_the_data_are_at_hand(model, dataset, tmp_path, capsys):
+    model.save(tmp_path / "model")
+    assert main([str(tmp_path / "model"), "--output", str(tmp_path / "a.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "11 comparisons" in said
+    assert "not held" not in said
+
+    elsewhere = dataclasses.replace(model.config.data, name=str(tmp_path / "none"))
+    moved = dataclasses.replace(model, config=dataclasses.replace(model.config, data=elsewhere))
+    moved.save(tmp_path / "moved")
+    assert main([str(tmp_path / "moved"), "--output", str(tmp_path / "b.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "10 comparisons" in said
+    assert "samples were not held to the data" in said
+    assert str(tmp_path / "none") in said

@@ -1,0 +1,118 @@
+"""A registered champion, served by MLflow's own server and fetched again as a sampler."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from diffusion.config import SamplerConfig
+from diffusion.errors import InputError
+from export.sampler import Sampler
+from export.to_onnx import export_onnx
+from tests.export.conftest import POINTS, make_model
+from workflows.registry import register
+from workflows.tracking import Tracker
+
+FIGURES = {"data_fingerprint": "f", "test_num_samples": 100, "test_distance": 1.0}
+
+
+@pytest.fixture(scope="module", name="registered")
+def _registered(tmp_path_factory):
+    """(store, sampler.onnx) with a champion in the store."""
+    folder = tmp_path_factory.mktemp("store")
+    file = folder / "sampler.onnx"
+    file.write_bytes(export_onnx(make_model(POINTS, SamplerConfig(name="ddim", num_steps=4)))[0])
+    uri = f"sqlite:///{folder}/mlflow.db"
+    tracker = Tracker(uri, "points")
+    run_id = tracker.start("sweep", {})
+    version, leads = register(MlflowClient(uri), uri, run_id, "points", file, FIGURES, may_lead=True)
+    tracker.close("FINISHED")
+    assert (version, leads) == (1, True)
+    return uri, file
+
+
+@pytest.fixture(autouse=True)
+def _store(registered, monkeypatch):
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    mlflow.set_tracking_uri(registered[0])
+
+
+def test_the_model_has_a_signature_and_an_example(registered):
+    model = mlflow.pyfunc.load_model("models:/points@champion")
+    assert model.metadata.signature.inputs.input_names() == ["num_samples", "seed"]
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 2)
+    assert model.predict(model.input_example).shape == (4, 2)
+    found = model.predict(pd.DataFrame({"num_samples": [3], "seed": [1]}))
+    expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+
+
+@pytest.mark.parametrize("uri", ["models:/points@champion", "models:/points/1", "models:/points/latest"])
+def test_a_sampler_is_fetched_from_the_registry(registered, uri):
+    found = Sampler.from_registry(uri, provider="cpu")
+    np.testing.assert_array_equal(found.sample(3), Sampler(registered[1], provider="cpu").sample(3))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["models:/none@champion", "models:/points@other", "models:/points/9", "models:/", "points", "runs:/a/b"],
+)
+def test_a_model_that_is_not_there_is_refused_in_one_line(uri):
+    with pytest.raises(InputError) as caught:
+        Sampler.from_registry(uri)
+    assert uri in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it(registered, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/points@champion"]
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        server = subprocess.Popen(
+            [*command, "--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"],
+            cwd=tmp_path,
+            env=os.environ | {"MLFLOW_TRACKING_URI": registered[0], "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_records": [{"num_samples": 3, "seed": 1}]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        answer = answer_of(request, server, log)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=30)
+    expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
+    np.testing.assert_allclose(answer["predictions"], expected, rtol=0, atol=1e-5 * expected.std())
+
+
+def answer_of(request, server, log):
+    ends = time.monotonic() + 120.0
+    while time.monotonic() < ends:
+        assert server.poll() is None, log.read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()[:2000]) from error
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")
