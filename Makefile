@@ -1,6 +1,7 @@
 # make demo   environment, then a sweep on handwritten digits
 # make test   environment, then the tests; make test-slow: those with a browser, killed servers and sweeps
 # make test-faults   trainings killed, stopped and resumed in every way: many minutes
+# make test-cluster  the shipped clusters on hosts made of namespaces; as root, some minutes
 # make ui     MLflow on the runs (PORT=5001 for another port)
 # make cluster-ui   MLflow's and Ray's pages of a running cluster (CLUSTER=cluster/on-prem.yaml for that one)
 # make lint   format, lint and types, as CI does
@@ -11,19 +12,22 @@ BIN := $(VENV)/bin
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-slow test-faults lint ui cluster-ui clean
+.PHONY: demo test test-slow test-faults test-cluster lint ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -m "not slow and not faults and not cluster"
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults
+
+test-cluster: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

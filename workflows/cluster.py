@@ -16,7 +16,7 @@ from workflows.cluster_check import find_problems
 from workflows.cluster_cost import PRICES, hourly_cost, read_prices
 from workflows.cluster_file import prepared_by_ray, read_cluster_file
 from workflows.environment import set_defaults
-from workflows.mlflow_server import keep_serving
+from workflows.mlflow_server import keep_serving, stop_serving
 from workflows.storage_place import STORAGE_VARIABLE
 
 _FOLDER = "mlflow"
@@ -33,9 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     check.add_argument("--prices", type=Path, default=PRICES, help="table of machines and prices")
     serve = commands.add_parser("mlflow", help="on the head: see that MLflow's server runs")
     serve.add_argument("--port", type=int, default=5000)
+    serve.add_argument("--stop", action="store_true", help="end it instead")
     options = parser.parse_args(arguments)
     set_defaults(verbose=False)
-    return _check(options.file, options.prices) if options.command == "check" else _serve(options.port)
+    if options.command == "check":
+        return _check(options.file, options.prices)
+    return _stop() if options.stop else _serve(options.port)
 
 
 def _check(path: Path, prices_path: Path) -> int:
@@ -65,6 +68,12 @@ def _serve(port: int) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"MLflow {'serves' if started else 'has been serving'} on http://127.0.0.1:{port}")
+    return 0
+
+
+def _stop() -> int:
+    ran = stop_serving(Path.home() / _FOLDER)
+    print("MLflow's server is ended" if ran else "MLflow's server does not run here")
     return 0
 
 

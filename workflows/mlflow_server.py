@@ -1,6 +1,7 @@
 """An MLflow server on this machine: started, waited for, and told from one that runs already."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import IO
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 90
+_PID = "server.pid"
 
 
 def start_server(
@@ -90,5 +92,18 @@ def keep_serving(folder: Path, artifacts: str, port: int) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "server.log", "w+b") as log:
         server = start_server("sqlite:///mlflow.db", port, log, artifacts, folder)
+        (folder / _PID).write_text(str(server.pid))
         wait_until_healthy(server, port, log)
+    return True
+
+
+def stop_serving(folder: Path) -> bool:
+    """End what `keep_serving` started; whether it ran."""
+    try:
+        number = int((folder / _PID).read_text())
+        if b"mlflow" not in Path(f"/proc/{number}/cmdline").read_bytes():  # the number is another's by now
+            return False
+        os.killpg(number, signal.SIGTERM)
+    except (OSError, ValueError):
+        return False
     return True

@@ -290,3 +290,34 @@ def test_every_machine_gets_the_whole_code_and_nothing_else():
         assert set(mounts.values()) == needed
         assert all(remote.endswith(local.removeprefix("~/")) for remote, local in mounts.items())
         assert not any(os.path.isabs(local) for local in mounts.values())
+
+
+@pytest.mark.slow
+def test_mlflow_s_server_is_started_once_and_ended_when_asked(laptop, tmp_path, monkeypatch, capsys):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    monkeypatch.setenv("RAY_DDPM_STORAGE", str(tmp_path / "shared"))
+    try:
+        assert main(["mlflow", "--port", port]) == 0
+        number = (laptop / "mlflow" / "server.pid").read_text()
+        assert main(["mlflow", "--port", port]) == 0
+        assert (laptop / "mlflow" / "server.pid").read_text() == number
+        said = capsys.readouterr().out.splitlines()
+        assert [line.split(" on ")[0] for line in said] == ["MLflow serves", "MLflow has been serving"]
+    finally:
+        main(["mlflow", "--stop"])
+        os.waitpid(int(number), 0)
+    assert (laptop / "mlflow" / "mlflow.db").exists()
+    assert main(["mlflow", "--stop"]) == 0
+    assert capsys.readouterr().out.endswith("does not run here\n")
+
+
+def test_without_a_cluster_no_server_is_started(monkeypatch):
+    from diffusion.errors import InputError
+
+    monkeypatch.delenv("RAY_DDPM_STORAGE", raising=False)
+    with pytest.raises(InputError, match="RAY_DDPM_STORAGE is not set"):
+        main(["mlflow"])
