@@ -1,4 +1,4 @@
-"""Run on a cluster's head: two workers train together, and each writes its host and its parameters' digest."""
+"""Run on a head: two workers train together, and each writes its host and a digest of its parameters."""
 
 import hashlib
 import json
