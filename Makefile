@@ -36,9 +36,8 @@ ui: $(VENV)/train.stamp
 	$(BIN)/python -m workflows.ui --port $(PORT)
 
 cluster-ui: $(VENV)/cluster.stamp
-	@echo "MLflow: http://127.0.0.1:5000   Ray: http://127.0.0.1:8265, its token: ray get-auth-token"
-	@echo "Ctrl-C ends it."
-	@$(BIN)/ray exec $(CLUSTER) --port-forward 5000 --port-forward 8265 'sleep infinity' >/dev/null
+	$(BIN)/ray exec $(CLUSTER) --port-forward 5000 --port-forward 8265 'echo "MLflow: http://127.0.0.1:5000   Ray: \
+	http://127.0.0.1:8265, which asks for what ray get-auth-token prints. Ctrl-C ends it."; sleep infinity'
 
 clean:
 	rm -rf $(VENV)
