@@ -1,21 +1,24 @@
 # make demo   environment, then a sweep on handwritten digits
 # make test   environment, then the tests; make test-slow: those with a browser, killed servers and sweeps
 # make test-faults   trainings killed, stopped and resumed in every way: many minutes
+# make test-cluster  the shipped clusters on hosts made of namespaces; as root, some minutes
 # make ui     MLflow on the runs (PORT=5001 for another port)
+# make cluster-ui   MLflow's and Ray's pages of a running cluster (CLUSTER=cluster/on-prem.yaml for that one)
 # make lint   format, lint and types, as CI does
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
+CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-slow test-faults lint ui clean
+.PHONY: demo test test-slow test-faults test-cluster lint ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not faults and not cluster"
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
@@ -23,11 +26,18 @@ test-slow: $(VENV)/test.stamp
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults
 
+test-cluster: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m cluster
+
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 ui: $(VENV)/train.stamp
 	$(BIN)/python -m workflows.ui --port $(PORT)
+
+cluster-ui: $(VENV)/cluster.stamp
+	$(BIN)/ray exec $(CLUSTER) --port-forward 5000 --port-forward 8265 'echo "MLflow: http://127.0.0.1:5000   Ray: \
+	http://127.0.0.1:8265, which asks for what ray get-auth-token prints. Ctrl-C ends it."; sleep infinity'
 
 clean:
 	rm -rf $(VENV)
@@ -46,6 +56,10 @@ $(VENV)/train.stamp: $(VENV)/python.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
 	@touch $@
 
+$(VENV)/cluster.stamp: $(VENV)/python.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,cluster]'
+	@touch $@ $(VENV)/train.stamp
+
 $(VENV)/test.stamp: $(VENV)/python.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $@ $(VENV)/train.stamp
+	@touch $@ $(VENV)/train.stamp $(VENV)/cluster.stamp

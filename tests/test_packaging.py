@@ -19,7 +19,7 @@ PINS = {
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["train"], *extras["test"]]
+    lines = [*PROJECT["dependencies"], *extras["train"], *extras["cluster"], *extras["test"]]
     return [Requirement(line) for line in lines if not line.startswith("ray-ddpm")]
 
 

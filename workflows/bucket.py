@@ -61,6 +61,10 @@ class Bucket:
         base, mark, options = self._uri.partition("?")
         return Bucket(f"{base.rstrip('/')}/{name}{mark}{options}", self._endpoint, self._patient)
 
+    def for_ray(self) -> tuple[str, fs.FileSystem]:
+        """The path in the bucket's file system, and that."""
+        return self._key(""), self._files
+
     def write(self, name: str, content: bytes) -> None:
         """Put one object; it appears whole or not at all."""
         with self._errors(), self._files.open_output_stream(self._key(name)) as stream:

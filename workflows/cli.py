@@ -81,7 +81,7 @@ def _record_to_resume(
         return None
     from workflows.runs import run_to_resume
 
-    output_dir = known.output_dir or RunFlags.output_dir
+    output_dir = known.output_dir or (TrainFlags() if command == "train" else TuneFlags()).output_dir
     flags = RunFlags(name=known.name, experiment=known.experiment, output_dir=output_dir)
     return run_to_resume(flags, resolve(known.data) if known.data else None, command)
 

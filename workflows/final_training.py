@@ -36,7 +36,7 @@ class FinalTraining:
 
     num_epochs: float
     num_workers: int
-    folder: Path
+    folder: Storage
     log: Callable[[dict[str, float], int], None]
     say: Callable[[str], None]
     verbose: bool
@@ -61,7 +61,7 @@ class FinalTraining:
                 case "diverged" | "failed" | "refused":
                     raise GroupFailed(event["reason"])
 
-        store = CheckpointStore(Storage(str(self.folder)), _CHECKPOINTS)
+        store = CheckpointStore(self.folder, _CHECKPOINTS)
         start_ray(self.verbose)
         try:
             layout = plan_layout(self.num_workers, "--final-workers")

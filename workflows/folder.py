@@ -107,6 +107,10 @@ class Folder:
                         raise
                     raise Damaged(f"{path} is damaged (it cannot be read): use another checkpoint") from error
 
+    def for_ray(self) -> tuple[str, None]:
+        """The path, which needs no file system of its own."""
+        return str(self.path), None
+
     def delete(self, name: str) -> None:
         """Delete a file or a folder, if it is there."""
         with suppress(FileNotFoundError, NotADirectoryError):

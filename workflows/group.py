@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,15 @@ from ray.train.torch import TorchTrainer
 
 from diffusion.errors import InputError
 from workflows.mailbox import Event, open_mailbox
+from workflows.nodes import possible_nodes
 from workflows.preemption import PreemptibleTorchConfig
 from workflows.worker import Job, run_worker
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_STOP = 60.0
+_SECONDS_TO_START = (
+    1800.0  # a machine that a cloud starts, and installs, takes minutes; Ray would wait for ever
+)
 _SECONDS_A_COLLECTIVE = 2 * 3600  # the others wait while the leading worker evaluates
 
 
@@ -47,12 +52,12 @@ class Layout:
 
 
 def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
-    """Spread workers over what the cluster has now: one a GPU where it has any, else over the processors.
+    """Spread workers over what the cluster may have: one a GPU where there are any, else over processors.
 
     Raises:
         InputError: it has too few.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = possible_nodes()
     processors = [int(node.get("CPU", 0)) for node in nodes]
     # A worker with a GPU needs a processor as well.
     beside_gpus = [min(int(node.get("GPU", 0)), cpus) for node, cpus in zip(nodes, processors, strict=True)]
@@ -74,7 +79,7 @@ def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
 
 def groups_at_once(layout: Layout) -> int:
     """How many such groups the cluster holds at a time, at least one."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = possible_nodes()
     need = layout.resources
     places = sum(int(min(node.get(name, 0) // amount for name, amount in need.items())) for node in nodes)
     return max(1, places // layout.num_workers)
@@ -102,7 +107,8 @@ def run_group(
         mark: what each worker asks for besides the layout's, see `workflows.places`.
 
     Raises:
-        GroupFailed: workers died more often than that, or the group could not start.
+        GroupFailed: workers died more often than that, or the group could not start, or found no machines
+            for half an hour.
     """
     mailbox = open_mailbox()
     failure: list[Exception] = []
@@ -129,11 +135,21 @@ def run_group(
         except Exception as error:
             failure.append(error)
 
+    waiting_since: float | None = time.monotonic()
+
     def look() -> None:
+        nonlocal waiting_since
         events, updates = ray.get(mailbox.take.remote())
         for event in events:
+            waiting_since = time.monotonic() if event["kind"] == "died" else None
             on_event(event)
         on_progress(updates)
+        if waiting_since is not None and time.monotonic() - waiting_since > _SECONDS_TO_START:
+            need = ", ".join(f"{amount:g} {name}" for name, amount in layout.resources.items())
+            raise GroupFailed(
+                f"no place for {layout.num_workers} workers ({need} each) within "
+                f"{_SECONDS_TO_START / 60:.0f} minutes: see `ray status` on the cluster, and its quotas"
+            )
 
     # Ray Train takes an old run of the same name and place for one to go on with; the job's own
     # checkpoints are what counts.

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Wish = Literal["go on", "start anew", "stop", "give up"]
 """What is wanted of the workers: to start anew where one of them is about to be ended from outside, to
@@ -54,5 +55,6 @@ class Mailbox:
 
 
 def open_mailbox() -> Any:
-    """A mailbox of this process."""
-    return ray.remote(num_cpus=0, max_concurrency=1)(Mailbox).remote()
+    """A mailbox of this process, on its own machine: others may be taken away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_concurrency=1, scheduling_strategy=here)(Mailbox).remote()

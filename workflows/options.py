@@ -24,6 +24,7 @@ from diffusion.config import (
 from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.sources import resolve, short_name
+from workflows.storage_place import default_output_dir
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -51,8 +52,8 @@ class RunFlags:
     """Name of the run and of its folder; a fresh one by default."""
     experiment: str | None = None
     """MLflow experiment; the data's name by default."""
-    output_dir: str = "runs"
-    """Folder that holds the run's folder."""
+    output_dir: str = field(default_factory=lambda: default_output_dir(buckets=True))
+    """Folder that holds the run's folder; on a cluster by default what all its machines see."""
     tracking_uri: str | None = None
     """MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db by default."""
     seed: int = 0

@@ -14,6 +14,8 @@ from diffusion.manifest import MANIFEST, write_manifest
 from workflows.folder import Folder
 
 if TYPE_CHECKING:  # pyarrow takes a tenth of a second, and a local folder needs none of it
+    from pyarrow.fs import FileSystem
+
     from workflows.bucket import Bucket
 
 _SECONDS_TO_ANSWER = 10.0
@@ -77,6 +79,10 @@ class Storage:
         if not isinstance(self._place, Folder):
             raise ValueError(f"{self} is no local folder")
         return self._place.path
+
+    def for_ray(self) -> tuple[str, "FileSystem | None"]:
+        """What Ray wants to hear of it: a path, and the file system that it is a path of, None locally."""
+        return self._place.for_ray()
 
     def child(self, name: str) -> "Storage":
         """The folder `name` in it, which need not be there yet; `name` may have slashes."""

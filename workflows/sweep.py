@@ -1,6 +1,6 @@
 """A sweep from start to end: trials, records, champion, registered model, summary."""
 
-import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _sweep(
                 TrialContext(config, shared, layout, origin),
                 search,
                 records,
-                log.directory,
+                log.shared,
                 SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
                 verbose=options.verbose,
             )
@@ -165,7 +165,8 @@ def _hand_over(log: SweepLog, champion: Champion, dataset: Dataset, *, may_lead:
     registered = _register(f"ray-ddpm-{log.experiment}", champion, dataset, tracker, may_lead=may_lead)
     # Each trial's newest model stands in trials/ as well.
     for folder in ("tune", _FINAL_CHECKPOINTS):
-        shutil.rmtree(log.directory / folder, ignore_errors=True)
+        with suppress(OSError):  # what stays is only in the way
+            log.shared.delete(folder)
     return _summary(champion, records, tracker, registered)
 
 
@@ -185,7 +186,7 @@ def _final_training(options: TuneOptions, log: SweepLog) -> FinalTraining | None
     return FinalTraining(
         options.final_epochs,
         options.final_workers,
-        log.directory / _FINAL_CHECKPOINTS,
+        log.shared.child(_FINAL_CHECKPOINTS),
         log.tracker.log,
         log.view.say,
         options.verbose,

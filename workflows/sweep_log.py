@@ -1,6 +1,5 @@
 """One sweep's lasting traces: its folder, its records, its MLflow run; made, or taken up again."""
 
-import shutil
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from workflows.console import SweepView
 from workflows.records import TrialRecords
 from workflows.runs import RunRecord, Status, check_same_config
 from workflows.storage import Storage
+from workflows.storage_place import shared_location
 from workflows.tracking import Tracker, redact
 from workflows.tune_options import UNLIMITED, TuneOptions
 
@@ -26,6 +26,7 @@ class SweepLog:
 
     Attributes:
         directory: of the sweep.
+        shared: where all machines of a cluster see what belongs to it; the same, or in a bucket.
         experiment: in MLflow.
         records: of its trials, those of earlier sessions among them.
         tracker: of its MLflow runs.
@@ -39,6 +40,7 @@ class SweepLog:
         planned = options.num_trials if options.num_trials < UNLIMITED else None
         self.view = SweepView(record.name, planned, _num_updates(record))
         self._record, self._folder = record, Storage(str(directory))
+        self.shared = Storage(shared_location(directory))
 
     @classmethod
     def open(
@@ -70,7 +72,7 @@ class SweepLog:
             tracker = Tracker(uri, record.experiment)
             log = cls(directory, record, tracker, options)
             log._send_again(but=tracker.resume_sweep(record.run_id, log.records.ids))
-            shutil.rmtree(directory / "tune", ignore_errors=True)
+            log.shared.delete("tune")
             log._record = record.write(log._folder, "running")
             return log
         directory = options.run_directory()

@@ -14,6 +14,7 @@ from diffusion.presets import preset
 from diffusion.run_config import ObjectiveName
 from workflows.options import DATA_FLAGS, RunFlags, RunOptions, check_positive, sections
 from workflows.search_space import SearchSpace
+from workflows.storage_place import default_output_dir
 
 _DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
 UNLIMITED = 10_000  # trials, where only the time is limited
@@ -32,6 +33,8 @@ _KEPT = (
 class TuneFlags(RunFlags):
     """Sweep diffusion models over steps, noise and embeddings; keep, judge and export the best."""
 
+    output_dir: str = field(default_factory=lambda: default_output_dir(buckets=False))
+    """Folder that holds the run's folder; on a cluster by default one that outlives the workers."""
     num_trials: int = 12
     """Trials in the sweep, pruned ones included; 6 by default where the network is a U-Net."""
     time_budget: str | None = None

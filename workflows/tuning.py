@@ -23,6 +23,7 @@ from workflows.halving import SuccessiveHalving
 from workflows.places import end_cleaners, free_places
 from workflows.records import INTERRUPTED, OUT_OF_MEMORY, TrialRecord, TrialRecords
 from workflows.search_space import is_range
+from workflows.storage import Storage
 from workflows.tracking import Tracker
 from workflows.trial import TrialContext, WorkersTrial, run_trial
 
@@ -93,7 +94,8 @@ class SweepCallback(tune.Callback):
         name = self._names[trial.trial_id]
         if self._records[name].status != "running":
             return  # one that was pruned or diverged has none
-        self._records.keep_files(name, Path(checkpoint.path))
+        with checkpoint.as_directory() as folder:  # fetched, where trials leave it in a bucket
+            self._records.keep_files(name, Path(folder))
         with Image.open(self._records.folder(name) / "samples.png") as file:
             picture = file.copy()
         self._tracker.log_picture(picture, self._records[name].updates, name)
@@ -179,7 +181,7 @@ def run_trials(
     context: TrialContext,
     search: Search,
     records: TrialRecords,
-    directory: Path,
+    exchange: Storage,
     callback: SweepCallback,
     *,
     verbose: bool,
@@ -190,7 +192,7 @@ def run_trials(
         context: what the trials share.
         search: what is searched.
         records: of this sweep's trials so far; those without an end are run first.
-        directory: the sweep's folder; Tune's own files go to `tune` in it.
+        exchange: what all trials' machines see; Tune's own files go to `tune` in it.
         callback: receives every event.
         verbose: let Tune print.
 
@@ -200,10 +202,10 @@ def run_trials(
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's reason is shown and kept
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-    correlations = _run(context, search, records, directory, callback, verbose)
+    correlations = _run(context, search, records, exchange, callback, verbose)
     if any(record.status == OUT_OF_MEMORY for record in records):
         alone = replace(context, layout=replace(context.layout, gpus_per_worker=1.0))
-        correlations = _run(alone, search, records, directory, callback, verbose)
+        correlations = _run(alone, search, records, exchange, callback, verbose)
     in_time = search.seconds is None or records.elapsed < search.seconds
     callback.end_running(INTERRUPTED if in_time else "the time was over")
     return in_time and len(_over(records)) < search.num_trials, correlations
@@ -213,7 +215,7 @@ def _run(
     context: TrialContext,
     search: Search,
     records: TrialRecords,
-    directory: Path,
+    exchange: Storage,
     callback: SweepCallback,
     verbose: bool,
 ) -> dict[int, float]:
@@ -230,6 +232,7 @@ def _run(
         tune.with_parameters(run_trial if in_process else WorkersTrial, context=context),
         resources if in_process else {_HEAD_NODE: 0.001},
     )
+    path, files = exchange.for_ray()
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -242,7 +245,8 @@ def _run(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(directory),
+            storage_path=path,
+            storage_filesystem=files,
             callbacks=[callback],
             verbose=1 if verbose else 0,
             # Functions say themselves when there is something to keep.

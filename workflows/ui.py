@@ -6,20 +6,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from diffusion.errors import InputError
 from export.arguments import OneLineParser
 from workflows.cli import run
 from workflows.environment import set_defaults
+from workflows.mlflow_server import start_server, wait_until_healthy
 
 _HOST = "127.0.0.1"
-_SECONDS_TO_START = 90
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
 
     experiments = [each for each in open_store(uri).search_experiments() if each.experiment_id != "0"]
     log = tempfile.TemporaryFile()
-    server = _start_server(uri, options.port, log)
+    server = start_server(uri, options.port, log)
     try:
-        _wait_until_healthy(server, options.port, log)
+        wait_until_healthy(server, options.port, log)
         base = f"http://{_HOST}:{options.port}"
         for experiment in experiments:
             print(f"{experiment.name}: {base}{runs_page(experiment.experiment_id)}")
@@ -72,43 +69,6 @@ def _check_port_is_free(port: int) -> None:
                 f"--port {port} on {_HOST} cannot be used ({error.strerror}): "
                 f"end what uses it, or take another: make ui PORT={port % 65535 + 1}"
             ) from error
-
-
-def _start_server(uri: str, port: int, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    # Its job consumers would outlive it, and nothing here needs them.
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_LOGGING_LEVEL": "ERROR",
-    }
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += [
-        "--host",
-        _HOST,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--uvicorn-opts",
-        "--log-level warning",
-    ]
-    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
-
-
-def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
-    deadline = time.monotonic() + _SECONDS_TO_START
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            log.seek(0)
-            raise RuntimeError(
-                f"MLflow's server ended at once:\n{log.read().decode(errors='replace')[-2000:]}"
-            )
-        try:
-            with urllib.request.urlopen(f"http://{_HOST}:{port}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise RuntimeError(f"MLflow's server did not answer within {_SECONDS_TO_START} s")
 
 
 def _show(url: str) -> None:

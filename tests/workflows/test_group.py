@@ -374,3 +374,11 @@ def test_mlflow_holds_every_trial_of_nested_groups(nested):
 @pytest.mark.slow
 def test_nested_groups_leave_neither_placement_groups_nor_processes(nested):
     assert not left_behind()
+
+
+def test_workers_that_find_no_place_are_given_up_in_one_line(job, monkeypatch):
+    monkeypatch.setattr(group, "_SECONDS_TO_START", 3.0)
+    with pytest.raises(GroupFailed, match="no place for 1 workers .64 CPU each. within") as failure:
+        run_group(job, Layout(1, 64, uses_gpus=False), lambda event: None)
+    assert "\n" not in str(failure.value)
+    assert left_behind() == []

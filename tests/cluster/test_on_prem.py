@@ -1,0 +1,170 @@
+"""The shipped cluster/on-prem.yaml on three hosts, from `ray up` to `ray down`; in this order."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+_spec = importlib.util.spec_from_file_location("lab", Path(__file__).with_name("lab.py"))
+lab_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lab_module)
+HOSTS, SHARED, wait_for = lab_module.HOSTS, lab_module.SHARED, lab_module.wait_for
+
+pytestmark = pytest.mark.cluster
+
+FILE = "~/on-prem.yaml"
+PAGE = "http://127.0.0.1:8265"
+LENGTH = ["--training.num-updates", "1500", "--training.checkpoint-minutes", "0.05"]
+
+
+@pytest.fixture(scope="module")
+def lab():
+    if reason := lab_module.why_not():
+        pytest.skip(reason)
+    with lab_module.Lab() as made:
+        text = (lab_module.ROOT / "cluster" / "on-prem.yaml").read_text()
+        for placeholder, value in {
+            "YOUR-HEAD": HOSTS["head"],
+            "YOUR-WORKER-1": HOSTS["w1"],
+            "YOUR-WORKER-2": HOSTS["w2"],
+            "YOUR-USER": "root",
+            "=/YOUR/SHARED/FOLDER": f"={SHARED}/ray-ddpm",
+        }.items():
+            text = text.replace(placeholder, value)
+        (made.folder / "laptop" / "home" / "on-prem.yaml").write_text(text)
+        made.run("laptop", "ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(lab):
+    """The same once all machines have joined."""
+    said = lab.run("laptop", f"python -m workflows.cluster check {FILE}").stdout
+    assert "is in order" in said
+    lab.run("laptop", f"ray up -y {FILE}", timeout=180)
+    wait_for(lambda: num_nodes(lab) == 3, 180, "three nodes")
+    return lab
+
+
+@pytest.fixture(scope="module")
+def pages(cluster):
+    """MLflow's and Ray's pages, forwarded to the laptop as `make cluster-ui` does."""
+    cluster.start("laptop", f"exec ray exec {FILE} --port-forward 5000 --port-forward 8265 'sleep infinity'")
+    wait_for(lambda: "200" in ask(cluster, "http://127.0.0.1:5000/health"), 60, "the forwarded pages")
+    return cluster
+
+
+def num_nodes(lab):
+    count = "import ray; ray.init(logging_level=40, log_to_driver=False)"
+    count += "; print('nodes', sum(n['Alive'] for n in ray.nodes()))"
+    said = lab.run("head", f'python -c "{count}"', timeout=60, check=False).stdout
+    return int(said.rsplit("nodes ", 1)[1].split()[0]) if "nodes " in said else 0
+
+
+def ask(lab, url, headers=""):
+    """What curl would print of the answer's status, from the laptop."""
+    program = "import urllib.request as u, urllib.error as e, sys\n"
+    program += "try: print(u.urlopen(u.Request(sys.argv[1], headers=eval(sys.argv[2])), timeout=10).status)\n"
+    program += "except e.HTTPError as error: print(error.code)\nexcept OSError as error: print(error)\n"
+    return lab.run("laptop", f"python -c '{program}' '{url}' '{headers or {}}'").stdout
+
+
+def submit(lab, name, *arguments):
+    """Start a training as a job through the forwarded dashboard."""
+    command = [
+        "python",
+        "ray-ddpm/workflows/train.py",
+        "--data",
+        "heart",
+        "--num-workers",
+        "2",
+        "--name",
+        name,
+    ]
+    flags = " ".join([*command, *LENGTH, *arguments])
+    return lab.start("laptop", f"RAY_AUTH_MODE=token ray job submit --address {PAGE} -- {flags}")
+
+
+def finish(process, seconds):
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said[-6000:]
+    return said
+
+
+def checkpoints(lab, name):
+    return list((lab.folder / "shared" / "ray-ddpm" / name / "checkpoints").glob("[0-9]*/manifest.json"))
+
+
+def weights(lab, name):
+    return load_file(lab.folder / "shared" / "ray-ddpm" / name / "model" / "model.safetensors")
+
+
+def test_nobody_gets_in_without_the_token(pages):
+    token = (pages.folder / "laptop" / "home" / ".ray" / "auth_token").read_text().strip()
+    assert "401" in ask(pages, f"{PAGE}/api/jobs/")
+    assert "200" in ask(pages, f"{PAGE}/api/jobs/", f'{{"Authorization": "Bearer {token}"}}')
+
+
+def test_two_hosts_train_to_the_same_parameters_bit_by_bit(cluster):
+    script = f"ray submit {FILE} tests/cluster/equal_parameters.py -- {SHARED}/equal"
+    assert "both trained" in cluster.run("laptop", script, timeout=180).stdout
+    found = [json.loads(path.read_text()) for path in (cluster.folder / "shared" / "equal").iterdir()]
+    assert {each["host"] for each in found} == {"w1", "w2"}
+    assert len(found) == 2 and found[0]["digest"] == found[1]["digest"]
+
+
+def test_a_job_trains_on_two_hosts_and_stands_in_mlflow(pages):
+    process = submit(pages, "whole")
+    wait_for(lambda: checkpoints(pages, "whole") or process.poll() is not None, 150, "a checkpoint")
+    hosts = {host for host in HOSTS if pages.processes(host, "RayTrainWorker")}
+    said = finish(process, 180)
+    assert hosts == {"w1", "w2"} and "sampler.onnx" in said
+    runs = mlflow_runs(pages)
+    assert runs["whole"] == ["FINISHED"]
+
+
+def mlflow_runs(lab):
+    """Statuses of the runs by name, as the laptop's browser would see them."""
+    program = "import json, mlflow; from collections import defaultdict as d; found = d(list)\n"
+    program += 'client = mlflow.MlflowClient("http://127.0.0.1:5000")\n'
+    program += "ids = [each.experiment_id for each in client.search_experiments()]\n"
+    program += "for run in client.search_runs(ids): found[run.info.run_name].append(run.info.status)\n"
+    program += "print(json.dumps(found))"
+    return json.loads(lab.run("laptop", f"python -c '{program}'").stdout.splitlines()[-1])
+
+
+def test_a_raylet_killed_in_mid_run_costs_nothing_but_time(pages):
+    process = submit(pages, "cut")
+    wait_for(lambda: checkpoints(pages, "cut") or process.poll() is not None, 150, "a checkpoint")
+    assert process.poll() is None, process.communicate()[0][-4000:]
+    (raylet,) = pages.processes("w1", "raylet/raylet --")
+    pages.run("w1", f"kill -9 {raylet}")
+    finish(process, 300)
+    assert mlflow_runs(pages)["cut"] == ["FINISHED"]
+    whole, cut = weights(pages, "whole"), weights(pages, "cut")
+    assert all((whole[name] == cut[name]).all() for name in whole)
+    wait_for(lambda: num_nodes(pages) == 3, 120, "the killed raylet's host")
+
+
+def test_mlflow_s_server_outlives_a_second_ray_up(cluster):
+    before = cluster.processes("head", "mlflow server")
+    cluster.run("laptop", f"ray up -y {FILE}", timeout=180)
+    assert before and cluster.processes("head", "mlflow server") == before
+    wait_for(lambda: num_nodes(cluster) == 3, 180, "three nodes")
+
+
+def test_ray_down_leaves_nothing_of_ray(cluster):
+    cluster.run("laptop", f"ray down -y {FILE}", timeout=120)
+    names = ("raylet/raylet", "gcs_server", "ray::", "dashboard")
+    deadline = time.monotonic() + 120
+    while left := {host: name for host in HOSTS for name in names if cluster.processes(host, name)}:
+        assert time.monotonic() < deadline, left
+        time.sleep(2)
+    cluster.run("head", "python -m workflows.cluster mlflow --stop")
+    assert not cluster.processes("head", "mlflow")
