@@ -1,0 +1,125 @@
+"""Does Ray Train cost throughput? The same training loop under Ray Train and under torchrun.
+
+    python -m benchmarks.workers            # some minutes of 2 cores
+
+Times the updates between the first evaluation and the last but one, so that neither the start nor the samples
+at the end count. Writes benchmarks/results/workers.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from diffusion.config import Config
+from diffusion.presets import preset
+
+RESULTS = Path(__file__).parent / "results" / "workers.md"
+ROUNDS = 3
+LOOPS = {
+    "MLP on digits": {"training.num_updates": 1600, "training.batch_size": 256},
+    "U-Net on digits": {
+        "network.kind": "unet",
+        "network.channel_multipliers": (1, 2),
+        "training.num_updates": 48,
+        "training.batch_size": 128,
+    },
+}
+
+
+def config_of(loop: str) -> Config:
+    return preset("digits").with_values(
+        {**LOOPS[loop], "training.num_evaluations": 4, "metrics.num_examples": 16, "metrics.num_samples": 16}
+    )
+
+
+def rate(times: list[float], config: Config) -> float:
+    """Examples a second between the first evaluation and the last but one: half of all updates."""
+    return config.training.batch_size * config.training.num_updates / 2 / (times[2] - times[0])
+
+
+def under_torchrun(loop: str) -> None:
+    """What each of torchrun's processes runs."""
+    import torch
+    from torch import distributed
+
+    from diffusion.data import load_dataset
+    from diffusion.training import Training
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    config, times = config_of(loop), []
+    Training(config, load_dataset(config.data), lambda progress: times.append(time.monotonic())).run()
+    if distributed.get_rank() == 0:
+        print(json.dumps(rate(times, config)))
+    distributed.destroy_process_group()
+
+
+def torchrun(loop: str, num_workers: int) -> float:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_workers)]
+    command += ["-m", "benchmarks.workers", "--loop", loop]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def ray_train(loop: str, num_workers: int) -> float:
+    import ray
+
+    from diffusion.data import load_dataset
+    from workflows.group import Layout, run_group
+    from workflows.worker import Job
+
+    config, times = config_of(loop), []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["kind"] == "evaluated":
+            times.append(time.monotonic())
+
+    job = Job(config, ray.put(load_dataset(config.data)), 1, {})
+    run_group(job, Layout(num_workers, 1, uses_gpus=False), on_event)
+    return rate(times, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.loop:
+        under_torchrun(options.loop)
+        return
+    from workflows.environment import set_defaults
+
+    set_defaults(verbose=False)
+    from workflows.ray_session import start_ray
+
+    start_ray(verbose=False)
+    lines = [
+        "# Examples a second under Ray Train and under torchrun",
+        "",
+        f"The same loop, gloo, one thread a worker, {os.cpu_count()} cores; median of {ROUNDS} runs that "
+        "take turns. `python -m benchmarks.workers`.",
+        "",
+        "| loop | workers | torchrun | Ray Train | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for loop in LOOPS:
+        for num_workers in (1, 2):
+            found: dict[str, list[float]] = {"torchrun": [], "ray": []}
+            for _ in range(ROUNDS):
+                found["torchrun"].append(torchrun(loop, num_workers))
+                found["ray"].append(ray_train(loop, num_workers))
+            native, ours = (statistics.median(values) for values in found.values())
+            lines.append(f"| {loop} | {num_workers} | {native:.0f} | {ours:.0f} | {ours / native:.3f} |")
+            print(lines[-1], flush=True)
+    RESULTS.write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
