@@ -83,6 +83,7 @@ def _about(config: Config, dataset: Dataset, layout: Layout) -> list[str]:
     network = Learner(config, spec.shape, Ranks(0, 1, torch.device("cpu")), spec.num_classes).network
     count = sum(weight.numel() for weight in network.parameters())
     where = "GPU" if layout.uses_gpus else f"{layout.threads} threads"
+    to_most = f" to {layout.most_workers}" if layout.most_workers else ""
     epochs = training.num_updates * training.batch_size / len(dataset.train)
     figures = schedule_metrics(schedule, math.prod(spec.shape))
     warnings = schedule_warnings(
@@ -98,7 +99,7 @@ def _about(config: Config, dataset: Dataset, layout: Layout) -> list[str]:
         f"network   {config.network.kind}, {count:,} parameters",
         f"training  {training.num_updates} updates of {training.batch_size} examples ({epochs:.3g} epochs), "
         f"{training.precision}, {training.num_evaluations} evaluations",
-        f"workers   {layout.num_workers}, each on {where}",
+        f"workers   {layout.num_workers}{to_most}, each on {where}",
         f"schedule  {config.schedule.kind}, {schedule.num_train_timesteps} steps; alphas_cumprod_T "
         f"{figures['schedule/alphas_cumprod_T']:.2g}, mismatch with the prior "
         f"{figures['schedule/prior_kl']:.2g} nats/dim",

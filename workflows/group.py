@@ -19,6 +19,7 @@ from workflows.worker import Job, run_worker
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_STOP = 60.0
+_SECONDS_BETWEEN_RESIZES = 60.0
 _SECONDS_TO_START = (
     1800.0  # a machine that a cloud starts, and installs, takes minutes; Ray would wait for ever
 )
@@ -34,16 +35,18 @@ class Layout:
     """What a group asks Ray for.
 
     Attributes:
-        num_workers: processes.
+        num_workers: processes; where there is `most_workers`, the fewest.
         threads: processor threads of each.
         uses_gpus: whether each has a GPU.
         gpus_per_worker: share of a GPU that each has where they are used.
+        most_workers: of an elastic group, which has as many as there are places for; else None.
     """
 
     num_workers: int
     threads: int
     uses_gpus: bool
     gpus_per_worker: float = 1.0
+    most_workers: int | None = None
 
     @property
     def resources(self) -> dict[str, float]:
@@ -51,8 +54,10 @@ class Layout:
         return {"CPU": float(self.threads)} | ({"GPU": self.gpus_per_worker} if self.uses_gpus else {})
 
 
-def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
+def plan_layout(num_workers: int, flag: str = "--num-workers", most_workers: int | None = None) -> Layout:
     """Spread workers over what the cluster may have: one a GPU where there are any, else over processors.
+
+    Where there is `most_workers`, `num_workers` are the fewest of an elastic group.
 
     Raises:
         InputError: it has too few.
@@ -70,11 +75,12 @@ def plan_layout(num_workers: int, flag: str = "--num-workers") -> Layout:
         )
     if uses_gpus:
         shares = [cpus // count for cpus, count in zip(processors, slots, strict=True) if count]
-        return Layout(num_workers, min(shares), uses_gpus=True)
+        return Layout(num_workers, min(shares), uses_gpus=True, most_workers=most_workers)
+    planned = num_workers if most_workers is None else min(most_workers, sum(slots))
     threads = max(slots)
-    while sum(slot // threads for slot in slots) < num_workers:
+    while sum(slot // threads for slot in slots) < planned:
         threads -= 1
-    return Layout(num_workers, threads, uses_gpus=False)
+    return Layout(num_workers, threads, uses_gpus=False, most_workers=most_workers)
 
 
 def groups_at_once(layout: Layout) -> int:
@@ -119,8 +125,11 @@ def run_group(
             train_loop_config={"job": job, "mailbox": mailbox},
             torch_config=PreemptibleTorchConfig(timeout_s=_SECONDS_A_COLLECTIVE),
             scaling_config=ScalingConfig(
-                num_workers=layout.num_workers,
+                num_workers=(layout.num_workers, layout.most_workers)
+                if layout.most_workers
+                else layout.num_workers,
                 use_gpu=layout.uses_gpus,
+                elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
                 resources_per_worker={**layout.resources, **(mark or {})},
             ),
             run_config=RunConfig(

@@ -163,8 +163,9 @@ class RunOptions(RunFlags):
 class TrainFlags(RunFlags):
     """Train one diffusion model, on one machine or many; keep checkpoints; export it."""
 
-    num_workers: int = 1
-    """Processes that share each batch: one a GPU, or over the processors."""
+    num_workers: int | str = 1
+    """Processes that share each batch: one a GPU, or over the processors. 2:8 is from 2 to 8 of them,
+    as many as there are places for."""
     init_from: str | None = None
     """Start from the weights of another run, model or checkpoint (a folder)."""
     keep_checkpoints: int = 3
@@ -172,9 +173,29 @@ class TrainFlags(RunFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive({"--num-workers": self.num_workers, "--keep-checkpoints": self.keep_checkpoints})
+        fewest, most = self.workers
+        check_positive({"--num-workers": fewest, "--keep-checkpoints": self.keep_checkpoints})
+        if fewest > most:
+            raise InputError(
+                f"--num-workers {self.num_workers}: the fewest come first, such as {most}:{fewest}"
+            )
         if self.resume and self.init_from is not None:
             raise InputError("--init-from starts a new run: leave out --resume, or --init-from")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The fewest and the most.
+
+        Raises:
+            InputError: --num-workers says neither a number nor two.
+        """
+        fewest, _, most = str(self.num_workers).partition(":")
+        try:
+            return int(fewest), int(most or fewest)
+        except ValueError as error:
+            raise InputError(
+                f"--num-workers {self.num_workers}: give a number, or the fewest and the most, such as 2:8"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +204,7 @@ class TrainOptions(TrainFlags, RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_batch("--num-workers", self.num_workers)
+        self.check_batch("--num-workers", self.workers[1])
 
     @classmethod
     def for_data(cls, data: str, image_size: int | None = None) -> "TrainOptions":

@@ -81,7 +81,9 @@ class RunLog:
                     content = self.pictures.read_bytes(picture_name(entry["update"]))
                     self._send(entry["update"], entry["metrics"], content)
                 if event["updates"] or event["attempt"] > 1:
-                    self.view.say(f"Going on from update {event['updates']}.")
+                    self.view.say(
+                        f"Going on from update {event['updates']} (workers: {event['num_workers']})."
+                    )
             case "evaluated":
                 self.history.append({"update": event["updates"], "metrics": event["metrics"]})
                 self._send(event["updates"], event["metrics"], event["files"]["samples.png"])

@@ -58,7 +58,8 @@ def run_training(options: TrainOptions, record: RunRecord | None) -> int:
             _check_same(config, dataset, record)
         weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None
         start_ray(options.verbose)
-        layout = plan_layout(options.num_workers)
+        fewest, most = options.workers
+        layout = plan_layout(fewest, most_workers=most if most > fewest else None)
         if not layout.uses_gpus:
             check_precision(config.training, torch.device("cpu"))
         if options.dry_run:

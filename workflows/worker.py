@@ -1,7 +1,7 @@
 """What each worker of a training runs, on whichever machine Ray Train put it.
 
 The leading worker posts these events to the mailbox, each a dictionary with `kind`:
-    started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`.
+    started: `updates`, `attempt`, `history` (of the checkpoint it goes on from), `device`, `num_workers`.
     evaluated: `updates`, `metrics`, and `files`: name -> bytes as `workflows.snapshot` writes them.
     stopped: `updates`, after a checkpoint was written because someone asked.
     diverged, failed: `reason`, one line.
@@ -129,6 +129,7 @@ def _train(job: Job, mailbox: Any, post: _Post, ranks: Ranks) -> None:
         attempt=attempt,
         history=history,
         device=str(ranks.device),
+        num_workers=ranks.world_size,
     )
     if attempt > _MOST_ATTEMPTS:
         post("failed", reason=f"the workers died {_MOST_ATTEMPTS} times after update {updates}")

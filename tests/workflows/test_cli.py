@@ -33,6 +33,11 @@ def test_dotted_flags_reach_the_config():
     assert (config.seed, config.network.hidden_size) == (5, 8)
 
 
+def test_workers_are_a_number_or_the_fewest_and_the_most():
+    found = [parse_train_options(["--num-workers", value])[0].workers for value in ("3", "2:8", "2:2")]
+    assert found == [(3, 3), (2, 8), (2, 2)]
+
+
 def test_each_data_set_brings_its_own_defaults():
     heart, digits = (parse_tune_options(["--data", name])[0] for name in ("heart", "digits"))
     assert heart.network != digits.network
@@ -199,7 +204,9 @@ def test_help_loads_nothing_heavy():
     ("arguments", "words"),
     [
         ("--num-workers 0", ["--num-workers", "0", "1 or more"]),
-        ("--num-workers two", ["--num-workers", "two", "whole number"]),
+        ("--num-workers two", ["--num-workers", "two", "such as 2:8"]),
+        ("--num-workers 8:2", ["--num-workers 8:2", "the fewest come first"]),
+        ("--num-workers 2:300", ["--training.batch-size", "--num-workers 300"]),
         (
             "--num-workers 8 --training.batch-size 4",
             ["--training.batch-size 4", "--num-workers 8", "8 or more"],
