@@ -167,4 +167,4 @@ def test_ray_down_leaves_nothing_of_ray(cluster):
         assert time.monotonic() < deadline, left
         time.sleep(2)
     cluster.run("head", "python -m workflows.cluster mlflow --stop")
-    assert not cluster.processes("head", "mlflow")
+    wait_for(lambda: not cluster.processes("head", "mlflow"), 20, "the end of MLflow's server")

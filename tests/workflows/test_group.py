@@ -23,9 +23,7 @@ from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.training import Training
 from workflows import group
-from workflows.checkpoint_store import CheckpointStore
 from workflows.group import GroupFailed, Layout, groups_at_once, plan_layout, run_group
-from workflows.storage import Storage
 from workflows.worker import Job
 
 ROOT = Path(__file__).parents[2]
