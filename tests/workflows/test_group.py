@@ -23,9 +23,7 @@ from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.training import Training
 from workflows import group
-from workflows.checkpoint_store import CheckpointStore
 from workflows.group import GroupFailed, Layout, groups_at_once, plan_layout, run_group
-from workflows.storage import Storage
 from workflows.worker import Job
 
 ROOT = Path(__file__).parents[2]
@@ -384,38 +382,3 @@ def test_workers_that_find_no_place_are_given_up_in_one_line(job, monkeypatch):
         run_group(job, Layout(1, 64, uses_gpus=False), lambda event: None)
     assert "\n" not in str(failure.value)
     assert left_behind() == []
-
-
-@pytest.mark.slow
-def test_an_elastic_group_grows_when_there_is_room_and_trains_the_same_model(
-    ray_here, config, dataset, tmp_path, monkeypatch
-):
-    """The global batch, the order of the data and the learning rate are those of any number of workers."""
-    monkeypatch.setattr(group, "_SECONDS_BETWEEN_RESIZES", 1.0)
-    longer = config.with_values({"training.num_updates": 8000, "training.num_evaluations": 8})
-    job = Job(longer, ray.put(dataset), 1, {}, CheckpointStore(Storage(str(tmp_path)), 3))
-
-    @ray.remote(num_cpus=1)
-    class Tenant:
-        def here(self):
-            return True
-
-    tenant, events = Tenant.remote(), []
-    ray.get(tenant.here.remote())
-
-    def listen(event):
-        events.append(event)
-        if event["kind"] == "evaluated":
-            ray.kill(tenant)
-
-    run_group(job, Layout(1, 1, uses_gpus=False, most_workers=2), listen)
-    started = [event for event in events if event["kind"] == "started"]
-    assert [event["num_workers"] for event in started] == [1, 2]
-    assert 0 < started[1]["updates"] < 8000
-    assert events[-1]["kind"] == "finished"
-
-    alone = []
-    Training(longer, dataset, alone.append).run()
-    ours, expected = events[-2]["metrics"], alone[-1].metrics
-    assert ours["val/elbo_window"] == pytest.approx(expected["val/elbo_window"], rel=1e-3)
-    assert ours["train/mse"] == pytest.approx(expected["train/mse"], rel=1e-3)
