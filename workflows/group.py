@@ -30,6 +30,10 @@ class GroupFailed(RuntimeError):
     """The workers ended without a result; the message is one line."""
 
 
+class _NoPlace(GroupFailed):
+    """No machines came for the workers."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a group asks Ray for.
@@ -155,7 +159,7 @@ def run_group(
         on_progress(updates)
         if waiting_since is not None and time.monotonic() - waiting_since > _SECONDS_TO_START:
             need = ", ".join(f"{amount:g} {name}" for name, amount in layout.resources.items())
-            raise GroupFailed(
+            raise _NoPlace(
                 f"no place for {layout.num_workers} workers ({need} each) within "
                 f"{_SECONDS_TO_START / 60:.0f} minutes: see `ray status` on the cluster, and its quotas"
             )
@@ -175,8 +179,8 @@ def run_group(
                     told = True
                 thread.join(_SECONDS_BETWEEN_LOOKS)
             look()
-        except KeyboardInterrupt:
-            grace = 0.0
+        except (KeyboardInterrupt, _NoPlace):
+            grace = 0.0  # workers that never started cannot stop
             raise
         finally:
             _end(mailbox, thread, grace)

@@ -12,7 +12,7 @@ from diffusion.sources import short_name
 from workflows.checkpoint_store import CheckpointStore
 from workflows.console import TrainingView
 from workflows.mailbox import Event
-from workflows.options import TrainOptions
+from workflows.options import TrainFlags, TrainOptions
 from workflows.runs import RunRecord, Status, output_storage
 from workflows.storage import Storage
 from workflows.tracking import Tracker, redact
@@ -137,9 +137,10 @@ class RunLog:
 def _command_to_resume(name: str, options: TrainOptions) -> str:
     """With what a run's record does not hold, where it is not the default."""
     words = ["python", "workflows/train.py", "--resume", "--name", name]
+    defaults = TrainFlags()
     for field in ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
         value = getattr(options, field)
-        if value != getattr(TrainOptions, field):
+        if value != getattr(defaults, field):
             words += [f"--{field.replace('_', '-')}", redact(str(value))]
     return shlex.join(words)
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 FILE = "~/on-prem.yaml"
 PAGE = "http://127.0.0.1:8265"
-LENGTH = ["--training.num-updates", "1500", "--training.checkpoint-minutes", "0.05"]
+LENGTH = ["--training.num-updates", "600", "--training.checkpoint-minutes", "0.05"]
 
 
 @pytest.fixture(scope="module")

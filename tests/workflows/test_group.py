@@ -377,8 +377,23 @@ def test_nested_groups_leave_neither_placement_groups_nor_processes(nested):
 
 
 def test_workers_that_find_no_place_are_given_up_in_one_line(job, monkeypatch):
-    monkeypatch.setattr(group, "_SECONDS_TO_START", 3.0)
+    class Waiting:
+        """A trainer that waits for machines, as Ray's does: for ever."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            time.sleep(20)
+
+    monkeypatch.setattr(group, "TorchTrainer", Waiting)
+    monkeypatch.setattr(group, "_SECONDS_TO_START", 2.0)
+    started = time.monotonic()
     with pytest.raises(GroupFailed, match="no place for 1 workers .64 CPU each. within") as failure:
         run_group(job, Layout(1, 64, uses_gpus=False), lambda event: None)
+<<<<<<< HEAD
     assert "\n" not in str(failure.value)
     assert left_behind() == []
+=======
+    assert "\n" not in str(failure.value) and time.monotonic() - started < 15
+>>>>>>> cluster
