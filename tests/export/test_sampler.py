@@ -1,4 +1,5 @@
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -263,3 +264,35 @@ def test_points_without_column_names_get_some(
     assert sampler.spec.data["columns"] is None
     save_samples(sampler.sample(2), sampler.spec, tmp_path / "points.csv")
     assert (tmp_path / "points.csv").read_text().splitlines()[0] == "x0,x1"
+
+
+def test_requests_from_several_threads_do_not_disturb_each_other(image_sampler):
+    expected = [image_sampler.sample(3, seed=seed, batch_size=2) for seed in range(6)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: image_sampler.sample(3, seed=seed, batch_size=2), range(6)))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("first_index", [1, 7])
+def test_a_later_call_goes_on_where_another_ended(sampler, first_index):
+    found = sampler.sample(3, seed=4, first_index=first_index)
+    expected = sampler.sample(first_index + 3, seed=4)[first_index:]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+
+
+def test_an_index_beyond_the_seeds_last_is_refused(image_sampler):
+    assert image_sampler.sample(2, first_index=2**32 - 2).shape == (2, 1, 8, 8)
+    with pytest.raises(InputError, match="first_index"):
+        image_sampler.sample(3, first_index=2**32 - 2)
+    with pytest.raises(InputError, match="first_index -1"):
+        image_sampler.sample(3, first_index=-1)
+
+
+def test_previews_end_with_the_samples(sampler):
+    """One after each network call; the last row of every table returns x0 itself."""
+    previews = []
+    samples = sampler.sample(3, seed=1, on_preview=previews.append)
+    assert len(previews) == len(sampler.table().timesteps)
+    assert all(preview.shape == samples.shape for preview in previews)
+    np.testing.assert_array_equal(previews[-1], samples)
+    assert np.abs(previews[0] - samples).max() > 0.01 * samples.std()
