@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from diffusion.errors import InputError
 from diffusion.sampling import SamplerName, SamplerTable, sampler_table
 from diffusion.schedules import Spacing
-from export.command import sampler_parser
+from export.command import choices_of, sampler_parser
 from export.doctor import doctors_report
 from export.engine import Engine
 from export.labels import Labels, chosen_labels
@@ -278,16 +278,10 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.perf_counter()
         samples = sampler.sample(
             options.num_samples,
-            seed=options.seed,
-            sampler=options.sampler,
-            num_steps=options.steps,
-            eta=options.eta,
-            spacing=options.spacing,
-            labels=options.label,
-            guidance_scale=options.guidance_scale,
             first_index=options.first_index,
             time_limit=options.time_limit,
             on_row=_progress if sys.stderr.isatty() else None,
+            **choices_of(options),
         )
         seconds = time.perf_counter() - started
         save_samples(samples, sampler.spec, options.output, in_turn=options.label is None)

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
-from diffusion.sampling import SamplerName
-from diffusion.schedules import Spacing
 from export.arguments import OneLineParser
-from export.session import Provider
+from export.command import add_choices, choices_of
 from workflows.cli import run
 from workflows.environment import set_defaults
 
@@ -30,37 +27,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--block-size", type=int, help="samples a file; default: by their size, 1024 or fewer"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the file's own")
-    parser.add_argument("--steps", type=int, help="network evaluations; default: the file's own")
-    parser.add_argument("--eta", type=float, help="DDIM's share of fresh noise, 0 to 1")
-    parser.add_argument("--spacing", choices=get_args(Spacing), help="which timesteps are visited")
-    parser.add_argument("--label", help="a class's name; default: every class in turn")
-    parser.add_argument("--guidance-scale", type=float, help="1: the class as learned, 0: no class")
-    parser.add_argument("--provider", choices=get_args(Provider), default="auto")
+    add_choices(parser)
     parser.add_argument("--verbose", action="store_true", help="show Ray's logs")
     options = parser.parse_args(arguments)
     set_defaults(options.verbose)
 
-    from workflows.bulk import (
-        Choices,
-        generate,
-    )  # seconds of imports, once the arguments are known to be good
+    from workflows.bulk import Choices, generate  # seconds, once the arguments are known to be good
 
-    choices = Choices(
-        seed=options.seed,
-        sampler=options.sampler,
-        num_steps=options.steps,
-        eta=options.eta,
-        spacing=options.spacing,
-        labels=options.label,
-        guidance_scale=options.guidance_scale,
-    )
     return generate(
         options.model,
         options.output,
         options.num_samples,
-        choices,
+        Choices(**choices_of(options)),
         provider=options.provider,
         num_actors=options.num_actors,
         block_size=options.block_size,
