@@ -206,3 +206,20 @@ def test_the_module_runs_as_a_program(point_file, point_sampler, repository, tmp
     assert bad.stderr.startswith("error: --output points.gif")
     assert bad.stderr.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["points.csv"]
+
+
+def test_a_later_index_goes_on_where_another_call_ended(point_file, point_sampler, tmp_path, capsys):
+    path = tmp_path / "samples.npy"
+    flags = ["--num-samples", 3, "--first-index", 4, "--threads", 1, "--time-limit", 600]
+    run(capsys, point_file, "--output", path, *flags)
+    expected = point_sampler.sample(7)[4:]
+    np.testing.assert_allclose(np.load(path), expected, rtol=0, atol=1e-5 * expected.std())
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--threads", "0"), ("--time-limit", "0"), ("--first-index", "-1")]
+)
+def test_limits_out_of_range_are_refused_and_nothing_is_written(point_file, tmp_path, capsys, flag, value):
+    name = flag.removeprefix("--").replace("-", "_")
+    assert f"{name} {value}" in refused(capsys, point_file, "--output", tmp_path / "a.npy", f"{flag}={value}")
+    assert list(tmp_path.iterdir()) == []
