@@ -21,7 +21,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not faults and not cluster"
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults

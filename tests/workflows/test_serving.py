@@ -1,5 +1,6 @@
 """A registered champion, served by MLflow's own server and fetched again as a sampler."""
 
+import contextlib
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -85,7 +87,13 @@ def test_mlflow_serves_it(registered, tmp_path):
         server = subprocess.Popen(
             [*command, "--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"],
             cwd=tmp_path,
-            env=os.environ | {"MLFLOW_TRACKING_URI": registered[0], "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env=os.environ
+            | {
+                "MLFLOW_TRACKING_URI": registered[0],
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                # It starts uvicorn by name.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,
@@ -98,7 +106,8 @@ def test_mlflow_serves_it(registered, tmp_path):
         )
         answer = answer_of(request, server, log)
     finally:
-        os.killpg(server.pid, 15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, 15)
         server.wait(timeout=30)
     expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
     np.testing.assert_allclose(answer["predictions"], expected, rtol=0, atol=1e-5 * expected.std())
