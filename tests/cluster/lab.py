@@ -55,6 +55,8 @@ class Lab:
         for process in [*self._others, *self._hosts.values()]:
             process.kill()
             process.wait(20)
+            if process.stdout is not None:
+                process.stdout.close()
         for name in ("laptop", *HOSTS):
             subprocess.run(["ip", "netns", "del", self._net(name)], capture_output=True, timeout=20)
         shutil.rmtree(self.folder, ignore_errors=True)
