@@ -1,21 +1,22 @@
 """Device loops of one denoiser, by batch size: a size that is asked for again is captured as a CUDA graph."""
 
+import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Literal
 
-import numpy as np
 import onnxruntime
 
 from diffusion.errors import InputError
 from export.device_loop import DeviceLoop, step_file
-from export.limits import OutOfMemory
-from export.session import open_static_session
+from export.limits import OutOfMemory, translated
+from export.session import open_session, open_static_session
 
 _MOST_KEPT = 4
+Device = Literal["cuda", "cpu"]
 
 
 class CudaLoops:
-    """The loops of one denoiser on a GPU.
+    """The loops of one denoiser on a GPU. Several threads may ask for them.
 
     Args:
         model: the ONNX file's bytes, which sessions of a fixed batch are opened from.
@@ -35,17 +36,16 @@ class CudaLoops:
         shape: tuple[int, ...],
         *,
         labelled: bool,
-        device: str = "cuda",
+        device: Device = "cuda",
     ) -> None:
         self._model, self._session, self._shape = model, session, shape
         self._labelled, self._device = labelled, device
-        providers = session.get_providers()
         self._steps = {
-            guided: onnxruntime.InferenceSession(step_file(guided=guided).read_bytes(), providers=providers)
-            for guided in (False, True)
+            guided: open_session(step_file(guided=guided).read_bytes(), device)[0] for guided in (False, True)
         }
-        self._kept: OrderedDict[tuple[int, bool], DeviceLoop] = OrderedDict()
-        self._captured: set[tuple[int, bool]] = set()
+        self._lock = threading.Lock()
+        # Each with whether a session of its own, which captures, was opened for it.
+        self._kept: OrderedDict[tuple[int, bool], tuple[DeviceLoop, bool]] = OrderedDict()
         self.why_no_graphs: str | None = None
 
     def loop(self, batch: int, *, guided: bool) -> DeviceLoop:
@@ -53,16 +53,18 @@ class CudaLoops:
 
         Raises:
             OutOfMemory: its buffers do not fit.
+            InputError: they cannot be made.
         """
         key = (batch, guided)
-        if key not in self._kept:
-            self._kept[key] = self._made(self._session, key)
-            if len(self._kept) > _MOST_KEPT:
-                self._captured.discard(self._kept.popitem(last=False)[0])
-        elif key not in self._captured and self.why_no_graphs is None:
-            self._capture(key)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self._made(self._session, key), False
+                if len(self._kept) > _MOST_KEPT:
+                    self._kept.popitem(last=False)
+            elif not self._kept[key][1] and self.why_no_graphs is None:
+                self._capture(key)
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
 
     def _capture(self, key: tuple[int, bool]) -> None:
         batch, guided = key
@@ -72,11 +74,10 @@ class CudaLoops:
             loop.warm_up()
         except (InputError, OutOfMemory) as error:
             self.why_no_graphs = str(error)
-            return
-        self._kept[key] = loop
-        self._captured.add(key)
+        else:
+            self._kept[key] = loop, True
 
-    def _made(self, session: Any, key: tuple[int, bool]) -> DeviceLoop:
+    def _made(self, session: onnxruntime.InferenceSession, key: tuple[int, bool]) -> DeviceLoop:
         batch, guided = key
         step = self._steps[guided]
         try:
@@ -84,13 +85,4 @@ class CudaLoops:
                 session, step, self._device, batch, self._shape, labelled=self._labelled, guided=guided
             )
         except Exception as error:  # ONNX Runtime's own classes
-            raise OutOfMemory(str(error).splitlines()[0][:160]) from error
-
-
-def network_labels(
-    labels: "np.ndarray[Any, np.dtype[np.int64]] | None", null_label: int, *, guided: bool
-) -> "np.ndarray[Any, np.dtype[np.int64]] | None":
-    """What y is for a loop's batch: guided, the null labels first."""
-    if labels is None or not guided:
-        return labels
-    return np.concatenate([np.full_like(labels, null_label), labels])
+            raise translated(error) from error

@@ -98,6 +98,7 @@ class DeviceLoop:
 
     def run(
         self,
+        start: NDArray[np.float64],
         table: SamplerTable,
         noise: Callable[[int], NDArray[np.float64]],
         labels: NDArray[np.int64] | None,
@@ -108,8 +109,9 @@ class DeviceLoop:
         """From noise to samples.
 
         Args:
+            start: float64 [batch, *shape], noise.
             table: the sampler.
-            noise: row index -> float64 [batch, *shape]; -1 is the start.
+            noise: row index -> float64 [batch, *shape].
             labels: int64 of the network's batch: guided, the null labels first.
             guidance_scale: of a guided loop.
             watch: over the request.
@@ -119,7 +121,6 @@ class DeviceLoop:
             float64 [batch, *shape], normalised.
         """
         with self._lock:
-            start = noise(-1)
             self._x[0].update_inplace(start)
             self._x0[0].update_inplace(np.zeros_like(start))
             twice = np.concatenate([start] * (1 + self._guided))

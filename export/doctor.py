@@ -15,7 +15,7 @@ from diffusion.errors import InputError
 from export.device_loop import step_file
 from export.session import Provider, open_session
 
-_CUDA_MAJOR, _CUDNN_MAJOR = 13, 9
+_CUDA_MAJOR = 13
 _WINDOWS = hasattr(ctypes, "WinDLL")
 _DRIVER = "nvcuda.dll" if _WINDOWS else "libcuda.so.1"
 _LIBRARIES = {

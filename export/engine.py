@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from diffusion.errors import InputError
 from diffusion.sampling import SamplerTable, trajectory
-from export.cuda_loops import CudaLoops, network_labels
+from export.cuda_loops import CudaLoops
+from export.labels import network_labels
 from export.limits import Watch
 from export.session import Provider, open_session
 from export.spec import SamplerSpec
@@ -24,14 +25,13 @@ class Engine:
 
     Attributes:
         spec: what the file's metadata say.
-        runs_on: "CPU" or "CUDA", with the reason where "auto" fell back.
 
     Raises:
         InputError: not a file that export.to_onnx wrote, or CUDA cannot be had.
     """
 
     def __init__(self, content: bytes, provider: Provider, threads: int | None) -> None:
-        self._session, self.runs_on = open_session(content, provider, threads)
+        self._session, self._runs_on = open_session(content, provider, threads)
         try:
             metadata = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as error:
@@ -39,8 +39,15 @@ class Engine:
         self.spec = SamplerSpec.from_metadata(metadata)
         self._check_signature()
         self._cuda: CudaLoops | None = None
-        if self.runs_on == "CUDA":
+        if self._runs_on == "CUDA":
             self._cuda = CudaLoops(content, self._session, self.spec.shape, labelled=bool(self.spec.classes))
+
+    @property
+    def runs_on(self) -> str:
+        """ "CPU" or "CUDA", with the reason where "auto" fell back or CUDA graphs could not be had."""
+        if self._cuda is not None and self._cuda.why_no_graphs is not None:
+            return f"CUDA, without graphs, since {self._cuda.why_no_graphs}"
+        return self._runs_on
 
     def run(
         self,
@@ -67,13 +74,14 @@ class Engine:
         Raises:
             InputError, Cancelled, OutOfMemory: see `Watch.run`.
         """
+        start = noise(-1)
         if self._cuda is not None:
             guided = labels is not None and scale != 1.0
             both = network_labels(labels, len(self.spec.classes), guided=guided)
-            loop = self._cuda.loop(len(noise(-1)), guided=guided)
-            return loop.run(table, noise, both, scale, watch, after_row)
+            loop = self._cuda.loop(len(start), guided=guided)
+            return loop.run(start, table, noise, both, scale, watch, after_row)
         denoise = partial(self.denoise, labels=labels, scale=scale, watch=watch)
-        for x, x0 in trajectory(denoise, noise(-1), table, noise):
+        for x, x0 in trajectory(denoise, start, table, noise):
             after_row(x0.view)
             last = x
         return last

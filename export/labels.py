@@ -39,6 +39,21 @@ def chosen_labels(
     return np.array([_number(label, classes) for label in each], dtype=np.int64)
 
 
+def network_labels(
+    labels: NDArray[np.int64] | None, null_label: int, *, guided: bool
+) -> NDArray[np.int64] | None:
+    """What y is in one call of the network: guided, the null labels first and then the classes.
+
+    Args:
+        labels: int64 [batch], or None of an unconditional model.
+        null_label: the number of classes.
+        guided: whether each sample goes through the network without its class as well.
+    """
+    if labels is None or not guided:
+        return labels
+    return np.concatenate([np.full_like(labels, null_label), labels])
+
+
 def _number(label: int | str, classes: Sequence[str]) -> int:
     """A name goes before a number: classes may be named by numbers."""
     if isinstance(label, str):

@@ -23,6 +23,14 @@ class OutOfMemory(RuntimeError):
     """A batch did not fit into memory; a smaller one may."""
 
 
+def translated(error: Exception) -> InputError | OutOfMemory:
+    """What an exception of ONNX Runtime, which has a class of its own for each status code, means here."""
+    first_line = (str(error).splitlines() or [""])[0][:160]
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return OutOfMemory(first_line)
+    return InputError(f"ONNX Runtime cannot run the model: {first_line}")
+
+
 class Watch:
     """Watches over one request; a context manager. Calls of the network go through `run`.
 
@@ -70,10 +78,7 @@ class Watch:
             return call(*arguments, self._options)
         except Exception as error:  # ONNX Runtime raises a class of its own for each status code
             self._check()
-            first_line = (str(error).splitlines() or [""])[0][:160]
-            if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-                raise OutOfMemory(first_line) from error
-            raise InputError(f"ONNX Runtime cannot run the model: {first_line}") from error
+            raise translated(error) from error
 
     def _check(self) -> None:
         if self._stop is not None and self._stop.is_set():

@@ -26,7 +26,7 @@ _DEPLOYED = "deployed sampler"
 _BATCHES = (1, 3, 7)
 _GRID_SIZE = 9
 _NUM_TRAJECTORIES, _NUM_LONGEST_TRAJECTORIES = 8, 2
-_SEED = 0
+SEED = 0
 _GUIDANCE = 3.0
 
 # Of weights in 16 bits, against the model itself: 11 bits of each are right.
@@ -92,13 +92,13 @@ def check_parity(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
         for name, table in _tables(model).items():
             longest = name.startswith("ddpm") and scale != 1.0
             count = _NUM_LONGEST_TRAJECTORIES if longest else _NUM_TRAJECTORIES
-            run = partial(_end_of_trajectory, model, table, scale, count)
+            run = partial(end_of_trajectory, model, table, scale, count)
             runs[name + suffix] = TRAJECTORY_TOLERANCE, run
             if name != _DEPLOYED or scale != own:
                 may_diverge.add(name + suffix)
 
     # One engine after the other: ONNX Runtime's threads would starve torch's.
-    expected = {name: run(_torch_engine(model)) for name, (_, run) in runs.items()}
+    expected = {name: run(torch_engine(model)) for name, (_, run) in runs.items()}
     sampler = Sampler(onnx_file, provider="cpu")
     actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
     cases = [_compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
@@ -112,17 +112,15 @@ def check_storage(model: TrainedModel, onnx_file: bytes) -> list[ParityCase]:
     Held to `STORAGE_TOLERANCE`: single calls by their largest difference, the deployed sampler's samples
     by the root mean square, since a sample between two modes may fall either way.
     """
-    sampler, torch_engine = Sampler(onnx_file, provider="cpu"), _torch_engine(model)
+    sampler, engine = Sampler(onnx_file, provider="cpu"), torch_engine(model)
     own = model.config.sampler.guidance_scale if model.data.num_classes else 1.0
     calls = partial(_single_calls, model, _BATCHES[-1], own)
-    step = _compare(
-        "weights in 16 bits, one step", calls(sampler.denoise), calls(torch_engine), STORAGE_TOLERANCE
-    )
-    samples = partial(_end_of_trajectory, model, model.table, own, _NUM_TRAJECTORIES)
+    step = _compare("weights in 16 bits, one step", calls(sampler.denoise), calls(engine), STORAGE_TOLERANCE)
+    samples = partial(end_of_trajectory, model, model.table, own, _NUM_TRAJECTORIES)
     end = _compare(
         "weights in 16 bits, deployed sampler",
         samples(sampler.denoise),
-        samples(torch_engine),
+        samples(engine),
         STORAGE_TOLERANCE,
     )
     passed = end.rms_error <= STORAGE_TOLERANCE * end.output_scale
@@ -148,19 +146,20 @@ def _tables(model: TrainedModel) -> dict[str, SamplerTable]:
 
 
 def _single_calls(model: TrainedModel, batch: int, scale: float, engine: Engine) -> NDArray[np.float64]:
-    x = normal_noise(_SEED, np.arange(batch), 0, model.data.shape)
+    x = normal_noise(SEED, np.arange(batch), 0, model.data.shape)
     grid = np.linspace(0, model.schedule.num_train_timesteps - 1, _GRID_SIZE).round().astype(int)
     labels = _labels(model, batch)
     return np.stack([engine(x, int(t), labels, scale) for t in np.unique(grid)])
 
 
-def _end_of_trajectory(
+def end_of_trajectory(
     model: TrainedModel, table: SamplerTable, scale: float, count: int, engine: Engine
 ) -> NDArray[np.float64]:
+    """Samples 0 to `count` - 1 of `SEED`, every class in turn: float64 [count, *shape], normalised."""
     indices, labels = np.arange(count), _labels(model, count)
 
     def noise(row: int) -> NDArray[np.float64]:
-        return normal_noise(_SEED, indices, row + 1, model.data.shape)
+        return normal_noise(SEED, indices, row + 1, model.data.shape)
 
     def denoise(x: NDArray[np.float64], timestep: int) -> NDArray[np.float64]:
         return engine(x, timestep, labels, scale)
@@ -172,7 +171,9 @@ def _labels(model: TrainedModel, count: int) -> NDArray[np.int64] | None:
     return classes_in_turn(count, model.data.num_classes).numpy() if model.data.num_classes else None
 
 
-def _torch_engine(model: TrainedModel) -> Engine:
+def torch_engine(model: TrainedModel) -> Engine:
+    """The model's network in PyTorch."""
+
     def engine(
         x: NDArray[np.float64], timestep: int, labels: NDArray[np.int64] | None, scale: float
     ) -> NDArray[np.float64]:

@@ -1,5 +1,7 @@
 """Fetches a sampler.onnx from MLflow's model registry; needs mlflow, which the sampler does not."""
 
+import contextlib
+import io
 import tempfile
 from pathlib import Path
 
@@ -26,7 +28,8 @@ def registered_file(uri: str) -> bytes:
         raise InputError(f"{uri}: MLflow is not installed; install it, or give the file's path") from error
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+            with contextlib.redirect_stderr(io.StringIO()):  # for its bar
+                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except (MlflowException, OSError, ValueError) as error:
             first_line = str(error).splitlines()[0][:_LARGEST_MESSAGE]
             raise InputError(f"{uri} cannot be had from {mlflow.get_tracking_uri()}: {first_line}") from error

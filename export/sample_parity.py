@@ -2,19 +2,14 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from diffusion.checkpoints import TrainedModel
 from diffusion.data import Dataset
 from diffusion.feature_fitting import with_features
-from diffusion.generation import Condition, denoiser
 from diffusion.sample_quality import SampleJudge
-from diffusion.sampling import last_sample, trajectory
-from export.noise import normal_noise
-from export.parity import ParityCase
+from export.parity import SEED, ParityCase, end_of_trajectory, torch_engine
 from export.sampler import Sampler
 
-_SEED = 0
 _MOST_SAMPLES = 256  # both engines draw them
 
 
@@ -33,10 +28,9 @@ def check_samples(model: TrainedModel, onnx_file: bytes, dataset: Dataset) -> li
     if dataset.features is None:
         dataset = with_features(dataset, model.config.metrics.features)
     count = min(_MOST_SAMPLES, len(dataset.train))
-    classes = model.data.num_classes
-    labels = np.arange(count) % classes if classes else None
-    expected = _drawn_by_torch(model, count, labels)
-    actual = Sampler(onnx_file, provider="cpu").sample(count, seed=_SEED)
+    scale = model.config.sampler.guidance_scale
+    expected = end_of_trajectory(model, model.table, scale, count, torch_engine(model))
+    actual = Sampler(onnx_file, provider="cpu").sample(count, seed=SEED)
     spec, judge = model.data, SampleJudge(dataset, dataset.val[:])
     mean, std = np.array(spec.mean), np.array(spec.std)
     found = [
@@ -47,17 +41,3 @@ def check_samples(model: TrainedModel, onnx_file: bytes, dataset: Dataset) -> li
     error = abs(by_onnx - by_torch)
     passed = bool(error <= found[0].get("distance_se", 0.0))
     return [ParityCase(f"distance of {count} samples", error, abs(by_torch), passed, error)]
-
-
-def _drawn_by_torch(model: TrainedModel, count: int, labels: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    indices = np.arange(count)
-    condition = None
-    if labels is not None:
-        scale = model.config.sampler.guidance_scale
-        condition = Condition(torch.from_numpy(labels), model.data.num_classes, scale)
-
-    def noise(row: int) -> torch.Tensor:
-        return torch.from_numpy(normal_noise(_SEED, indices, row + 1, model.data.shape))
-
-    call = denoiser(model.network, condition)
-    return last_sample(trajectory(call, noise(-1), model.table, noise)).numpy()

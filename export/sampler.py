@@ -51,7 +51,6 @@ class Sampler:
 
     Attributes:
         spec: what the file's metadata say.
-        runs_on: "CPU" or "CUDA", with the reason where "auto" fell back.
 
     Raises:
         InputError: no such file, not a file that export.to_onnx wrote, or CUDA cannot be had.
@@ -71,7 +70,12 @@ class Sampler:
             if isinstance(model, bytes):
                 raise
             raise InputError(f"{model}: {error}") from error
-        self.spec, self.runs_on = self._engine.spec, self._engine.runs_on
+        self.spec = self._engine.spec
+
+    @property
+    def runs_on(self) -> str:
+        """ "CPU" or "CUDA", with the reason where "auto" fell back or CUDA graphs could not be had."""
+        return self._engine.runs_on
 
     @classmethod
     def from_registry(cls, uri: str, provider: Provider = "auto") -> "Sampler":

@@ -36,7 +36,7 @@ def open_session(
     """
     if provider == "cpu":
         return _session(model, [_CPU], threads), "CPU"
-    reason = why_no_cuda()
+    reason = _why_no_cuda()
     if reason is None:
         reason = "ONNX Runtime could not load its CUDA libraries (CUDA 13 and cuDNN 9)"
         try:
@@ -68,7 +68,7 @@ def open_static_session(model: bytes, batch: int, device: str) -> onnxruntime.In
     return _session(model, cuda if device == "cuda" else [_CPU], None, batch)
 
 
-def why_no_cuda() -> str | None:
+def _why_no_cuda() -> str | None:
     """Ask the driver first: ONNX Runtime names CUDA as available whether or not there is a GPU."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no CUDA"

@@ -11,7 +11,8 @@ from diffusion.config import Config, NetworkConfig, SamplerConfig, ScheduleConfi
 from diffusion.errors import InputError
 from diffusion.generation import Condition, sample_states
 from diffusion.networks import build_network
-from export.cuda_loops import CudaLoops, network_labels
+from export.cuda_loops import CudaLoops
+from export.labels import network_labels
 from export.limits import Watch
 from export.noise import normal_noise
 from export.output import save_samples
@@ -139,7 +140,9 @@ def test_the_loop_on_a_device_draws_the_same(exported, sampler, scale):
     def noise(row):
         return normal_noise(3, np.arange(4), row + 1, spec.shape)
 
-    found = spec.denormalise(loop.run(sampler.table(), noise, labels, scale, Watch(), lambda x0: None))
+    found = spec.denormalise(
+        loop.run(noise(-1), sampler.table(), noise, labels, scale, Watch(), lambda x0: None)
+    )
     expected = sampler.sample(4, seed=3, guidance_scale=scale)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
 

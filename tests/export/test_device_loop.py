@@ -58,7 +58,7 @@ def drawn(loop, spec, table, batch, seed=3, labels=None, scale=1.0, after_row=la
     def noise(row):
         return normal_noise(seed, indices, row + 1, spec.shape)
 
-    return spec.denormalise(loop.run(table, noise, labels, scale, Watch(), after_row))
+    return spec.denormalise(loop.run(noise(-1), table, noise, labels, scale, Watch(), after_row))
 
 
 @pytest.mark.parametrize(
