@@ -14,10 +14,11 @@ import ray  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
-    """All of one process, where there are several: each that uses Ray would start one of its own."""
+    """Of several processes one alone has a Ray of its own; what a file's tests share is made once."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            in_ray = "ray_here" in item.fixturenames
+            item.add_marker(pytest.mark.xdist_group("ray" if in_ray else item.path.stem))
 
 
 @pytest.fixture(scope="session")
