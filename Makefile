@@ -18,10 +18,10 @@ demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not faults and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster"
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults

@@ -1,4 +1,4 @@
-"""Four hosts on this machine: a laptop and three machines of a cluster, made of namespaces.
+"""Hosts on this machine: a laptop and the machines of a cluster, made of namespaces.
 
 Each has its own network, mounts, processes, name and shared memory, a home folder of its own, and an sshd
 as its first process. Their bridge lies in the laptop's network, so this machine's own sees nothing of it.
@@ -12,13 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("ip", "nsenter", "unshare", "/usr/sbin/sshd", "ssh-keygen", "rsync", "ssh", "ps")
 GATEWAY = "10.200.77.1"
-HOSTS = {"head": "10.200.77.10", "w1": "10.200.77.11", "w2": "10.200.77.12"}
 SHARED = "/tmp/shared"
 
 
@@ -34,9 +33,16 @@ def why_not() -> str | None:
 
 
 class Lab:
-    """The hosts; a context manager that leaves nothing behind."""
+    """The hosts; a context manager that leaves nothing behind.
 
-    def __init__(self) -> None:
+    Args:
+        machines: addresses in 10.200.77.0/24 by name, of the cluster's machines. They are off at first.
+        variables: environment of every login.
+    """
+
+    def __init__(self, machines: Mapping[str, str], variables: Mapping[str, str] | None = None) -> None:
+        self._addresses = {"laptop": GATEWAY, **machines}
+        self._variables = variables or {}
         self._prefix = f"lab{os.getpid()}"
         # Neither in /tmp nor in the home folder, which each host has of its own.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-ddpm-lab-", dir="/var/tmp"))
@@ -57,7 +63,7 @@ class Lab:
             process.wait(20)
             if process.stdout is not None:
                 process.stdout.close()
-        for name in ("laptop", *HOSTS):
+        for name in self._addresses:
             subprocess.run(["ip", "netns", "del", self._net(name)], capture_output=True, timeout=20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -97,12 +103,15 @@ class Lab:
         return [int(number) for number, title in found if name in title and "ps -eo" not in title]
 
     def power_off(self, host: str) -> None:
-        """At once, with everything that runs there."""
-        self._hosts[host].kill()
-        self._hosts[host].wait(20)
+        """At once, with everything that runs there; nothing where it is off."""
+        if (process := self._hosts.pop(host, None)) is not None:
+            process.kill()
+            process.wait(20)
 
     def power_on(self, host: str) -> None:
-        """Start it, with the home folder that it had."""
+        """Start it, with the home folder that it had; nothing where it is on."""
+        if host in self._hosts:
+            return
         net = self._net(host)
         self._hosts[host] = subprocess.Popen(
             ["ip", "netns", "exec", net, "unshare", "--mount", "--pid", "--uts", "--ipc", "--fork"]
@@ -117,7 +126,7 @@ class Lab:
         (self.folder / "shared").mkdir()
         key = self.folder / "key"
         _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
-        for name, address in {"laptop": GATEWAY, **HOSTS}.items():
+        for name, address in self._addresses.items():
             self._furnish(name, key)
             _do("ip", "netns", "add", self._net(name))
             _do("ip", "-n", self._net(name), "link", "set", "lo", "up")
@@ -127,8 +136,7 @@ class Lab:
                 _do("ip", "-n", self._net(name), "link", "set", "br0", "up")
             else:
                 self._connect(name, address)
-        for name in ("laptop", *HOSTS):
-            self.power_on(name)
+        self.power_on("laptop")
 
     def _connect(self, name: str, address: str) -> None:
         net, laptop, cable = self._net(name), self._net("laptop"), f"v-{name}"
@@ -146,11 +154,12 @@ class Lab:
         (folder / "tmp").chmod(0o1777)
         shutil.copy(f"{key}.pub", home / ".ssh" / "authorized_keys")
         shutil.copy(key, home / ".ssh" / "id_ed25519")
-        names = "".join(f"{address} {host}\n" for host, address in {"laptop": GATEWAY, **HOSTS}.items())
+        names = "".join(f"{address} {host}\n" for host, address in self._addresses.items())
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         (home / ".bashrc").write_text(
             f"export PATH={sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
             f"export RAY_DDPM_VENV={sys.prefix} PYTHONDONTWRITEBYTECODE=1\n"
+            + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._variables.items())
         )
         _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key"))
         (folder / "sshd_config").write_text(

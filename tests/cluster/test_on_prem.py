@@ -1,20 +1,15 @@
 """The shipped cluster/on-prem.yaml on three hosts, from `ray up` to `ray down`; in this order."""
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
+from lab import ROOT, SHARED, Lab, wait_for, why_not
 from safetensors.numpy import load_file
-
-_spec = importlib.util.spec_from_file_location("lab", Path(__file__).with_name("lab.py"))
-lab_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lab_module)
-HOSTS, SHARED, wait_for = lab_module.HOSTS, lab_module.SHARED, lab_module.wait_for
 
 pytestmark = pytest.mark.cluster
 
+HOSTS = {"head": "10.200.77.10", "w1": "10.200.77.11", "w2": "10.200.77.12"}
 FILE = "~/on-prem.yaml"
 PAGE = "http://127.0.0.1:8265"
 LENGTH = ["--training.num-updates", "600", "--training.checkpoint-minutes", "0.05"]
@@ -22,10 +17,12 @@ LENGTH = ["--training.num-updates", "600", "--training.checkpoint-minutes", "0.0
 
 @pytest.fixture(scope="module")
 def lab():
-    if reason := lab_module.why_not():
+    if reason := why_not():
         pytest.skip(reason)
-    with lab_module.Lab() as made:
-        text = (lab_module.ROOT / "cluster" / "on-prem.yaml").read_text()
+    with Lab(HOSTS) as made:
+        for host in HOSTS:
+            made.power_on(host)
+        text = (ROOT / "cluster" / "on-prem.yaml").read_text()
         for placeholder, value in {
             "YOUR-HEAD": HOSTS["head"],
             "YOUR-WORKER-1": HOSTS["w1"],
@@ -97,8 +94,10 @@ def finish(process, seconds):
     return said
 
 
-def checkpoints(lab, name):
-    return list((lab.folder / "shared" / "ray-ddpm" / name / "checkpoints").glob("[0-9]*/manifest.json"))
+def newest(lab, name):
+    """Updates of a run's newest checkpoint, 0 where it has none yet."""
+    found = (lab.folder / "shared" / "ray-ddpm" / name / "checkpoints").glob("[0-9]*/manifest.json")
+    return max((int(path.parent.name) for path in found), default=0)
 
 
 def weights(lab, name):
@@ -121,7 +120,7 @@ def test_two_hosts_train_to_the_same_parameters_bit_by_bit(cluster):
 
 def test_a_job_trains_on_two_hosts_and_stands_in_mlflow(pages):
     process = submit(pages, "whole")
-    wait_for(lambda: checkpoints(pages, "whole") or process.poll() is not None, 150, "a checkpoint")
+    wait_for(lambda: newest(pages, "whole") or process.poll() is not None, 150, "a checkpoint")
     hosts = {host for host in HOSTS if pages.processes(host, "RayTrainWorker")}
     said = finish(process, 180)
     assert hosts == {"w1", "w2"} and "sampler.onnx" in said
@@ -139,17 +138,40 @@ def mlflow_runs(lab):
     return json.loads(lab.run("laptop", f"python -c '{program}'").stdout.splitlines()[-1])
 
 
-def test_a_raylet_killed_in_mid_run_costs_nothing_but_time(pages):
+def test_a_raylet_and_mlflow_killed_in_mid_run_cost_nothing_but_time(pages):
     process = submit(pages, "cut")
-    wait_for(lambda: checkpoints(pages, "cut") or process.poll() is not None, 150, "a checkpoint")
+    wait_for(lambda: newest(pages, "cut") or process.poll() is not None, 150, "a checkpoint")
     assert process.poll() is None, process.communicate()[0][-4000:]
     (raylet,) = pages.processes("w1", "raylet/raylet --")
     pages.run("w1", f"kill -9 {raylet}")
+    servers = pages.processes("head", "mlflow")
+    pages.run("head", f"kill -9 {' '.join(map(str, servers))}")
+    wait_for(lambda: not pages.processes("head", "mlflow"), 30, "the end of MLflow's server")
+    pages.run("head", "python -m workflows.cluster mlflow")
     finish(process, 300)
     assert mlflow_runs(pages)["cut"] == ["FINISHED"]
     whole, cut = weights(pages, "whole"), weights(pages, "cut")
     assert all((whole[name] == cut[name]).all() for name in whole)
     wait_for(lambda: num_nodes(pages) == 3, 120, "the killed raylet's host")
+
+
+def test_a_machine_without_power_and_a_killed_driver_cost_nothing_but_time(pages):
+    process = submit(pages, "dark")
+    wait_for(lambda: newest(pages, "dark") or process.poll() is not None, 150, "a checkpoint")
+    before = newest(pages, "dark")
+    pages.power_off("w2")
+    time.sleep(5)
+    pages.power_on("w2")
+    wait_for(lambda: newest(pages, "dark") > before or process.poll() is not None, 300, "more work")
+    assert process.poll() is None, process.communicate()[0][-4000:]
+    drivers = pages.processes("head", "workflows/train.py")
+    pages.run("head", f"kill -9 {' '.join(map(str, drivers))}")
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and mlflow_runs(pages)["dark"] == ["RUNNING"]
+    finish(submit(pages, "dark", "--resume"), 240)
+    assert mlflow_runs(pages)["dark"] == ["FINISHED"]
+    whole, dark = weights(pages, "whole"), weights(pages, "dark")
+    assert all((whole[name] == dark[name]).all() for name in whole)
 
 
 def test_mlflow_s_server_outlives_a_second_ray_up(cluster):

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from pathlib import Path
 
 import pytest
 
@@ -11,14 +10,6 @@ from workflows.environment import set_defaults
 set_defaults(verbose=True)  # Ray reads whether it wants a token when it is imported, not later
 
 import ray  # noqa: E402
-
-
-def pytest_collection_modifyitems(items):
-    """Of several processes one alone has a Ray of its own; what a file's tests share is made once."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            in_ray = "ray_here" in item.fixturenames
-            item.add_marker(pytest.mark.xdist_group("ray" if in_ray else item.path.stem))
 
 
 @pytest.fixture(scope="session")

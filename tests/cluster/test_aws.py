@@ -1,0 +1,150 @@
+"""The shipped ray_cluster.yaml on an EC2 of our own, whose machines are the lab's hosts; in this order."""
+
+import contextlib
+import csv
+import json
+import threading
+import time
+
+import cloud
+import pytest
+from lab import ROOT, Lab, wait_for, why_not
+
+pytestmark = pytest.mark.cluster
+
+FILE = "ray_cluster.yaml"
+# As moto hands the addresses out. The last would be of workers that came again.
+MACHINES = {"10.200.77.4": "head", "10.200.77.5": "w1", "10.200.77.6": "w2", "10.200.77.7": "w3"}
+SWEEP = (
+    "--data heart --num-trials 4 --workers-per-trial 2 --name first --training.num-updates 200 "
+    "--training.num-evaluations 2 --metrics.num-samples 200 --metrics.num-examples 128 --sampler.num-steps 5 "
+    "--network.hidden-size 16 --search.num-train-timesteps 50 100 --search.algorithm random"
+)
+
+
+class Cloud:
+    """The lab's EC2: hosts are switched on and off as it starts and ends machines."""
+
+    def __init__(self, lab):
+        self.lab, self.states, self.failure = lab, {}, None
+        self.most = 0  # workers at a time
+        self._process = lab.start("laptop", "exec python tests/cluster/cloud.py ~/.ssh/authorized_keys")
+        self.account = json.loads(self._process.stdout.readline())
+        self._thread = threading.Thread(target=self._follow)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error):
+        self._process.kill()
+        self._thread.join(30)
+        assert self.failure is None, self.failure
+
+    def _follow(self):
+        try:
+            for line in self._process.stdout:
+                self.states = json.loads(line)
+                self.most = max(self.most, len(self.workers()))
+                for address, state in self.states.items():
+                    if state in ("pending", "running"):
+                        self.lab.power_on(MACHINES[address])
+                    elif state == "terminated":
+                        self.lab.power_off(MACHINES[address])
+        except Exception as error:
+            self.failure = error
+
+    def workers(self):
+        return [at for at, state in self.states.items() if state == "running" and MACHINES[at] != "head"]
+
+
+@pytest.fixture(scope="module")
+def aws():
+    if reason := why_not():
+        pytest.skip(reason)
+    hosts = {name: address for address, name in MACHINES.items()}
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(Lab(hosts, cloud.VARIABLES))
+        aws = stack.enter_context(Cloud(lab))
+        project = lab.folder / "laptop" / "home" / "project"
+        lab.run("laptop", f"mkdir {project} && cp -r {' '.join(COPIED)} {project}")
+        (project / FILE).write_text(overlaid((ROOT / FILE).read_text(), aws.account))
+        lab.run("laptop", "ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
+        yield aws
+
+
+COPIED = "diffusion export workflows cluster pyproject.toml constraints.txt README.md LICENSE".split()
+
+
+def overlaid(text, account):
+    """The values that a user sets, cheaper machines, and what differs where hosts are no real EC2."""
+    for shipped, value in {
+        "ami-YOUR-IMAGE": account["image"],
+        "sg-YOUR-GROUP": account["group"],
+        "s3://YOUR-BUCKET/": f"s3://{cloud.BUCKET}/",
+        "&worker_type g5.xlarge": "&worker_type m6i.large",
+        "&max_workers 4": "&max_workers 2",
+        "ssh_user: ubuntu": "ssh_user: root\n  ssh_private_key: ~/.ssh/id_ed25519",
+        "cache_stopped_nodes: false": "use_internal_ips: true\n  cache_stopped_nodes: false",
+        "idle_timeout_minutes: 10": "idle_timeout_minutes: 0.5",
+        "      ImageId: *image\n": f"      ImageId: *image\n      KeyName: lab\n"
+        f"      SubnetIds: [{account['subnet']}]\n",
+    }.items():
+        assert shipped in text, shipped
+        text = text.replace(shipped, value)
+    return text
+
+
+def on_laptop(aws, command, timeout):
+    return aws.lab.run("laptop", f"cd ~/project; {command}", timeout).stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(aws):
+    """The same after `ray up`: a head, and nothing else that costs money."""
+    said = on_laptop(aws, f"python -m workflows.cluster check {FILE}", 60)
+    assert "is in order" in said and "m6i.large" in said
+    on_laptop(aws, f"ray up -y {FILE}", 240)
+    assert list(aws.states.values()) == ["running"], aws.states
+    return aws
+
+
+@pytest.fixture(scope="module")
+def swept(cluster):
+    """The same after a sweep whose trials are trained by two workers each."""
+    said = on_laptop(cluster, f"ray submit {FILE} workflows/tune.py -- {SWEEP}", 420)
+    return cluster, said
+
+
+def test_workers_come_when_a_sweep_needs_them(swept):
+    cluster, said = swept
+    assert "champion: trial" in said, said
+    assert cluster.failure is None and cluster.most == 2
+
+
+def test_the_champion_comes_to_the_laptop_and_draws_there(swept):
+    cluster, said = swept
+    on_laptop(cluster, f"ray rsync-down {FILE} runs/first/champion .", 60)
+    command = "python -m export.sampler champion/sampler.onnx --num-samples 50 --output samples.csv"
+    on_laptop(cluster, command, 60)
+    home = cluster.lab.folder / "laptop" / "home" / "project"
+    rows = list(csv.reader((home / "samples.csv").read_text().splitlines()))
+    assert rows[0] == ["x", "y"] and len(rows) == 51
+    table = cluster.lab.folder / "head" / "home" / "runs" / "first" / "trials.csv"
+    statuses = [row["status"] for row in csv.DictReader(table.read_text().splitlines())]
+    assert len(statuses) == 4 and set(statuses) <= {"finished", "stopped"}, said
+
+
+def test_idle_workers_are_ended(swept):
+    cluster, _ = swept
+    wait_for(lambda: not cluster.workers(), 180, "the end of idle workers")
+    assert sorted(cluster.states.values()) == ["running", "terminated", "terminated"], cluster.states
+
+
+def test_ray_down_leaves_nothing_that_costs(cluster):
+    on_laptop(cluster, f"ray down -y {FILE}", 120)
+    wait_for(lambda: set(cluster.states.values()) == {"terminated"}, 60, "the head's end")
+    program = "import boto3; print(len(boto3.client('ec2').describe_volumes()['Volumes']))"
+    deadline = time.monotonic() + 20
+    while on_laptop(cluster, f'python -c "{program}"', 60).strip() != "0":
+        assert time.monotonic() < deadline, "disks are left"
