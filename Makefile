@@ -27,7 +27,7 @@ test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults
 
 test-cluster: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

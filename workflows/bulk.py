@@ -22,8 +22,8 @@ from export.labels import chosen_labels
 from export.sampler import Sampler
 from export.session import Provider
 from export.spec import SamplerSpec
-from workflows.block_view import BlockView
 from workflows.nodes import possible_nodes
+from workflows.progress import BlockView
 from workflows.ray_session import start_ray
 from workflows.storage import Storage
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from workflows.records import TrialRecord
@@ -138,64 +137,6 @@ class SweepView:
                 f"[{_STYLES.get(row.status, 'red')}]{row.status}[/]",
             )
         return table
-
-
-class TrainingView:
-    """The progress of one training; a context manager that keeps its bar on the screen.
-
-    Args:
-        name: of the run.
-        num_updates: planned.
-    """
-
-    def __init__(self, name: str, num_updates: int) -> None:
-        self.console = Console()
-        self._num_updates = num_updates
-        self._bar = Progress(
-            TextColumn(name, markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("updates, {task.fields[speed]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._task = self._bar.add_task("", total=num_updates, speed="starting the workers")
-        self._started = time.monotonic()
-        self._first: tuple[float, int] | None = None
-
-    def __enter__(self) -> "TrainingView":
-        if self.console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self.console.is_terminal:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line as it is."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def progressed(self, updates: int) -> None:
-        """So many updates are done."""
-        now = time.monotonic()
-        if self._first is None or updates < self._first[1]:
-            self._first = (now, updates)
-        since, start = self._first
-        speed = f"{(updates - start) / (now - since):.3g} a second" if updates > start else "starting"
-        self._bar.update(self._task, completed=updates, speed=speed)
-
-    def evaluated(self, updates: int, metrics: Mapping[str, float]) -> None:
-        """The model was evaluated."""
-        seconds = time.monotonic() - self._started
-        line = (
-            f"[{seconds:4.0f} s] update {updates}/{self._num_updates}: objective "
-            f"{metrics['objective']:.4f}, train MSE {metrics['train/mse']:.4g}, "
-            f"val MSE {metrics['val/mse']:.4g}"
-        )
-        if "sample/distance" in metrics:
-            line += f", distance {metrics['sample/distance']:.4g}"
-        self.say(line)
 
 
 def _short(key: str) -> str:

@@ -10,9 +10,9 @@ from diffusion.config import Config
 from diffusion.data import Dataset
 from diffusion.sources import short_name
 from workflows.checkpoint_store import CheckpointStore
-from workflows.console import TrainingView
 from workflows.mailbox import Event
 from workflows.options import TrainFlags, TrainOptions
+from workflows.progress import TrainingView
 from workflows.runs import RunRecord, Status, output_storage
 from workflows.storage import Storage
 from workflows.tracking import Tracker, redact

@@ -19,12 +19,13 @@ from diffusion.learner import check_precision
 from diffusion.manifest import MANIFEST, write_manifest
 from diffusion.networks import build_network
 from export.to_onnx import ParityError
-from workflows.console import TrainingView, readable
+from workflows.console import readable
 from workflows.dry_run import describe_training
 from workflows.group import GroupFailed, Layout, plan_layout, run_group
 from workflows.options import TrainOptions
 from workflows.preparation import prepare
 from workflows.product import copying, figures_on_test, write_product
+from workflows.progress import TrainingView
 from workflows.provenance import provenance
 from workflows.ray_session import start_ray
 from workflows.run_log import RunLog

@@ -5,6 +5,7 @@ as its first process. Their bridge lies in the laptop's network, so this machine
 Ray's commands end every Ray process that they can see: here they see those of one host alone.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -58,7 +59,8 @@ class Lab:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for process in [*self._others, *self._hosts.values()]:
+        # The hosts first, and with them whatever still writes to the others' pipes.
+        for process in [*self._hosts.values(), *self._others]:
             process.kill()
             process.wait(20)
             if process.stdout is not None:
@@ -193,6 +195,17 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.5)
+
+
+def mlflow_runs(lab: Lab, host: str) -> dict[str, list[str]]:
+    """Statuses of the cluster's runs by name, as a host sees them whose port 5000 is MLflow's."""
+    program = "import json, mlflow; from collections import defaultdict as d; found = d(list)\n"
+    program += 'client = mlflow.MlflowClient("http://127.0.0.1:5000")\n'
+    program += "ids = [each.experiment_id for each in client.search_experiments()]\n"
+    program += "for run in client.search_runs(ids): found[run.info.run_name].append(run.info.status)\n"
+    program += "print(json.dumps(found))"
+    found: dict[str, list[str]] = json.loads(lab.run(host, f"python -c '{program}'").stdout.splitlines()[-1])
+    return found
 
 
 def _do(*command: str) -> None:

@@ -8,13 +8,14 @@ import time
 
 import cloud
 import pytest
-from lab import ROOT, Lab, wait_for, why_not
+from lab import ROOT, Lab, mlflow_runs, wait_for, why_not
 
 pytestmark = pytest.mark.cluster
 
 FILE = "ray_cluster.yaml"
 # As moto hands the addresses out. The last would be of workers that came again.
 MACHINES = {"10.200.77.4": "head", "10.200.77.5": "w1", "10.200.77.6": "w2", "10.200.77.7": "w3"}
+COPIED = "diffusion export workflows cluster pyproject.toml constraints.txt README.md LICENSE".split()
 SWEEP = (
     "--data heart --num-trials 4 --workers-per-trial 2 --name first --training.num-updates 200 "
     "--training.num-evaluations 2 --metrics.num-samples 200 --metrics.num-examples 128 --sampler.num-steps 5 "
@@ -37,7 +38,7 @@ class Cloud:
         return self
 
     def __exit__(self, *_error):
-        self._process.kill()
+        self.lab.power_off("laptop")  # where the cloud's program runs, whose output then ends
         self._thread.join(30)
         assert self.failure is None, self.failure
 
@@ -71,9 +72,6 @@ def aws():
         (project / FILE).write_text(overlaid((ROOT / FILE).read_text(), aws.account))
         lab.run("laptop", "ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
         yield aws
-
-
-COPIED = "diffusion export workflows cluster pyproject.toml constraints.txt README.md LICENSE".split()
 
 
 def overlaid(text, account):
@@ -120,6 +118,8 @@ def test_workers_come_when_a_sweep_needs_them(swept):
     cluster, said = swept
     assert "champion: trial" in said, said
     assert cluster.failure is None and cluster.most == 2
+    runs = mlflow_runs(cluster.lab, "head")
+    assert runs.pop("first") == ["FINISHED"] and list(runs.values()) == [["FINISHED"]] * 4, runs
 
 
 def test_the_champion_comes_to_the_laptop_and_draws_there(swept):

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from lab import ROOT, SHARED, Lab, wait_for, why_not
+from lab import ROOT, SHARED, Lab, mlflow_runs, wait_for, why_not
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.cluster
@@ -124,54 +124,45 @@ def test_a_job_trains_on_two_hosts_and_stands_in_mlflow(pages):
     hosts = {host for host in HOSTS if pages.processes(host, "RayTrainWorker")}
     said = finish(process, 180)
     assert hosts == {"w1", "w2"} and "sampler.onnx" in said
-    runs = mlflow_runs(pages)
-    assert runs["whole"] == ["FINISHED"]
+    assert mlflow_runs(pages, "laptop")["whole"] == ["FINISHED"]
 
 
-def mlflow_runs(lab):
-    """Statuses of the runs by name, as the laptop's browser would see them."""
-    program = "import json, mlflow; from collections import defaultdict as d; found = d(list)\n"
-    program += 'client = mlflow.MlflowClient("http://127.0.0.1:5000")\n'
-    program += "ids = [each.experiment_id for each in client.search_experiments()]\n"
-    program += "for run in client.search_runs(ids): found[run.info.run_name].append(run.info.status)\n"
-    program += "print(json.dumps(found))"
-    return json.loads(lab.run("laptop", f"python -c '{program}'").stdout.splitlines()[-1])
-
-
-def test_a_raylet_and_mlflow_killed_in_mid_run_cost_nothing_but_time(pages):
+def test_whatever_dies_costs_nothing_but_time(pages):
+    """A raylet, MLflow's server, a machine's power and the driver, one after the other."""
     process = submit(pages, "cut")
-    wait_for(lambda: newest(pages, "cut") or process.poll() is not None, 150, "a checkpoint")
-    assert process.poll() is None, process.communicate()[0][-4000:]
+    go_on(pages, process, 0)
+
+    before = newest(pages, "cut")
     (raylet,) = pages.processes("w1", "raylet/raylet --")
     pages.run("w1", f"kill -9 {raylet}")
     servers = pages.processes("head", "mlflow")
     pages.run("head", f"kill -9 {' '.join(map(str, servers))}")
     wait_for(lambda: not pages.processes("head", "mlflow"), 30, "the end of MLflow's server")
     pages.run("head", "python -m workflows.cluster mlflow")
-    finish(process, 300)
-    assert mlflow_runs(pages)["cut"] == ["FINISHED"]
+    go_on(pages, process, before)
+
+    before = newest(pages, "cut")
+    pages.power_off("w2")
+    time.sleep(5)
+    pages.power_on("w2")
+    go_on(pages, process, before)
+
+    drivers = pages.processes("head", "workflows/train.py")
+    pages.run("head", f"kill -9 {' '.join(map(str, drivers))}")
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and mlflow_runs(pages, "laptop")["cut"] == ["RUNNING"]
+    finish(submit(pages, "cut", "--resume"), 240)
+
+    assert mlflow_runs(pages, "laptop")["cut"] == ["FINISHED"]
     whole, cut = weights(pages, "whole"), weights(pages, "cut")
     assert all((whole[name] == cut[name]).all() for name in whole)
     wait_for(lambda: num_nodes(pages) == 3, 120, "the killed raylet's host")
 
 
-def test_a_machine_without_power_and_a_killed_driver_cost_nothing_but_time(pages):
-    process = submit(pages, "dark")
-    wait_for(lambda: newest(pages, "dark") or process.poll() is not None, 150, "a checkpoint")
-    before = newest(pages, "dark")
-    pages.power_off("w2")
-    time.sleep(5)
-    pages.power_on("w2")
-    wait_for(lambda: newest(pages, "dark") > before or process.poll() is not None, 300, "more work")
+def go_on(lab, process, updates):
+    """Wait until the run "cut" has a checkpoint of more updates."""
+    wait_for(lambda: newest(lab, "cut") > updates or process.poll() is not None, 240, "more work")
     assert process.poll() is None, process.communicate()[0][-4000:]
-    drivers = pages.processes("head", "workflows/train.py")
-    pages.run("head", f"kill -9 {' '.join(map(str, drivers))}")
-    process.communicate(timeout=60)
-    assert process.returncode != 0 and mlflow_runs(pages)["dark"] == ["RUNNING"]
-    finish(submit(pages, "dark", "--resume"), 240)
-    assert mlflow_runs(pages)["dark"] == ["FINISHED"]
-    whole, dark = weights(pages, "whole"), weights(pages, "dark")
-    assert all((whole[name] == dark[name]).all() for name in whole)
 
 
 def test_mlflow_s_server_outlives_a_second_ray_up(cluster):

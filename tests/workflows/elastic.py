@@ -29,8 +29,8 @@ def small_config() -> Config:
     """Some ten seconds of training, with many evaluations to go on from."""
     return preset("digits").with_values(
         {
-            "training.num_updates": 12_000,
-            "training.num_evaluations": 24,
+            "training.num_updates": 8000,
+            "training.num_evaluations": 16,
             "training.batch_size": 33,
             "network.hidden_size": 16,
             "metrics.num_samples": 20,

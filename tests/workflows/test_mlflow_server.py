@@ -66,7 +66,7 @@ def sweep(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     secret = server.url.replace("http://", "http://me:geheim@")
     command = [sys.executable, str(ROOT / "workflows" / "tune.py"), "--data", "heart", "--name", "lost"]
-    command += ["--num-trials", "3", "--training.num-updates", "3000", "--tracking-uri", secret]
+    command += ["--num-trials", "3", "--training.num-updates", "2000", "--tracking-uri", secret]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -95,7 +95,7 @@ def test_nothing_is_lost_with_the_server(sweep, server):
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in children:
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val/elbo_window")]
-        assert steps == list(range(375, 375 * len(steps) + 1, 375))
+        assert steps == list(range(250, 250 * len(steps) + 1, 250))
         assert len(steps) == 8 or run.data.tags["status"] == "stopped"
     assert client.get_model_version_by_alias("ray-ddpm-heart", "champion")
 
