@@ -21,13 +21,13 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster"
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 -m slow
 
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults
 
 test-cluster: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 6 -m cluster
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

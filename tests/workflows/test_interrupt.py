@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 def test_a_sweep_told_to_stop_keeps_the_best_so_far(tmp_path):

@@ -67,6 +67,7 @@ def sweep(server, tmp_path_factory):
     secret = server.url.replace("http://", "http://me:geheim@")
     command = [sys.executable, str(ROOT / "workflows" / "tune.py"), "--data", "heart", "--name", "lost"]
     command += ["--num-trials", "3", "--training.num-updates", "2000", "--tracking-uri", secret]
+    command += ["--network.hidden-size", "16", "--metrics.num-samples", "500", "--sampler.num-steps", "10"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[2]
-NUM_TRIALS, UPDATES = 5, 1200
+NUM_TRIALS, UPDATES = 4, 1200
 SWEEP = (
     f"--data heart --num-trials {NUM_TRIALS} --training.num-updates {UPDATES} --training.num-evaluations 4 "
     "--metrics.num-samples 200 --metrics.num-examples 128 --network.hidden-size 16 --sampler.num-steps 5"
@@ -98,7 +98,7 @@ def test_a_driver_killed_again_and_again_repeats_no_finished_trial(tmp_path, mom
     kills, ended = 0, {}
     process = start(tmp_path, *SWEEP, "--name", "cut")
     try:
-        while kills < 3:
+        while kills < 2:
             seen = len(events(tmp_path))
             deadline = time.monotonic() + 120
             wanted = seen + moments.randint(1, 6)

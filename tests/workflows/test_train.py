@@ -429,7 +429,6 @@ def test_nothing_to_resume_is_told_and_nothing_is_made(here):
     assert "no unfinished run" in here.refused(["--resume"])
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_handed_over_is_finished_without_a_step_twice(
     training, here, tmp_path
 ):
