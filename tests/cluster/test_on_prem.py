@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 HOSTS = {"head": "10.200.77.10", "w1": "10.200.77.11", "w2": "10.200.77.12"}
 FILE = "~/on-prem.yaml"
 PAGE = "http://127.0.0.1:8265"
-LENGTH = ["--training.num-updates", "600", "--training.checkpoint-minutes", "0.05"]
+LENGTH = "--training.num-updates 600 --training.checkpoint-minutes 0.03 --metrics.num-samples 200"
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +69,10 @@ def ask(lab, url, headers=""):
     return lab.run("laptop", f"python -c '{program}' '{url}' '{headers or {}}'").stdout
 
 
-def submit(lab, name, *arguments):
+def submit(lab, name, flags=""):
     """Start a training as a job through the forwarded dashboard."""
-    command = [
-        "python",
-        "ray-ddpm/workflows/train.py",
-        "--data",
-        "heart",
-        "--num-workers",
-        "2",
-        "--name",
-        name,
-    ]
-    flags = " ".join([*command, *LENGTH, *arguments])
-    return lab.start("laptop", f"RAY_AUTH_MODE=token ray job submit --address {PAGE} -- {flags}")
+    command = f"python ray-ddpm/workflows/train.py --data heart --num-workers 2 --name {name} {LENGTH}"
+    return lab.start("laptop", f"RAY_AUTH_MODE=token ray job submit --address {PAGE} -- {command} {flags}")
 
 
 def finish(process, seconds):
