@@ -1,10 +1,14 @@
-# make demo   environment, then a sweep on handwritten digits
-# make test   environment, then the tests; make test-slow: those with a browser, killed servers and sweeps
-# make test-faults   trainings killed, stopped and resumed in every way: many minutes
-# make test-cluster  the shipped clusters on hosts made of namespaces; as root, some minutes
-# make ui     MLflow on the runs (PORT=5001 for another port)
-# make cluster-ui   MLflow's and Ray's pages of a running cluster (CLUSTER=cluster/on-prem.yaml for that one)
-# make lint   format, lint and types, as CI does
+# make demo          create the environment, then sweep over handwritten digits
+# make test-quick    create the environment, then run the tests that take no training: a minute or two
+# make test          create the environment, then run all tests but those below
+# make coverage      the same, and show the lines that no test ran, in any process
+# make test-slow     run tests that use a browser or kill servers and sweeps
+# make test-faults   kill, stop and resume trainings and sweeps in many ways; half an hour or more
+# make test-cluster  start both shipped clusters on simulated hosts (Linux namespaces); needs root
+# make ui            show the runs in MLflow (PORT=5001 for another port)
+# make cluster-ui    open MLflow and Ray's dashboard on a running cluster (CLUSTER=cluster/on-prem.yaml)
+# make lint          check format, lint and types, as CI does
+# make clean         remove the environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,22 +16,38 @@ BIN := $(VENV)/bin
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-slow test-faults test-cluster lint ui cluster-ui clean
+.PHONY: demo test test-quick coverage test-slow test-faults test-cluster lint ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
+# tests/conftest.py has the order.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+NOT_SLOW := not slow and not faults and not cluster
+
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster"
+	$(PYTEST) -m "$(NOT_SLOW)"
+
+test-quick: $(VENV)/test.stamp
+	$(PYTEST) -m "$(NOT_SLOW) and not long"
+
+# Python starts coverage in every process that sees these variables.
+coverage: export COVERAGE_PROCESS_START := $(CURDIR)/pyproject.toml
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage/data
+coverage: $(VENV)/test.stamp
+	rm -rf .coverage && mkdir .coverage
+	$(PYTEST) -m "$(NOT_SLOW)"
+	COVERAGE_PROCESS_START= $(BIN)/coverage combine --quiet
+	COVERAGE_PROCESS_START= $(BIN)/coverage report
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 -m slow
+	$(PYTEST) --durations 12 -m slow
 
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults
 
 test-cluster: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 6 -m cluster
+	$(PYTEST) --durations 6 -m cluster
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
@@ -37,18 +57,18 @@ ui: $(VENV)/train.stamp
 
 cluster-ui: $(VENV)/cluster.stamp
 	$(BIN)/ray exec $(CLUSTER) --port-forward 5000 --port-forward 8265 'echo "MLflow: http://127.0.0.1:5000   Ray: \
-	http://127.0.0.1:8265, which asks for what ray get-auth-token prints. Ctrl-C ends it."; sleep infinity'
+	http://127.0.0.1:8265 (its token: ray get-auth-token). Press Ctrl-C to stop."; sleep infinity'
 
 clean:
 	rm -rf $(VENV)
 
-# One environment in two sizes. A changed dependency makes it anew, so that nothing stale stays in it.
+# One environment with extras installed on demand. A changed dependency recreates it, so nothing stale remains.
 $(VENV)/python.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
-	@echo "Making $(VENV): 5 GB of packages, some minutes on the first time"
+	@echo "Creating $(VENV): 5 GB of packages, a few minutes the first time"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 

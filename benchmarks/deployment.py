@@ -1,11 +1,11 @@
-"""How fast are images drawn? The same U-Net behind diffusers' pipeline, torch.compile and sampler.onnx.
+"""Sampling speed of the same U-Net in diffusers' pipeline, with torch.compile, and as sampler.onnx.
 
-    python -m benchmarks.deployment            # about ten minutes of 2 cores
+    python -m benchmarks.deployment            # about ten minutes on 2 cores
     python -m benchmarks.deployment --device cuda
 
 diffusers' UNet2DModel with random weights is exported by export.to_onnx, so that all contenders compute the
-same function: 50 steps of DDIM. Each contender has a process of its own, since ONNX Runtime's threads and
-torch's starve each other. Writes benchmarks/results/deployment-DEVICE.md.
+same function: 50 steps of DDIM. Each contender runs in its own process, since ONNX Runtime's threads and
+torch's compete for the cores. Writes benchmarks/results/deployment-DEVICE.md.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CONTENDERS = {
 
 
 def unet():  # type: ignore[no-untyped-def]
-    """UNet2DModel of 1.1M parameters, 1x32x32."""
+    """A UNet2DModel with 1.1M parameters for images of shape 1x32x32."""
     import torch
     from diffusers import UNet2DModel
 
@@ -49,12 +49,12 @@ def unet():  # type: ignore[no-untyped-def]
 
 
 def export(path: Path) -> int:
-    """Write the U-Net as a sampler.onnx; returns its number of parameters."""
+    """Export the U-Net as a sampler.onnx and return its number of parameters."""
     import torch
 
-    from diffusion.checkpoints import TrainedModel
     from diffusion.config import Config
-    from diffusion.data import DataSpec
+    from diffusion.data.dataset import DataSpec
+    from diffusion.training.checkpoints import TrainedModel
     from export.to_onnx import export_onnx
 
     class Plain(torch.nn.Module):
@@ -86,7 +86,7 @@ def export(path: Path) -> int:
 
 
 def contender(name: str, device: str, path: Path) -> Callable[[int], object]:
-    """batch -> images, ready to be timed."""
+    """A function batch -> images to be timed."""
     if name == "onnx":
         from export.sampler import Sampler
 
@@ -108,7 +108,7 @@ def contender(name: str, device: str, path: Path) -> Callable[[int], object]:
 
 
 def measure(name: str, device: str, path: Path, batch: int) -> None:
-    """In a process of its own: seconds for a batch as JSON, warmed up."""
+    """Print the seconds per batch as JSON, after a warm-up; runs in its own process."""
     draw = contender(name, device, path)
     for _ in range(3 if device == "cuda" else 1):  # compiled, captured
         draw(batch)

@@ -1,18 +1,18 @@
-"""How well would data-parallel training scale to 8, 64 and 512 GPUs? A short model; nothing is measured.
+"""An estimate of how data-parallel training scales to 8, 64 and 512 GPUs. Nothing is measured.
 
     python -m benchmarks.efficiency
 
-A step is a forward pass, then a backward pass (twice the work) beside which NCCL averages the gradients:
+A step is a forward pass, then a backward pass (twice the work) that overlaps with NCCL's gradient averaging:
 
-    bytes      4 a parameter (gradients are float32), 2 (n - 1) / n of them over each link
+    bytes      4 per parameter (gradients are float32), 2 (n - 1) / n of them over each link
     time       bytes / bandwidth + 2 log2(n) hops of latency (trees), bandwidth that of the slowest link
-    compute    3 x FLOPs of a forward pass x examples a GPU / sustained FLOPs
+    compute    3 x FLOPs of a forward pass x examples per GPU / sustained FLOPs
     step       forward + max(backward, averaging)
     efficiency compute / step, against one GPU with as many examples
 
-The global batch is held, as train.py holds it, so that a GPU has fewer examples the more there are. What is
-left out: small batches that leave a GPU idle (kernels of some 10 microseconds each), stragglers, loading of
-data (they are in the GPU's memory), evaluation (one GPU works, the others wait). Writes
+The global batch is constant, as in train.py, so with more GPUs each gets fewer examples. Not included: small
+batches that leave a GPU idle (kernels of about 10 microseconds each), stragglers, data loading (the data are
+in the GPU's memory), evaluation (one GPU works, the others wait). Writes
 benchmarks/results/efficiency.md.
 """
 
@@ -58,7 +58,7 @@ CLUSTERS = (
 
 
 def efficiency(network: Network, cluster: Cluster, gpus: int) -> float:
-    """Share of the GPUs' time that is spent on the network, from 0 to 1."""
+    """Fraction of the GPUs' time that is spent on the network, from 0 to 1."""
     examples = network.batch / gpus
     forward = network.forward_flops * examples / cluster.flops
     bandwidth = cluster.within if gpus <= cluster.gpus_a_machine else min(cluster.within, cluster.between)

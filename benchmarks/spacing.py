@@ -1,9 +1,9 @@
 """Which timesteps should a sampler with few steps visit? Measured without a trained network.
 
-    python -m benchmarks.spacing            # 2 to 3 minutes of one core
+    python -m benchmarks.spacing            # 2 to 3 minutes on one core
 
 A Gaussian mixture has a closed-form denoiser, so what separates the samples from the data is the
-sampler alone: its steps, and a prior that the schedule does not quite reach. Writes
+sampler alone: its steps, and the gap between x_T and the prior. Writes
 benchmarks/results/spacing.md.
 """
 
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion.metrics import energy_distance
-from diffusion.sampling import SamplerName, last_sample, sampler_table, trajectory
-from diffusion.schedules import NoiseSchedule, Spacing, cosine_betas, linear_betas
+from diffusion.evaluation.distances import energy_distance
+from diffusion.process.samplers import last_sample, sampler_table, trajectory
+from diffusion.process.schedules import NoiseSchedule, Spacing, cosine_betas, linear_betas
+from diffusion.registry import SAMPLERS
 
 SCHEDULES = {
     "long: linear, T = 1000, 1e-4 to 0.02": NoiseSchedule(linear_betas(1000, 1e-4, 0.02)),
     "cosine, T = 1000": NoiseSchedule(cosine_betas(1000)),
     "gentle: linear, T = 200, 1e-5 to 0.01": NoiseSchedule(linear_betas(200, 1e-5, 0.01)),
 }
-SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim", "dpmpp_2m")
 STEPS = (10, 20, 50)
 SEEDS = (0, 1, 2)
 NUM_SAMPLES = 5000
@@ -70,9 +70,9 @@ class Mixture:
 
 
 def distance(
-    mixture: Mixture, schedule: NoiseSchedule, sampler: SamplerName, steps: int, spacing: Spacing, seed: int
+    mixture: Mixture, schedule: NoiseSchedule, sampler: str, steps: int, spacing: Spacing, seed: int
 ) -> float:
-    """Energy distance of samples to fresh data; every setting sees the same data and noise of a seed."""
+    """Energy distance of samples to fresh data; all settings use the same data and noise for a seed."""
     table = sampler_table(schedule, sampler, steps, spacing=spacing)
     noise = np.random.default_rng([seed, 0])
     start = noise.standard_normal((NUM_SAMPLES, 2))
@@ -83,7 +83,7 @@ def distance(
 
 
 def reference(mixture: Mixture, seed: int) -> torch.Tensor:
-    """The data of a seed, [NUM_SAMPLES, 2]."""
+    """Data for a seed, [NUM_SAMPLES, 2]."""
     return torch.from_numpy(mixture.draw(NUM_SAMPLES, np.random.default_rng([seed, 1])))
 
 
@@ -106,7 +106,7 @@ def main() -> None:
         f"mean and standard error over {len(SEEDS)} seeds (data and noise the same in every cell of a "
         f"seed). Data against data: {cell(floor)}. The best of a row is bold.",
     ]
-    excess: dict[SamplerName, list[Array]] = {sampler: [] for sampler in SAMPLERS}
+    excess: dict[str, list[Array]] = {sampler: [] for sampler in SAMPLERS}
     for name, schedule in SCHEDULES.items():
         lines += [
             "",

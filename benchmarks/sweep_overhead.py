@@ -1,9 +1,9 @@
-"""What does a sweep cost beside the training of its trials?
+"""Overhead of a sweep in addition to the training of its trials.
 
-    python -m benchmarks.sweep_overhead --num-trials 200        # about five minutes of 2 cores
+    python -m benchmarks.sweep_overhead --num-trials 200        # about five minutes on 2 cores
 
-Runs `workflows/tune.py` on trials that hardly train, two at a time, and compares the wall time of one with
-that of the same training in a bare process. Watches the memory of the driver. Writes
+Runs `workflows/tune.py` with very short trials, two at a time, and compares the wall time per trial with that
+of the same training in a plain process. Records the memory of the driver. Writes
 benchmarks/results/sweep-overhead-N.md.
 """
 
@@ -33,12 +33,12 @@ _OVER = re.compile(r"\[ *(\d+) s\] trial (\d+)/")
 
 
 def train_bare() -> None:
-    """In a process of its own: seconds of each of ten such trainings, after a first one."""
+    """Print the seconds of ten such trainings, after a first one; runs in its own process."""
     import torch
 
-    from diffusion.data import load_dataset
+    from diffusion.data.dataset import load_dataset
     from diffusion.presets import preset
-    from diffusion.training import Training
+    from diffusion.training.loop import Training
 
     torch.set_num_threads(1)
     config = preset("heart").with_values(SHORT)
@@ -51,7 +51,7 @@ def train_bare() -> None:
 
 
 def watch(command: list[str], folder: Path) -> tuple[list[str], list[tuple[float, float]]]:
-    """Run the sweep; its lines, and (seconds, MB) of the driver's memory twice a second."""
+    """Run the sweep; return its output lines, and (seconds, MB) of the driver's memory twice per second."""
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
@@ -92,7 +92,7 @@ def main() -> None:
     first = slots * (ends[quarter] - ends[0]) / max(1, quarter)
     last = slots * (ends[-1] - ends[-1 - quarter]) / max(1, quarter)
     begun, over = at(memory, ends[0]), at(memory, ends[-1])
-    text = f"""# What a sweep costs beside its trials
+    text = f"""# Overhead of a sweep
 
 {len(trials)} trials of {SHORT["training.num_updates"]} updates on the heart, {slots} at a time on
 {os.cpu_count()} cores. `python -m benchmarks.sweep_overhead --num-trials {options.num_trials}`.
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def at(memory: list[tuple[float, float]], second: float) -> str:
-    """The memory at a second of the sweep, which began a little after the process."""
+    """Memory at a given second of the sweep, which started shortly after the process."""
     return f"{next((mb for when, mb in memory if when >= second), memory[-1][1]):.0f} MB"
 
 

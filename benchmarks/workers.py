@@ -1,9 +1,9 @@
-"""Does Ray Train cost throughput? The same training loop under Ray Train and under torchrun.
+"""Throughput of the same training loop under Ray Train and under torchrun.
 
-    python -m benchmarks.workers            # some minutes of 2 cores
+    python -m benchmarks.workers            # a few minutes on 2 cores
 
-Times the updates between the first evaluation and the last but one, so that neither the start nor the samples
-at the end count; the two evaluations in between do, under both. Writes benchmarks/results/workers.md.
+Times the updates between the first and the second-last evaluation, so that neither the start nor the sampling
+at the end counts; the two evaluations in between do, in both cases. Writes benchmarks/results/workers.md.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from diffusion.config import Config
 from diffusion.presets import preset
@@ -44,26 +43,26 @@ def config_of(loop: str) -> Config:
 
 
 def rate(times: list[float], config: Config) -> float:
-    """Examples a second between the first evaluation and the last but one: half of all updates."""
+    """Training examples per second between the first and the second-last evaluation: half of all updates."""
     return config.training.batch_size * config.training.num_updates / 2 / (times[2] - times[0])
 
 
 def under_torchrun(loop: str) -> None:
-    """What each of torchrun's processes runs."""
+    """Entry point of each of torchrun's processes."""
     import torch
     from torch import distributed
 
-    from diffusion.data import load_dataset
-    from diffusion.training import Progress, Training
-    from workflows.snapshot import write_snapshot
+    from diffusion.data.dataset import load_dataset
+    from diffusion.training.loop import EvaluationResult, Training
+    from workflows.training.evaluation_files import write_evaluation
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     config, times = config_of(loop), []
 
-    def report(progress: Progress) -> None:
+    def report(progress: EvaluationResult) -> None:
         with tempfile.TemporaryDirectory() as folder:  # as under Ray Train, with a picture of samples
-            write_snapshot(progress, {}, Path(folder))
+            write_evaluation(progress, {}, Path(folder))
         times.append(time.monotonic())
 
     Training(config, load_dataset(config.data), report).run()
@@ -77,7 +76,7 @@ def torchrun(loop: str, num_workers: int) -> float:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_workers)]
     command += ["-m", "benchmarks.workers", "--loop", loop]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    # Gloo sometimes aborts a process whose peer has closed their connection first, after all was measured.
+    # Gloo sometimes aborts a process whose peer closes the connection first; by then all is measured.
     if not done.stdout.strip():
         raise SystemExit(done.stderr[-2000:])
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -86,18 +85,20 @@ def torchrun(loop: str, num_workers: int) -> float:
 def ray_train(loop: str, num_workers: int) -> float:
     import ray
 
-    from diffusion.data import load_dataset
-    from workflows.group import Layout, run_group
-    from workflows.worker import Job
+    from diffusion.data.dataset import load_dataset
+    from workflows.data.load import LoadedData
+    from workflows.training.events import Evaluated, Event
+    from workflows.training.worker import TrainingJob
+    from workflows.training.worker_group import WorkerResources, run_worker_group
 
     config, times = config_of(loop), []
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["kind"] == "evaluated":
+    def on_event(event: Event) -> None:
+        if isinstance(event, Evaluated):
             times.append(time.monotonic())
 
-    job = Job(config, ray.put(load_dataset(config.data)), 1, {})
-    run_group(job, Layout(num_workers, 1, uses_gpus=False), on_event)
+    job = TrainingJob(config, ray.put(LoadedData(load_dataset(config.data))), 1, {})
+    run_worker_group(job, WorkerResources(num_workers, 1, uses_gpus=False), on_event)
     return rate(times, config)
 
 
@@ -111,11 +112,11 @@ def main() -> None:
     from workflows.environment import set_defaults
 
     set_defaults(verbose=False)
-    from workflows.ray_session import start_ray
+    from workflows.ray_runtime.session import start_ray
 
     start_ray(verbose=False)
     lines = [
-        "# Examples a second under Ray Train and under torchrun",
+        "# Training examples per second under Ray Train and under torchrun",
         "",
         f"The same loop, gloo, one thread a worker, {os.cpu_count()} cores; median of {ROUNDS} runs that "
         "take turns. `python -m benchmarks.workers`.",

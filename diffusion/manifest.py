@@ -1,4 +1,4 @@
-"""manifest.json: what a folder holds, so that damage is found before it is used."""
+"""manifest.json: size and sha256 of every file in a folder, to detect damage before the files are used."""
 
 import hashlib
 import json
@@ -14,16 +14,16 @@ FORMAT_VERSION = 1
 _OWN_KEYS = ("format_version", "files", "sha256")
 
 
-class Damaged(InputError):
-    """A folder does not hold what its manifest says; the message names the file and what is wrong."""
+class DamagedError(InputError):
+    """A folder does not match its manifest; the message names the file and what is wrong with it."""
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write manifest.json over every other file of a flat folder, and have the disk hold all of them.
+    """Write manifest.json for all other files of a folder, and sync all of them to disk.
 
     Args:
-        directory: the folder, complete but for its manifest.
-        facts: plain values to stand in the manifest too, such as the update and the objective.
+        directory: the folder, without subfolders, complete except for its manifest.
+        facts: JSON values to store in the manifest as well, such as the update and the objective.
     """
     files = {}
     for path in sorted(directory.iterdir()):
@@ -37,20 +37,20 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
 
 
 def add_facts(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Put further facts into a manifest, or other values for those it has, without reading the files.
+    """Add facts to a manifest, or change those it has, without reading the other files.
 
     Raises:
-        Damaged: the manifest is missing or damaged.
+        DamagedError: the manifest is missing or damaged.
     """
     tree = _read(directory)
     _write(directory, facts_of(tree) | dict(facts), tree["files"])
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The facts of a folder all of whose files are as they were written.
+    """Verify every file of a folder against its manifest and return the facts stored there.
 
     Raises:
-        Damaged: a file, or the manifest itself, is missing, cut short, altered or cannot be read.
+        DamagedError: a file, or the manifest itself, is missing, cut short, altered or cannot be read.
     """
     tree = _read(directory)
     for name, expected in tree["files"].items():
@@ -65,39 +65,42 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if size != expected["bytes"]:
             raise _damaged(directory / name, f"{size} bytes instead of {expected['bytes']}")
         if digest != expected["sha256"]:
-            raise _damaged(directory / name, "its sha256 is not the one it was written with")
+            raise _damaged(directory / name, "its sha256 has changed since it was written")
     return facts_of(tree)
 
 
 def parse_manifest(content: bytes, where: str | Path) -> dict[str, Any]:
-    """The whole of a manifest from its bytes, exactly as they were written.
+    """Parse and verify the content of a manifest.json.
 
     Args:
-        content: of manifest.json.
-        where: what to call it when it is damaged.
+        content: the bytes of the file.
+        where: path or address of the file, for the error message.
+
+    Returns:
+        The whole manifest: "format_version", "files", "sha256" and the facts.
 
     Raises:
-        Damaged: a byte of it is missing or altered, or it is of another format.
+        DamagedError: a byte is missing or altered, or the format version is another one.
     """
     try:
         tree = json.loads(content)
         if tree["format_version"] != FORMAT_VERSION:
             raise _damaged(where, f"format {tree['format_version']}, this version reads {FORMAT_VERSION}")
         body = {key: value for key, value in tree.items() if key != "sha256"}
-        # Compared as bytes, so that no altered byte is read over, be it a blank.
-        if content != _sealed(body):
-            raise _damaged(where, "its sha256 is not the one it was written with")
+        # Comparing bytes, not values, also detects altered white space.
+        if content != _serialised(body):
+            raise _damaged(where, "its sha256 has changed since it was written")
         if any(name in (".", "..") or "/" in name or "\\" in name for name in tree["files"]):
-            raise _damaged(where, "it names a file outside of its folder")
+            raise _damaged(where, "it names a file outside its folder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, Damaged):
+        if isinstance(error, DamagedError):
             raise
-        raise _damaged(where, f"{len(content)} bytes that are no manifest") from error
+        raise _damaged(where, f"its {len(content)} bytes are not a manifest") from error
     return tree
 
 
 def facts_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What the writer of a parsed manifest put into it."""
+    """The facts of a parsed manifest: everything except its own keys."""
     return {key: value for key, value in tree.items() if key not in _OWN_KEYS}
 
 
@@ -113,17 +116,17 @@ def _read(directory: Path) -> dict[str, Any]:
 
 def _write(directory: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     if clash := set(facts) & set(_OWN_KEYS):
-        raise ValueError(f"{sorted(clash)} are the manifest's own")
-    content = _sealed({"format_version": FORMAT_VERSION, **facts, "files": files})
+        raise ValueError(f"{sorted(clash)} are reserved for the manifest itself")
+    content = _serialised({"format_version": FORMAT_VERSION, **facts, "files": files})
     with replacing(directory / MANIFEST) as part:
         part.write_bytes(content)
 
 
-def _sealed(body: Mapping[str, Any]) -> bytes:
-    """A manifest's bytes, its own sha256 last: facts must not be altered unseen either."""
+def _serialised(body: Mapping[str, Any]) -> bytes:
+    """Serialise a manifest and append its own sha256, so that altered facts are detected too."""
     digest = hashlib.sha256(json.dumps(body, indent=2).encode()).hexdigest()
     return (json.dumps({**body, "sha256": digest}, indent=2) + "\n").encode()
 
 
-def _damaged(where: str | Path, reason: str) -> Damaged:
-    return Damaged(f"{where} is damaged ({reason}): use another checkpoint or another copy of this one")
+def _damaged(where: str | Path, reason: str) -> DamagedError:
+    return DamagedError(f"{where} is damaged ({reason}): use another checkpoint or another copy of this one")

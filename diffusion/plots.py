@@ -1,4 +1,4 @@
-"""Pictures of samples with numpy and Pillow alone, so that the exported sampler can draw them."""
+"""Pictures of samples. Needs only numpy and Pillow, so that the exported sampler can use it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-# How many samples make a picture.
-_PICTURED = {"image": 64, "points": 2000}
+_SAMPLES_PER_PICTURE = {"image": 64, "points": 2000}
 
-_INK = (31, 60, 136)
-# Of the classes in turn: Okabe and Ito's colours, which most eyes tell apart.
-_CLASS_INKS = [
+_DOT_COLOUR = (31, 60, 136)
+# The palette of Okabe and Ito, which colour-blind readers can tell apart; classes cycle through it.
+_CLASS_COLOURS = [
     (0, 114, 178),
     (213, 94, 0),
     (0, 158, 115),
@@ -21,13 +20,19 @@ _CLASS_INKS = [
     (86, 180, 233),
     (90, 90, 90),
 ]
-_FRAME = (200, 204, 212)
-_TEXT = (90, 96, 110)
+_FRAME_COLOUR = (200, 204, 212)
+_TEXT_COLOUR = (90, 96, 110)
 
 
-def num_pictured(kind: str, num_classes: int = 0) -> int:
-    """How many samples of "image" or "points" make a picture; of each class as many, where there are few."""
-    count = _PICTURED[kind]
+def samples_per_picture(kind: str, num_classes: int = 0) -> int:
+    """Number of samples to draw in one picture.
+
+    Args:
+        kind: "image" or "points".
+        num_classes: number of classes. Every class gets the same number of samples, unless there are more
+            classes than samples.
+    """
+    count = _SAMPLES_PER_PICTURE[kind]
     return count // num_classes * num_classes if 0 < num_classes <= count else count
 
 
@@ -38,10 +43,15 @@ def draw_samples(
     title: str = "",
     num_classes: int = 0,
 ) -> Image.Image:
-    """One picture of samples in data units: a grid where they have a range (images), else a scatter.
+    """Draw samples in one picture: images as a grid, points as a scatter plot.
 
-    Where there are classes, sample i is of class i modulo their number: each class has a column of the
-    grid, or a colour.
+    Args:
+        samples: [batch, C, H, W] or [batch, D], in data units.
+        value_range: smallest and largest possible value of images; None for points.
+        limits: (x_min, x_max, y_min, y_max) of a scatter plot; see `scatter`.
+        title: title of a scatter plot.
+        num_classes: if not 0, sample i belongs to class i % num_classes. Each class has a column of the
+            grid (up to 16 classes) or a colour.
     """
     if value_range is not None:
         return image_grid(samples, value_range, columns=num_classes if 0 < num_classes <= 16 else None)
@@ -54,20 +64,20 @@ def image_grid(
     cell: int = 64,
     columns: int | None = None,
 ) -> Image.Image:
-    """Images side by side, about as wide as high.
+    """Arrange images in a grid, as close to square as possible.
 
     Args:
         images: [batch, C, H, W] in data units, C = 1 (grey), 3 (colour) or 4 (with alpha).
-        value_range: the values shown as black and as white.
-        cell: small images are enlarged to about this many pixels, by a whole number and smoothly:
-            an eye reads the blocks of an 8x8 digit badly.
-        columns: of the grid, if not as many as rows.
+        value_range: the values drawn as black and as white.
+        cell: target side in pixels of small images, which are enlarged by a whole factor with smooth
+            interpolation, since an 8x8 digit in hard blocks is difficult to read.
+        columns: number of columns; by default about as many as rows.
     """
     low, high = value_range
     pixels = ((images - low) / (high - low) * 255.0).round().clip(0, 255).astype(np.uint8)
     batch, channels, height, width = pixels.shape
-    enlarge = max(1, cell // max(height, width))
-    height, width = height * enlarge, width * enlarge
+    factor = max(1, cell // max(height, width))
+    height, width = height * factor, width * factor
     columns = columns or int(np.ceil(np.sqrt(batch)))
     rows = int(np.ceil(batch / columns))
     gap = 4
@@ -75,8 +85,8 @@ def image_grid(
     canvas = Image.new(mode, (columns * (width + gap) + gap, rows * (height + gap) + gap))
     for index, image in enumerate(np.moveaxis(pixels, 1, -1)):
         tile = Image.fromarray(image[..., 0] if channels == 1 else image)
-        place = (gap + index % columns * (width + gap), gap + index // columns * (height + gap))
-        canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), place)
+        corner = (gap + index % columns * (width + gap), gap + index // columns * (height + gap))
+        canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), corner)
     return canvas
 
 
@@ -87,44 +97,49 @@ def scatter(
     title: str = "",
     num_classes: int = 0,
 ) -> Image.Image:
-    """Points in the plane of their first two columns, both axes to the same scale.
+    """Scatter plot of the first two columns of points, both axes to the same scale.
 
     Args:
         points: [batch, D] in data units, D at least 1 (one column is drawn along a line).
-        limits: (x_min, x_max, y_min, y_max); by default the points with a margin.
+        limits: (x_min, x_max, y_min, y_max); by default `plane_limits` of the points.
         size: side of the picture in pixels.
         title: one line above the frame.
-        num_classes: where it is not 0, point i is of class i modulo this, and has its colour.
+        num_classes: if not 0, point i belongs to class i % num_classes and is drawn in its colour.
     """
     plane, finite = _plane(points), np.flatnonzero(_finite(points))
     x_min, x_max, y_min, y_max = plane_limits(plane) if limits is None else limits
-    fine = 2  # drawn twice as large and reduced, for smooth dots
-    margin, side = 34 * fine, size * fine
+    oversampling = 2  # draw at twice the size and reduce, which smooths the dots
+    margin, side = 34 * oversampling, size * oversampling
     scale = (side - 2 * margin) / max(x_max - x_min, y_max - y_min)
     canvas = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.rectangle((margin, margin, side - margin, side - margin), outline=_FRAME, width=fine)
-    middle = np.array([(x_min + x_max) / 2.0, (y_min + y_max) / 2.0])
-    places = (plane - middle) * [scale, -scale] + side / 2.0
-    radius = 1.3 * fine
-    for index, (x, y) in zip(finite, places, strict=True):
+    draw.rectangle((margin, margin, side - margin, side - margin), outline=_FRAME_COLOUR, width=oversampling)
+    centre = np.array([(x_min + x_max) / 2.0, (y_min + y_max) / 2.0])
+    positions = (plane - centre) * [scale, -scale] + side / 2.0
+    radius = 1.3 * oversampling
+    for index, (x, y) in zip(finite, positions, strict=True):
         if margin <= x <= side - margin and margin <= y <= side - margin:
-            ink = _CLASS_INKS[index % num_classes % len(_CLASS_INKS)] if num_classes else _INK
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
+            colour = _DOT_COLOUR
+            if num_classes:
+                colour = _CLASS_COLOURS[index % num_classes % len(_CLASS_COLOURS)]
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     canvas = canvas.resize((size, size), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
     edge = size - 34
-    draw.text((34, 14), title, fill=_TEXT)
-    half = (side / 2 - margin) / scale  # the frame is as wide as high, whichever axis has the larger range
-    draw.text((34, edge + 6), f"{middle[0] - half:.3g}", fill=_TEXT)
-    draw.text((edge - 24, edge + 6), f"{middle[0] + half:.3g}", fill=_TEXT)
-    draw.text((4, edge - 12), f"{middle[1] - half:.3g}", fill=_TEXT)
-    draw.text((4, 34), f"{middle[1] + half:.3g}", fill=_TEXT)
+    draw.text((34, 14), title, fill=_TEXT_COLOUR)
+    half = (side / 2 - margin) / scale  # the frame is square, whichever axis has the larger range
+    draw.text((34, edge + 6), f"{centre[0] - half:.3g}", fill=_TEXT_COLOUR)
+    draw.text((edge - 24, edge + 6), f"{centre[0] + half:.3g}", fill=_TEXT_COLOUR)
+    draw.text((4, edge - 12), f"{centre[1] - half:.3g}", fill=_TEXT_COLOUR)
+    draw.text((4, 34), f"{centre[1] + half:.3g}", fill=_TEXT_COLOUR)
     return canvas
 
 
 def plane_limits(points: NDArray[np.floating]) -> tuple[float, float, float, float]:
-    """(x_min, x_max, y_min, y_max) around points [batch, D] with a margin; (-1, 1, -1, 1) around none."""
+    """Limits (x_min, x_max, y_min, y_max) of points [batch, D] with a margin of 10% on every side.
+
+    Without any finite point they are (-1, 1, -1, 1).
+    """
     plane = _plane(points)
     if len(plane) == 0:
         return -1.0, 1.0, -1.0, 1.0
@@ -135,7 +150,7 @@ def plane_limits(points: NDArray[np.floating]) -> tuple[float, float, float, flo
 
 
 def _plane(points: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The finite points' first two columns; the second is 0 where there is but one."""
+    """First two columns of the finite points; the second is 0 if points have only one."""
     plane = np.concatenate([points, np.zeros((len(points), 1))], axis=1)[:, :2]
     return plane[_finite(points)]
 
@@ -147,7 +162,7 @@ def _finite(points: NDArray[np.floating]) -> NDArray[np.bool_]:
 def save_animation(
     frames: Sequence[Image.Image], path: Path, *, duration_ms: int = 60, hold_ms: int = 1500
 ) -> None:
-    """Write frames as an endless GIF that rests on its last frame."""
+    """Write frames as a GIF that loops forever and holds its last frame longer."""
     durations = [duration_ms] * (len(frames) - 1) + [hold_ms]
     palette = [frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=64) for frame in frames]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=durations, loop=0)

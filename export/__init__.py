@@ -1,1 +1,22 @@
-"""The ONNX file and everything that runs it."""
+# ruff: noqa: I001  (sorting would put every name on a line of its own)
+"""Writing `sampler.onnx` (`export_onnx`), checking it against PyTorch, and drawing samples (`Sampler`)."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.limits import Cancelled as Cancelled
+    from export.parity import ParityCase as ParityCase, ParityError as ParityError
+    from export.sampler import Sampler as Sampler
+    from export.to_onnx import export_onnx as export_onnx
+else:
+    from diffusion.lazy import lazy_names
+
+    __all__, __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "export.limits": "Cancelled",
+            "export.parity": "ParityCase ParityError",
+            "export.sampler": "Sampler",
+            "export.to_onnx": "export_onnx",
+        },
+    )

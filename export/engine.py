@@ -1,4 +1,4 @@
-"""The network of a sampler.onnx and the loop around it, on the processor or a GPU."""
+"""The network of a sampler.onnx and the sampling loop around it, on the CPU or a GPU."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,27 +7,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
-from diffusion.sampling import SamplerTable, trajectory
-from export.cuda_loops import CudaLoops
+from diffusion.process.samplers import COEFFICIENTS, SamplerTable, trajectory
+from export.conditions import ConditionInputs
+from export.contract import BATCH, LABEL, OUTPUT, VARIANCE_OUTPUT, SamplerSpec, X
+from export.gpu_loop import DeviceLoopCache, fits_device_loop
 from export.labels import network_labels
-from export.limits import Watch
+from export.limits import RequestGuard
 from export.session import Provider, open_session
-from export.spec import SamplerSpec
+
+# A contract's types in ONNX Runtime's and in numpy's terms.
+_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 class Engine:
-    """Runs a file's network.
+    """Runs the network of a sampler.onnx.
 
     Args:
-        content: of the file.
-        provider: see `Sampler`.
-        threads: see `Sampler`.
+        content: the file's bytes.
+        provider: as for `export.sampler.Sampler`.
+        threads: as for `export.sampler.Sampler`.
 
     Attributes:
-        spec: what the file's metadata say.
+        spec: the file's metadata.
 
     Raises:
-        InputError: not a file that export.to_onnx wrote, or CUDA cannot be had.
+        InputError: the file was not written by export.to_onnx, or CUDA is required and not available.
     """
 
     def __init__(self, content: bytes, provider: Provider, threads: int | None) -> None:
@@ -35,18 +39,21 @@ class Engine:
         try:
             metadata = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as error:
-            raise InputError("the file's metadata are no text: export the model again") from error
+            raise InputError("the file's metadata is not valid text: export the model again") from error
         self.spec = SamplerSpec.from_metadata(metadata)
         self._check_signature()
-        self._cuda: CudaLoops | None = None
-        if self._runs_on == "CUDA":
-            self._cuda = CudaLoops(content, self._session, self.spec.shape, labelled=bool(self.spec.classes))
+        self._gpu_loops: DeviceLoopCache | None = None
+        # Other models run in the loop on the host, with the network on the GPU.
+        if self._runs_on == "CUDA" and fits_device_loop(self.spec):
+            self._gpu_loops = DeviceLoopCache(
+                content, self._session, self.spec.shape, labelled=bool(self.spec.classes)
+            )
 
     @property
     def runs_on(self) -> str:
-        """ "CPU" or "CUDA", with the reason where "auto" fell back or CUDA graphs could not be had."""
-        if self._cuda is not None and self._cuda.why_no_graphs is not None:
-            return f"CUDA, without graphs, since {self._cuda.why_no_graphs}"
+        """ "CPU" or "CUDA", followed by the reason if CUDA or CUDA graphs could not be used."""
+        if self._gpu_loops is not None and self._gpu_loops.graph_error is not None:
+            return f"CUDA, without CUDA graphs, since {self._gpu_loops.graph_error}"
         return self._runs_on
 
     def run(
@@ -54,33 +61,41 @@ class Engine:
         table: SamplerTable,
         noise: Callable[[int], NDArray[np.float64]],
         labels: NDArray[np.int64] | None,
-        scale: float,
-        watch: Watch,
+        conditions: ConditionInputs,
+        guidance_scale: float,
+        guard: RequestGuard,
         after_row: Callable[[Callable[[], NDArray[np.float64]]], None],
     ) -> NDArray[np.float64]:
-        """One batch from noise to samples.
+        """Turn one batch of noise into samples.
 
         Args:
             table: the sampler.
-            noise: row index -> float64 [batch, *shape]; -1 is the start.
-            labels: int64 [batch] of a conditional model.
-            scale: of guidance.
-            watch: over the request.
-            after_row: called after each row with a function that fetches its x0.
+            noise: function from a row index to float64 noise [batch, *shape]; -1 gives the initial noise.
+            labels: int64 [batch] for a conditional model, otherwise None.
+            conditions: further inputs of the network.
+            guidance_scale: strength of classifier-free guidance.
+            guard: guard of the request.
+            after_row: called after each row of the table with a function that fetches the row's x0.
 
         Returns:
             float64 [batch, *shape], normalised.
 
         Raises:
-            InputError, Cancelled, OutOfMemory: see `Watch.run`.
+            InputError, Cancelled, OutOfMemory: as for `RequestGuard.run`.
         """
         start = noise(-1)
-        if self._cuda is not None:
-            guided = labels is not None and scale != 1.0
-            both = network_labels(labels, len(self.spec.classes), guided=guided)
-            loop = self._cuda.loop(len(start), guided=guided)
-            return loop.run(start, table, noise, both, scale, watch, after_row)
-        denoise = partial(self.denoise, labels=labels, scale=scale, watch=watch)
+        if self._gpu_loops is not None and table.columns == COEFFICIENTS:
+            guided = labels is not None and guidance_scale != 1.0
+            y = network_labels(labels, len(self.spec.classes), guided=guided)
+            loop = self._gpu_loops.loop(len(start), guided=guided)
+            return loop.run(start, table, noise, y, guidance_scale, guard, after_row)
+        denoise = partial(
+            self.denoise_with_variance if "g" in table.columns else self.denoise,
+            labels=labels,
+            conditions=conditions,
+            guidance_scale=guidance_scale,
+            guard=guard,
+        )
         for x, x0 in trajectory(denoise, start, table, noise):
             after_row(x0.view)
             last = x
@@ -89,46 +104,83 @@ class Engine:
     def denoise(
         self,
         x: NDArray[np.float64],
-        timestep: int,
+        level: float,
         labels: NDArray[np.int64] | None,
-        scale: float,
-        watch: Watch,
+        conditions: ConditionInputs,
+        guidance_scale: float,
+        guard: RequestGuard,
     ) -> NDArray[np.float64]:
-        """One guided output of the network; arguments as for `Sampler.denoise`."""
-        if labels is None or scale == 1.0:
-            return self._call(x, timestep, labels, watch)
-        both = network_labels(labels, len(self.spec.classes), guided=True)
-        out = self._call(np.concatenate([x, x]), timestep, both, watch)
-        unconditional, conditional = out[: len(x)], out[len(x) :]
-        return unconditional + scale * (conditional - unconditional)
+        """Compute the network's output, with guidance; arguments as for `export.sampler.Sampler.denoise`."""
+        return self._guided([OUTPUT], x, level, labels, conditions, guidance_scale, guard)[0]
 
-    def _call(
-        self, x: NDArray[np.float64], timestep: int, labels: NDArray[np.int64] | None, watch: Watch
-    ) -> NDArray[np.float64]:
-        inputs = {"x": x.astype(np.float32), "t": np.full(len(x), timestep, dtype=np.int64)}
-        if labels is not None:
-            inputs["y"] = labels
-        (out,) = watch.run(self._session.run, ["model_output"], inputs)
-        if out.shape != x.shape:
-            raise InputError(
-                f"the model's output has shape {list(out.shape)}, not {list(x.shape)} as it says: "
-                "export the model again"
-            )
-        return out.astype(np.float64)
+    def denoise_with_variance(
+        self,
+        x: NDArray[np.float64],
+        level: float,
+        labels: NDArray[np.int64] | None,
+        conditions: ConditionInputs,
+        guidance_scale: float,
+        guard: RequestGuard,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Compute both outputs of a network that learns its variance, which guidance leaves as it is."""
+        outputs = [OUTPUT, VARIANCE_OUTPUT]
+        out, variance = self._guided(outputs, x, level, labels, conditions, guidance_scale, guard)
+        return out, variance
+
+    def _guided(
+        self,
+        outputs: list[str],
+        x: NDArray[np.float64],
+        level: float,
+        labels: NDArray[np.int64] | None,
+        conditions: ConditionInputs,
+        guidance_scale: float,
+        guard: RequestGuard,
+    ) -> list[NDArray[np.float64]]:
+        if labels is None or guidance_scale == 1.0:
+            return self._call_network(outputs, x, level, labels, conditions, guard)
+        y = network_labels(labels, len(self.spec.classes), guided=True)
+        twice = {name: np.concatenate([value, value]) for name, value in conditions.items()}
+        out, *others = self._call_network(outputs, np.concatenate([x, x]), level, y, twice, guard)
+        unconditional, conditional = out[: len(x)], out[len(x) :]
+        guided = unconditional + guidance_scale * (conditional - unconditional)
+        return [guided, *(other[len(x) :] for other in others)]
+
+    def _call_network(
+        self,
+        outputs: list[str],
+        x: NDArray[np.float64],
+        level: float,
+        y: NDArray[np.int64] | None,
+        conditions: ConditionInputs,
+        guard: RequestGuard,
+    ) -> list[NDArray[np.float64]]:
+        level_type, _ = self.spec.graph_inputs[self.spec.level_input]
+        inputs = {X: x.astype(np.float32), self.spec.level_input: np.full(len(x), level, dtype=level_type)}
+        if y is not None:
+            inputs[LABEL] = y
+        values = guard.run(self._session.run, outputs, inputs | conditions)
+        for value in values:
+            if value.shape != x.shape:
+                raise InputError(
+                    f"the model's output has shape {list(value.shape)} instead of {list(x.shape)}: "
+                    "export the model again"
+                )
+        return [value.astype(np.float64) for value in values]
 
     def _check_signature(self) -> None:
         expected = {
-            "x": ("tensor(float)", self.spec.shape),
-            "t": ("tensor(int64)", ()),
-            "model_output": ("tensor(float)", self.spec.shape),
-        } | ({"y": ("tensor(int64)", ())} if self.spec.classes else {})
+            name: (_ONNX_TYPES[dtype], shape)
+            for name, (dtype, shape) in {**self.spec.graph_inputs, **self.spec.graph_outputs}.items()
+        }
         values = [*self._session.get_inputs(), *self._session.get_outputs()]
-        found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
+        actual = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
         batched = all(value.shape and not isinstance(value.shape[0], int) for value in values)
-        if found != expected or len(values) != len(expected) or not batched:
-            seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)[:200]
-            numbers = "t and y" if self.spec.classes else "t"
+        if actual != expected or len(values) != len(expected) or not batched:
+            shown = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)[:200]
+            needed = ", ".join(
+                f"{name} {dtype} {[BATCH, *shape]}" for name, (dtype, shape) in expected.items()
+            )[:400]
             raise InputError(
-                f"its inputs and outputs are {seen}, not x float32 and model_output float32 "
-                f"{['batch', *self.spec.shape]} with {numbers} int64 ['batch']: export the model again"
+                f"the model's inputs and outputs are {shown}, but need to be {needed}: export the model again"
             )

@@ -1,4 +1,4 @@
-"""Ends a request's network calls when its time is up, it is not wanted any more, or memory is short."""
+"""Guards a sampling request: ends it on a time limit or cancellation, and recognises a lack of memory."""
 
 import re
 import threading
@@ -11,87 +11,92 @@ import onnxruntime
 
 from diffusion.errors import InputError
 
-_SECONDS_BETWEEN_LOOKS = 0.05
+WATCHER_THREAD = "sampling-request-watcher"
+
+_SECONDS_BETWEEN_POLLS = 0.05
 _OUT_OF_MEMORY = re.compile(r"bad_alloc|allocate memory|out of memory|OOM", re.IGNORECASE)
 
 
 class Cancelled(RuntimeError):
-    """A request ended because its `stop` was set."""
+    """A request was ended by its `stop` event."""
 
 
 class OutOfMemory(RuntimeError):
-    """A batch did not fit into memory; a smaller one may."""
+    """A batch did not fit into memory; a smaller one may fit."""
 
 
-def translated(error: Exception) -> InputError | OutOfMemory:
-    """What an exception of ONNX Runtime, which has a class of its own for each status code, means here."""
+def translate_error(error: Exception) -> InputError | OutOfMemory:
+    """Convert an exception of ONNX Runtime, which has an exception class per status code."""
     first_line = (str(error).splitlines() or [""])[0][:160]
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
         return OutOfMemory(first_line)
     return InputError(f"ONNX Runtime cannot run the model: {first_line}")
 
 
-class Watch:
-    """Watches over one request; a context manager. Calls of the network go through `run`.
+class RequestGuard:
+    """Context manager that guards one request, whose calls of the network go through `run`.
+
+    An untrusted graph may loop for ever, so checking between two calls is not enough: a watcher thread
+    also terminates the call in progress, through ONNX Runtime's RunOptions.
 
     Args:
-        time_limit: seconds that the request may take, or None.
-        stop: set by anyone to end the request, or None.
+        time_limit: time that the request may take, in seconds, or None for no limit.
+        stop: event that ends the request when set, or None.
 
-    A graph from a stranger may loop for ever, so that looking between two calls is not enough: a call
-    that is under way is ended too, by RunOptions.
+    Raises:
+        InputError: the time limit is not positive.
     """
 
     def __init__(self, time_limit: float | None = None, stop: threading.Event | None = None) -> None:
         if time_limit is not None and not time_limit > 0.0:
-            raise InputError(f"time_limit {time_limit:g}: give seconds, more than 0")
+            raise InputError(f"time_limit {time_limit:g}: give a number of seconds greater than 0")
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = 4
         self._time_limit, self._stop = time_limit, stop
-        self._ends = None if time_limit is None else time.monotonic() + time_limit
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self._finished = threading.Event()
+        self._watcher: threading.Thread | None = None
 
-    def __enter__(self) -> "Watch":
-        if self._ends is not None or self._stop is not None:
-            self._thread = threading.Thread(target=self._look, daemon=True)
-            self._thread.start()
+    def __enter__(self) -> "RequestGuard":
+        if self._deadline is not None or self._stop is not None:
+            self._watcher = threading.Thread(target=self._watch, name=WATCHER_THREAD, daemon=True)
+            self._watcher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._finished.set()
+        if self._watcher is not None:
+            self._watcher.join()
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """call(*arguments, run options) of a session.
+        """Run a method of a session as `call(*arguments, run_options)`.
 
         Raises:
             Cancelled: `stop` was set.
-            InputError: the time is up, or the graph cannot be run.
-            OutOfMemory: as it says.
+            InputError: the time limit was exceeded, or the graph cannot be run.
+            OutOfMemory: the batch did not fit into memory.
         """
         self._check()
         try:
             return call(*arguments, self._options)
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+        except Exception as error:  # ONNX Runtime has an exception class per status code
             self._check()
-            raise translated(error) from error
+            raise translate_error(error) from error
 
     def _check(self) -> None:
         if self._stop is not None and self._stop.is_set():
             raise Cancelled("the request was cancelled")
-        if self._ends is not None and time.monotonic() >= self._ends:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
             raise InputError(
-                f"time_limit {self._time_limit:g}: the seconds are over before the samples are drawn; give "
-                "more, or ask for fewer samples or steps"
+                f"time_limit {self._time_limit:g}: drawing the samples takes more seconds than that; "
+                "raise the limit, or ask for fewer samples or steps"
             )
 
-    def _look(self) -> None:
-        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+    def _watch(self) -> None:
+        while not self._finished.wait(_SECONDS_BETWEEN_POLLS):
             stopped = self._stop is not None and self._stop.is_set()
-            if stopped or (self._ends is not None and time.monotonic() >= self._ends):
+            if stopped or (self._deadline is not None and time.monotonic() >= self._deadline):
                 self._options.terminate = True
                 return

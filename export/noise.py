@@ -1,8 +1,8 @@
-"""Counter-based noise: a seed gives the same sample at any batch size and in any language.
+"""Counter-based noise, so that a seed gives the same samples at any batch size and in any language.
 
 Threefry 2x32-20 (Salmon et al., SC 2011) with key = (seed mod 2^32, sample index) and
 counter = (k, p): k = 0 is the initial noise, k = i + 1 the noise of the sampler table's row i, and
-p numbers the pairs of the sample's elements in C order.
+p is the index of a pair of neighbouring elements of the sample, in C order.
 """
 
 import numpy as np
@@ -20,8 +20,8 @@ def threefry(
     """Threefry 2x32 with 20 rounds.
 
     Args:
-        key: two words, each uint32 of any shape; all four words broadcast against each other.
-        counter: two words.
+        key: two uint32 words of any shape; all four words broadcast against each other.
+        counter: two uint32 words of any shape.
 
     Returns:
         Two uint32 arrays of the common shape.
@@ -31,7 +31,7 @@ def threefry(
     words = (np.asarray(word, dtype=np.uint32) for word in (*key, *counter))
     key0, key1, x0, x1 = np.broadcast_arrays(*words)
     schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
-    with np.errstate(over="ignore"):  # words wrap round
+    with np.errstate(over="ignore"):  # words wrap around
         x0, x1 = x0 + key0, x1 + key1
         for group in range(5):
             for rotation in _ROTATIONS[group % 2]:
@@ -43,16 +43,16 @@ def threefry(
 
 
 def normal_noise(seed: int, sample_indices: ArrayLike, k: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Standard normal noise by Box-Muller on Threefry's words.
+    """Standard normal noise: the Box-Muller transform of Threefry's words.
 
-    Words w0, w1 give u = (w0 + 0.5) / 2^32 and theta = 2 pi (w1 + 0.5) / 2^32; elements 2p and
+    Two words w0, w1 give u = (w0 + 0.5) / 2^32 and theta = 2 pi (w1 + 0.5) / 2^32; elements 2p and
     2p + 1 of a sample are r cos theta and r sin theta with r = sqrt(-2 ln u).
 
     Args:
-        seed: any integer; only seed mod 2^32 counts.
-        sample_indices: [batch] global indices of the samples.
-        k: 0 for the initial noise, i + 1 for the noise of table row i.
-        shape: of one sample.
+        seed: any integer; only seed mod 2^32 is used.
+        sample_indices: indices of the samples within the seed, [batch].
+        k: 0 for the initial noise, i + 1 for the noise of row i of the sampler's table.
+        shape: shape of one sample.
 
     Returns:
         float64 [batch, *shape].

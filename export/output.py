@@ -1,4 +1,4 @@
-"""Samples written to files: pictures, arrays and tables. Needs numpy and Pillow alone."""
+"""Writes samples to files: pictures, arrays and tables. Needs only numpy and Pillow."""
 
 import csv
 import os
@@ -10,30 +10,31 @@ from numpy.typing import NDArray
 from diffusion.errors import InputError
 from diffusion.files import replacing
 from diffusion.plots import draw_samples
-from export.spec import SamplerSpec
+from export.contract import SamplerSpec
 
 
 def save_samples(
-    samples: NDArray[np.float32], spec: SamplerSpec, path: Path, *, in_turn: bool = True
+    samples: NDArray[np.float32], spec: SamplerSpec, path: Path, *, labels_cycle: bool = True
 ) -> None:
-    """Write samples by the suffix of `path`: .png (grid or scatter), .npy, or .csv (points).
+    """Write samples in the format of the path's suffix: .png (grid or scatter plot), .npy or .csv (points).
 
     Args:
         samples: [batch, *shape] in data units.
-        spec: of the sampler that drew them.
-        path: the file.
-        in_turn: whether they are of every class in turn, where the model is conditional.
+        spec: spec of the sampler that drew them.
+        path: path of the file.
+        labels_cycle: for a conditional model, whether the samples' labels cycle through the classes; a
+            picture then shows which class each sample has.
 
     Raises:
-        InputError: another suffix, .csv for images, or a place that cannot be written.
+        InputError: the suffix is another one, .csv is given for images, or the path cannot be written.
     """
     suffix = check_suffix(path, spec)
     try:
         with replacing(path) as part:
-            _write(samples, spec, part, suffix, len(spec.classes) if in_turn else 0)
+            _write(samples, spec, part, suffix, len(spec.classes) if labels_cycle else 0)
     except OSError as error:
         raise InputError(
-            f"--output {path} cannot be written ({error.strerror}): choose another place"
+            f"--output {path} cannot be written ({error.strerror}): choose another path"
         ) from error
 
 
@@ -54,10 +55,10 @@ def _write(
 
 
 def check_suffix(path: Path, spec: SamplerSpec) -> str:
-    """The suffix of a path that samples can be written to.
+    """Check that samples can be written to a path, and return its suffix.
 
     Raises:
-        InputError: another suffix, or a place that cannot be written.
+        InputError: the suffix is not one for these samples, or the path cannot be written.
     """
     allowed = [".png", ".npy"] if spec.data["kind"] == "image" else [".png", ".npy", ".csv"]
     if path.suffix not in allowed:
@@ -67,15 +68,15 @@ def check_suffix(path: Path, spec: SamplerSpec) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Find out before the work whether a file can be written.
+    """Check that a file can be written, so that the command fails before it does any work.
 
     Raises:
-        InputError: it cannot.
+        InputError: the file cannot be written.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"--output {path}: the folder {path.parent} does not exist; make it first")
+        raise InputError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
-        raise InputError(f"--output {path} is a folder: give the name of a file")
+        raise InputError(f"--output {path} is a folder: give the path of a file")
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise InputError(f"--output {path} must not be written: choose another place")
+        raise InputError(f"--output {path} is not writable: choose another path")

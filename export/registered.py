@@ -1,4 +1,4 @@
-"""Fetches a sampler.onnx from MLflow's model registry; needs mlflow, which the sampler does not."""
+"""Downloads a sampler.onnx from MLflow's model registry. Needs mlflow, unlike the sampler itself."""
 
 import contextlib
 import io
@@ -7,17 +7,21 @@ from pathlib import Path
 
 from diffusion.errors import InputError
 
-_LARGEST_MESSAGE = 200
+_MAX_MESSAGE = 200
 
 
-def registered_file(uri: str) -> bytes:
-    """The sampler.onnx of a registered model.
+def download_sampler(uri: str) -> bytes:
+    """Download the sampler.onnx of a registered model.
 
     Args:
-        uri: such as models:/NAME@champion or models:/NAME/3; of the store that MLflow is set to.
+        uri: URI of the model, such as models:/NAME@champion or models:/NAME/3, in the registry that MLflow
+            is configured to use.
+
+    Returns:
+        The file's bytes.
 
     Raises:
-        InputError: MLflow is not installed, has no such model, or it holds no sampler.onnx.
+        InputError: MLflow is not installed, the model does not exist, or it contains no sampler.onnx.
     """
     if not uri.startswith("models:/"):
         raise InputError(f"{uri!r}: give models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -28,12 +32,17 @@ def registered_file(uri: str) -> bytes:
         raise InputError(f"{uri}: MLflow is not installed; install it, or give the file's path") from error
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # for its bar
+            with contextlib.redirect_stderr(io.StringIO()):  # hides its progress bar
                 mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except (MlflowException, OSError, ValueError) as error:
-            first_line = str(error).splitlines()[0][:_LARGEST_MESSAGE]
-            raise InputError(f"{uri} cannot be had from {mlflow.get_tracking_uri()}: {first_line}") from error
-        found = sorted(Path(folder).rglob("sampler.onnx"))
-        if len(found) != 1:
-            raise InputError(f"{uri} holds {len(found)} files named sampler.onnx: a sweep registers one")
-        return found[0].read_bytes()
+            first_line = str(error).splitlines()[0][:_MAX_MESSAGE]
+            raise InputError(
+                f"{uri} cannot be downloaded from {mlflow.get_tracking_uri()}: {first_line}"
+            ) from error
+        files = sorted(Path(folder).rglob("sampler.onnx"))
+        if len(files) != 1:
+            raise InputError(
+                f"{uri} contains {len(files)} files named sampler.onnx instead of one: "
+                "give a model that a sweep registered"
+            )
+        return files[0].read_bytes()

@@ -1,4 +1,4 @@
-"""An ONNX Runtime session on the processor that was asked for."""
+"""Opens ONNX Runtime sessions on the CPU or a GPU."""
 
 import ctypes
 import os
@@ -10,70 +10,77 @@ from diffusion.errors import InputError
 
 Provider = Literal["auto", "cpu", "cuda"]
 
+DRIVER_LIBRARY = "nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1"
+
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_NO_FOLDER = os.path.join(os.devnull, "none")
-# Matrix products so small are done before a second thread has woken.
-_BYTES_OF_TINY_MODEL = 1_000_000
-_FEWEST_BYTES_TO_FOLD = 2**26
+_MISSING_FOLDER = os.path.join(os.devnull, "none")
+# The matrix products of a smaller model are finished before a second thread wakes up.
+_MIN_BYTES_FOR_THREADS = 1_000_000
+_MIN_FOLDING_LIMIT = 2**26
 
 
 def open_session(
     model: bytes, provider: Provider, threads: int | None = None
 ) -> tuple[onnxruntime.InferenceSession, str]:
-    """Open a model, on CUDA where that was asked for or can be had.
+    """Open a model for any batch size.
 
     Args:
-        model: the ONNX file's bytes; a model that refers to other files is refused.
-        provider: "cuda" insists; "auto" takes CUDA where it works and the CPU elsewhere.
-        threads: of the processor; None is one for a tiny model and one a core for others.
+        model: bytes of the ONNX file; a model that refers to other files is rejected.
+        provider: "cpu"; "cuda", which fails if CUDA is not available; or "auto", which uses CUDA if it is
+            available and the CPU otherwise.
+        threads: number of CPU threads; None is one for a tiny model, otherwise one per core.
 
     Returns:
-        The session, and in words what it runs on and why.
+        The session, and a description of what it runs on: "CPU" or "CUDA", followed by the reason if
+        "auto" fell back to the CPU.
 
     Raises:
-        InputError: the bytes are no ONNX model, or CUDA was insisted on and cannot be had.
+        InputError: the bytes are not an ONNX model, or provider "cuda" is not available.
     """
     if provider == "cpu":
         return _session(model, [_CPU], threads), "CPU"
-    reason = _why_no_cuda()
+    reason = cuda_unavailable_reason()
     if reason is None:
         reason = "ONNX Runtime could not load its CUDA libraries (CUDA 13 and cuDNN 9)"
         try:
             session = _session(model, [_CUDA, _CPU], threads)
             if session.get_providers()[0] == _CUDA:
                 return session, "CUDA"
-        except InputError as error:  # which a bad file is on the processor as well
+        except InputError as error:  # a corrupt file fails again below, on the CPU
             reason = str(error)
     if provider == "cuda":
         raise InputError(
             f"provider cuda: {reason}; use provider auto or cpu, or install ray-ddpm[gpu] "
-            "(python -m export.sampler --doctor says more)"
+            "(for details: python -m export.sampler --doctor)"
         )
     return _session(model, [_CPU], threads), f"CPU, since {reason}"
 
 
-def open_static_session(model: bytes, batch: int, device: str) -> onnxruntime.InferenceSession:
-    """Open a model for one batch size; on "cuda" its launches are captured as one CUDA graph.
+def open_static_session(model: bytes, batch_size: int, device: str) -> onnxruntime.InferenceSession:
+    """Open a model for one batch size; on "cuda" its kernel launches are captured as one CUDA graph.
 
     Args:
-        model: as for `open_session`.
-        batch: what the dimension of that name becomes.
+        model: bytes of the ONNX file, as for `open_session`.
+        batch_size: fixed size of the model's dimension "batch".
         device: "cuda" or "cpu".
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: the model cannot be opened.
     """
     cuda = [(_CUDA, {"enable_cuda_graph": "1"}), _CPU]
-    return _session(model, cuda if device == "cuda" else [_CPU], None, batch)
+    return _session(model, cuda if device == "cuda" else [_CPU], None, batch_size)
 
 
-def _why_no_cuda() -> str | None:
-    """Ask the driver first: ONNX Runtime names CUDA as available whether or not there is a GPU."""
+def cuda_unavailable_reason() -> str | None:
+    """Return why CUDA cannot be used, or None if a session may be tried.
+
+    The driver is asked first, since ONNX Runtime lists CUDA as available even on machines without a GPU.
+    """
     if _CUDA not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no CUDA"
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1")
+        driver = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
         return "this machine has no NVIDIA driver"
     count = ctypes.c_int(0)
@@ -84,25 +91,27 @@ def _why_no_cuda() -> str | None:
 
 
 def _session(
-    model: bytes, providers: list[Any], threads: int | None, batch: int | None = None
+    model: bytes, providers: list[Any], threads: int | None, batch_size: int | None = None
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what matters is raised, or said by open_session
+    options.log_severity_level = 4  # errors are raised or returned, not logged
     if threads is None:
-        options.intra_op_num_threads = 1 if len(model) < _BYTES_OF_TINY_MODEL else 0
+        options.intra_op_num_threads = 1 if len(model) < _MIN_BYTES_FOR_THREADS else 0
     else:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without a folder of its own a model in memory may read files from the working directory.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
-    # Opening a small file must not fill the memory; 16-bit weights become twice as large.
-    most = max(_FEWEST_BYTES_TO_FOLD, 2 * len(model))
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(most))
-    if batch is not None:
-        options.add_free_dimension_override_by_name("batch", batch)
+    # Unless this is set, a model given as bytes may read files in the working directory.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _MISSING_FOLDER)
+    # Constant folding must not let a small file fill the memory; 16-bit weights become twice as large.
+    folding_limit = max(_MIN_FOLDING_LIMIT, 2 * len(model))
+    options.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(folding_limit)
+    )
+    if batch_size is not None:
+        options.add_free_dimension_override_by_name("batch", batch_size)
     try:
-        # It would print that it fell back to another provider, and try again.
+        # With its own fallback, ONNX Runtime would print a message and retry with another provider.
         return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+    except Exception as error:  # ONNX Runtime has an exception class per status code
         first_line = (str(error).splitlines() or [""])[0][:160]
         raise InputError(f"ONNX Runtime cannot read the model: {first_line}") from error

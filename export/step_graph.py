@@ -1,29 +1,30 @@
-"""Writes the two graphs of one sampling step that run beside the denoiser on a GPU.
+"""Writes the two ONNX graphs of one sampling step, which run next to the denoiser on a GPU.
 
     python -m export.step_graph
 
-`step.onnx` is `diffusion.sampling.step` in float64; `guided_step.onnx` first combines the two halves of a
-guided batch. They stand in the repository because the sampler runs where onnx is not installed.
+`step.onnx` computes `diffusion.process.samplers.step` in float64; `guided_step.onnx` first combines the two
+halves of a guided batch. Both files are part of the repository, since the sampler runs without the onnx
+package.
 
     inputs   x, x0_previous, z    float64 [batch, ...]
-             out                  float32 [batch, ...]; guided: [2 batch, ...], without class first
-             row                  float64 [10]: the table's nine coefficients and the guidance scale
+             out                  float32 [batch, ...]; guided: [2 * batch, ...], outputs without class first
+             row                  float64 [10]: the `COEFFICIENTS` of a row of the table, guidance scale
     outputs  x_next, x0           float64 [batch, ...]
-             network_input        float32 of `out`'s shape: x_next, guided: twice
+             network_input        float32, shape of `out`: x_next; guided: x_next twice
 """
 
 import onnx
 from onnx import TensorProto, helper
 
-from diffusion.sampling import COEFFICIENTS
-from export.device_loop import step_file
+from diffusion.process.samplers import COEFFICIENTS
+from export.contract import OPSET
+from export.gpu_loop import step_file
 
-OPSET = 20
 _IR_VERSION = 10
 
 
 def step_model(*, guided: bool) -> onnx.ModelProto:
-    """One of the two graphs, see the module."""
+    """Build the graph of one sampling step, without or with guidance."""
     nodes = [
         helper.make_node("Constant", [], [f"place_{index}"], value_int=index)
         for index in range(len(COEFFICIENTS) + guided)
@@ -34,24 +35,24 @@ def step_model(*, guided: bool) -> onnx.ModelProto:
         for index, name in enumerate(names)
     ]
 
-    def add(op: str, inputs: list[str], output: str, **attributes: int) -> str:
-        nodes.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
+    def add(operator: str, inputs: list[str], name: str, **attributes: int) -> str:
+        nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
 
     add("Cast", ["out"], "out_64", to=TensorProto.DOUBLE)
-    used = "out_64"
+    output = "out_64"
     if guided:
         nodes.append(
             helper.make_node("Split", ["out_64"], ["unconditional", "conditional"], axis=0, num_outputs=2)
         )
         add("Sub", ["conditional", "unconditional"], "difference")
         add("Mul", ["guidance_scale", "difference"], "scaled_difference")
-        used = add("Add", ["unconditional", "scaled_difference"], "guided_out")
+        output = add("Add", ["unconditional", "scaled_difference"], "guided_out")
     add("Mul", ["a", "x"], "ax")
-    add("Mul", ["b", used], "bout")
+    add("Mul", ["b", output], "bout")
     add("Add", ["ax", "bout"], "unclipped")
     add("Clip", ["unclipped", "lo", "hi"], "x0")
-    terms = [("c", "x0"), ("d", "x"), ("e", "x0_previous"), ("f", used), ("s", "z")]
+    terms = [("c", "x0"), ("d", "x"), ("e", "x0_previous"), ("f", output), ("s", "z")]
     products = [add("Mul", [name, value], f"{name}_term") for name, value in terms]
     total = products[0]
     for index, product in enumerate(products[1:], start=1):

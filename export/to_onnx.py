@@ -1,6 +1,6 @@
-"""From a trained model to sampler.onnx: `python -m export.to_onnx runs/NAME/champion --output sampler.onnx`.
+"""Exports a trained model: `python -m export.to_onnx runs/NAME/champion --output sampler.onnx`.
 
-Nothing is written unless the file computes what PyTorch computes.
+The file is written only if its outputs agree with PyTorch's.
 """
 
 import contextlib
@@ -9,51 +9,51 @@ import io
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 import onnx
 import torch
 
-from diffusion.checkpoints import TrainedModel
-from diffusion.data import load_dataset
+from diffusion.data.dataset import load_source
+from diffusion.data.sources import open_source
 from diffusion.errors import InputError
 from diffusion.files import replacing
-from diffusion.sources import needs_streaming
-from export.arguments import OneLineParser
+from diffusion.training.checkpoints import TrainedModel
+from export.cli import OneLineParser
+from export.contract import BATCH, OPSET, SamplerSpec
 from export.output import check_output
-from export.parity import ParityCase, ParityError, check_parity, check_storage, require
+from export.parity import ParityCase, ParityError, check_parity, check_samples, check_storage, require
 from export.precision import store_in_half, with_rounded_weights
-from export.sample_parity import check_samples
-from export.spec import SamplerSpec
 
-__all__ = ["OPSET", "ParityError", "Precision", "export_onnx", "sampler_spec"]
+__all__ = ["OPSET", "ParityError", "Precision", "denoiser_graph", "export_onnx", "sampler_spec"]
 
-OPSET = 20
 Precision = Literal["fp32", "fp16"]
 
 
 def export_onnx(model: TrainedModel, precision: Precision = "fp32") -> tuple[bytes, list[ParityCase]]:
-    """Export a model, with everything that is needed to sample in the file's metadata.
+    """Export a model as an ONNX file whose metadata contains everything needed for sampling.
 
     Args:
-        model: to export.
-        precision: "fp16" stores the weights in 16 bits. The file is then held to a PyTorch model with
-            the same rounded weights, and, less strictly, to the model itself.
+        model: the model.
+        precision: "fp16" stores the weights in 16 bits. The file is then compared with a PyTorch model
+            that has the same rounded weights and, with a larger tolerance, with the model itself.
 
     Returns:
-        The file's bytes, and the comparisons with PyTorch, all passed.
+        The file's bytes, and the comparisons with PyTorch, which all passed.
 
     Raises:
         ParityError: a comparison failed.
-        InputError: a weight is too large for 16 bits.
+        InputError: a weight is too large for float16.
     """
     stored = with_rounded_weights(model) if precision == "fp16" else model
-    proto = _denoiser_graph(stored)
+    spec = sampler_spec(model)
+    proto = denoiser_graph(stored.network, spec)
     _strip(proto.graph)
     if precision == "fp16":
         store_in_half(proto.graph, {name for name, _ in model.network.named_parameters()})
-    onnx.helper.set_model_props(proto, sampler_spec(model).to_metadata())
+    onnx.helper.set_model_props(proto, spec.to_metadata())
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     cases = check_parity(stored, content)
@@ -64,7 +64,7 @@ def export_onnx(model: TrainedModel, precision: Precision = "fp32") -> tuple[byt
 
 
 def sampler_spec(model: TrainedModel) -> SamplerSpec:
-    """The metadata of a model's file."""
+    """Collect the metadata of a model's ONNX file."""
     data, sampler, schedule = model.data, model.config.sampler, model.config.schedule
     return SamplerSpec(
         data={
@@ -80,7 +80,7 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
         prediction_type=model.config.prediction_type,
         sampler={
             "name": sampler.name,
-            "num_steps": len(model.table.timesteps),
+            "num_steps": model.table.num_steps,
             "eta": sampler.eta,
             "variance": sampler.variance,
             "spacing": sampler.spacing,
@@ -97,22 +97,33 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
     )
 
 
-def _denoiser_graph(model: TrainedModel) -> onnx.ModelProto:
-    # Two examples: a batch of one may be taken for a constant.
-    x = torch.zeros(2, *model.data.shape)
-    # Timesteps and labels are two tensors: one given twice would become one input.
-    t, y = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    names = ["x", "t"] + (["y"] if model.data.num_classes else [])
-    batch = torch.export.Dim("batch")
+def denoiser_graph(network: torch.nn.Module, spec: SamplerSpec) -> onnx.ModelProto:
+    """Convert a network to ONNX, with the contract's inputs and outputs of any batch size.
+
+    Args:
+        network: network in evaluation mode, with the positional arguments `spec.graph_inputs` and the
+            outputs `spec.graph_outputs`.
+        spec: what sampling needs besides the network.
+
+    Raises:
+        ParityError: the exporter fixed the batch size.
+    """
+    # Two examples, since the exporter may take a batch of one for a constant. A tensor for each input, since
+    # the exporter would merge inputs that are the same object.
+    examples = {
+        name: torch.zeros(2, *shape, dtype=getattr(torch, dtype))
+        for name, (dtype, shape) in spec.graph_inputs.items()
+    }
+    batch = torch.export.Dim(BATCH)
     with _quiet():
         program = torch.onnx.export(
-            model.network,
-            (x, t, y)[: len(names)],
+            network,
+            tuple(examples.values()),
             dynamo=True,
             opset_version=OPSET,
-            input_names=names,
-            output_names=["model_output"],
-            dynamic_shapes=[{0: batch}] * len(names),
+            input_names=list(examples),
+            output_names=list(spec.graph_outputs),
+            dynamic_shapes=[{0: batch}] * len(examples),
             verbose=False,
         )
     assert program is not None
@@ -120,13 +131,13 @@ def _denoiser_graph(model: TrainedModel) -> onnx.ModelProto:
     for value in (*proto.graph.input, *proto.graph.output):
         first = value.type.tensor_type.shape.dim[0]
         if not first.dim_param:
-            raise ParityError(f"the exporter fixed the batch of {value.name} to {first.dim_value}")
-        first.dim_param = "batch"
+            raise ParityError(f"the exporter fixed the batch size of {value.name} to {first.dim_value}")
+        first.dim_param = BATCH
     return proto
 
 
 def _strip(graph: onnx.GraphProto) -> None:
-    """Drop stack traces, which name local paths, and shapes that ONNX Runtime infers anyway."""
+    """Remove stack traces, which contain local paths, and shapes that ONNX Runtime infers itself."""
     del graph.value_info[:]
     del graph.metadata_props[:]
     graph.doc_string = ""
@@ -143,7 +154,7 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """torch.onnx reports its stages on standard output and its caveats as warnings."""
+    """Hide what torch.onnx prints, logs and warns about during an export."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -156,34 +167,51 @@ def _quiet():  # type: ignore[no-untyped-def]
 
 
 def _compare_samples(model: TrainedModel, content: bytes, cases: list[ParityCase]) -> str | None:
-    """Add the comparison of samples, or say why there is none: the data may not be on this machine."""
+    """Compare samples with the data set and append the result to `cases`.
+
+    Returns:
+        None, or why the data set could not be used: it need not be on this machine.
+
+    Raises:
+        ParityError: the comparison failed.
+    """
+    not_compared = "samples were not compared with the data"
     try:
-        if needs_streaming(model.config.data):
-            return f"samples were not held to the data ({model.data.name} is too large to be read at once)"
-        dataset = load_dataset(model.config.data)
+        source = open_source(model.config.data)
+        if source.larger_than_memory:
+            return f"{not_compared} ({model.data.name} is larger than data.memory_limit_gb)"
+        dataset = load_source(source)
     except InputError as error:
-        return f"samples were not held to the data ({error})"
+        return f"{not_compared} ({error})"
     if dataset.spec.fingerprint != model.data.fingerprint:
-        return f"samples were not held to the data: {model.data.name} is not what the model was trained on"
+        return f"{not_compared}: {model.data.name} differs from the data that the model was trained on"
     cases += check_samples(model, content, dataset)
     require(cases)
     return None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line: export one model folder."""
-    parser = OneLineParser(prog="python -m export.to_onnx", description="Export a trained model to ONNX.")
-    parser.add_argument("model", type=Path, help="a folder with config.json and model.safetensors")
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.to_onnx") -> int:
+    """Run the command line, which exports one model folder, and return the exit status.
+
+    Args:
+        arguments: command-line arguments; None: those of the process.
+        prog: name of the command in its help.
+    """
+    parser = OneLineParser(prog=prog, description="Export a trained model to ONNX.")
+    parser.add_argument("model", type=Path, help="folder with config.json and model.safetensors")
     parser.add_argument("--output", type=Path, default=Path("sampler.onnx"))
     parser.add_argument(
-        "--precision", choices=get_args(Precision), default="fp32", help="fp16: weights in half the space"
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="fp16: store the weights in 16 bits, which halves the file",
     )
     options = parser.parse_args(arguments)
     try:
         check_output(options.output)
         model = TrainedModel.load(options.model)
         content, cases = export_onnx(model, options.precision)
-        unseen = _compare_samples(model, content, cases)
+        note = _compare_samples(model, content, cases)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -194,13 +222,16 @@ def main(arguments: list[str] | None = None) -> int:
         with replacing(options.output) as part:
             part.write_bytes(content)
     except OSError as error:
-        print(f"error: --output {options.output} cannot be written ({error.strerror})", file=sys.stderr)
+        print(
+            f"error: --output {options.output} cannot be written ({error.strerror}): choose another path",
+            file=sys.stderr,
+        )
         return 2
     worst = max(case.max_abs_error / max(case.output_scale, 1e-6) for case in cases)
     print(f"{options.output}: {len(content) / 1e6:.2f} MB, {len(cases)} comparisons with PyTorch passed")
-    print(f"largest difference {worst:.1e} of the output's scale")
-    if unseen:
-        print(unseen)
+    print(f"largest difference: {worst:.1e}, relative to the largest output")
+    if note:
+        print(note)
     print(f"next: python -m export.sampler {options.output} --output samples.png")
     return 0
 

@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and the Makefile belong together."""
+"""pyproject.toml and constraints.txt agree with each other and with the environment."""
 
 import re
 import tomllib
@@ -19,7 +19,7 @@ PINS = {
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["train"], *extras["cluster"], *extras["test"]]
+    lines = [*PROJECT["dependencies"], *(line for name in extras if name != "gpu" for line in extras[name])]
     return [Requirement(line) for line in lines if not line.startswith("ray-ddpm")]
 
 
@@ -34,26 +34,26 @@ def test_every_requirement_is_pinned_within_its_range(requirement):
 def test_every_line_of_the_constraints_is_an_exact_pin():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[\w.-]+={2,3}[\w.]+", line) for line in lines if not line.startswith("#"))
-    assert "torch===2.13.0" in lines, "with two equals signs pip may take a local CPU build"
+    assert "torch===2.13.0" in lines, "with == pip may choose a local CPU build"
 
 
 def test_the_constraints_name_every_transitive_package():
-    """Whatever an installed requirement asks for on this platform has a pin too."""
+    """All packages that the requirements need on this platform are pinned too."""
     from importlib.metadata import requires
 
-    waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in requirements()]
+    pending = [(requirement.name, frozenset(requirement.extras)) for requirement in requirements()]
     seen = set()
-    while waiting:
-        name, extras = waiting.pop()
+    while pending:
+        name, extras = pending.pop()
         if (name, extras) in seen or name in ("onnxruntime", "pip"):
             continue
         seen.add((name, extras))
-        assert canonicalize_name(name) in PINS, f"{name} has no pin: remake constraints.txt"
+        assert canonicalize_name(name) in PINS, f"{name} has no pin: regenerate constraints.txt"
         for line in requires(name) or []:
             requirement = Requirement(line)
             environments = [{"extra": extra} for extra in ("", *extras)]
             if not requirement.marker or any(requirement.marker.evaluate(each) for each in environments):
-                waiting.append((requirement.name, frozenset(requirement.extras)))
+                pending.append((requirement.name, frozenset(requirement.extras)))
     assert len(seen) > 100
 
 
@@ -68,7 +68,7 @@ def test_the_environment_runs_the_pinned_versions():
             )
 
 
-def test_one_platform_gets_exactly_one_onnxruntime():
+def test_each_platform_gets_exactly_one_onnxruntime():
     runtimes = [Requirement(line) for line in PROJECT["dependencies"] if line.startswith("onnxruntime")]
     platforms = [("linux", "x86_64"), ("linux", "aarch64"), ("win32", "AMD64"), ("darwin", "arm64")]
     for sys_platform, machine in platforms:
@@ -78,6 +78,6 @@ def test_one_platform_gets_exactly_one_onnxruntime():
         assert chosen == ["onnxruntime-gpu" if gpu else "onnxruntime"]
 
 
-def test_the_sampler_needs_nothing_of_training():
+def test_the_sampler_needs_no_training_packages():
     names = {Requirement(line).name for line in PROJECT["dependencies"]}
     assert names == {"numpy", "pillow", "onnxruntime", "onnxruntime-gpu"}

@@ -1,29 +1,152 @@
-"""Settings that Ray and MLflow read when they are imported, and how loud they are."""
+"""Every environment variable of Ray, MLflow and this project that is read or set.
 
+AWS's own variables are read in `workflows.storage.bucket`. This module imports none of torch, ray and mlflow,
+which read some of these variables when they are imported.
+"""
+
+import json
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+STORAGE = "RAY_DDPM_STORAGE"
+CLUSTER_CONFIG = "RAY_DDPM_CLUSTER_CONFIG"
+RAY_ADDRESS = "RAY_ADDRESS"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 _DEFAULTS = {
-    "RAY_AUTH_MODE": "token",  # Ray's ports listen on every interface, and who connects can run code
+    "RAY_AUTH_MODE": "token",  # Ray listens on every network interface, and any client can run code
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials.csv and MLflow hold what they would write
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process a group; workers act on SIGTERM themselves
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials.csv and MLflow have the same data
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the server's password
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL can contain the server's password
 }
+_QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with verbose=0
+}
+_REQUESTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
 
 def set_defaults(verbose: bool) -> None:
-    """Set what the user has not set, and hush warnings and logs unless `verbose`.
+    """Set the variables that the user has not set, and silence warnings and logs unless `verbose`.
 
     Call it before ray and mlflow are imported.
     """
     for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+        # Once imported, Ray takes no notice of this variable, but its servers would. Without it, ray.init
+        # makes the token mode the default in both.
+        if name != "RAY_AUTH_MODE" or "ray" not in sys.modules:
+            os.environ.setdefault(name, value)
     if not verbose:
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even when told not to
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         warnings.simplefilter("ignore")
         for name in ("ray", "alembic", "torch.onnx"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def temporary_defaults(verbose: bool) -> Iterator[None]:
+    """Call `set_defaults`, and restore the variables, warning filters and log levels at the end."""
+    variables = {name: os.environ.get(name) for name in (*_DEFAULTS, *_QUIET, *_REQUESTS)}
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "optuna", "alembic", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            set_defaults(verbose)
+            yield
+    finally:
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def cluster_config() -> dict[str, Any] | None:
+    """Content of RAY_DDPM_CLUSTER_CONFIG: the cluster's YAML, which `ray up` leaves on the head node as JSON.
+
+    None elsewhere.
+    """
+    path = os.environ.get(CLUSTER_CONFIG)
+    if not path or RAY_ADDRESS not in os.environ:
+        return None
+    try:
+        config = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and "provider" in config else None
+
+
+def configured_storage(config: Mapping[str, Any]) -> str | None:
+    """`metadata.storage` of a cluster's YAML, or None if it has none.
+
+    Ray's schema allows any values under `metadata`, and Ray does not use them.
+    """
+    metadata = config.get("metadata")
+    storage = metadata.get("storage") if isinstance(metadata, dict) else None
+    return str(storage) if storage else None
+
+
+def cluster_storage() -> str | None:
+    """Bucket or shared mount that outlives a cluster's machines; None without a cluster.
+
+    It is RAY_DDPM_STORAGE, or else, on the head node, `metadata.storage` of the cluster's YAML.
+    """
+    return os.environ.get(STORAGE) or configured_storage(cluster_config() or {})
+
+
+def ray_address() -> str | None:
+    """RAY_ADDRESS: address of the cluster to join; None to start Ray on this machine."""
+    return os.environ.get(RAY_ADDRESS) or None
+
+
+def tracking_uri() -> str | None:
+    """MLFLOW_TRACKING_URI: the MLflow server or database; None if it is not set."""
+    return os.environ.get(TRACKING_URI) or None
+
+
+def has_display() -> bool:
+    """Whether DISPLAY or WAYLAND_DISPLAY names a display on which a browser can open."""
+    return bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
+
+
+def set_mlflow_requests(timeout_seconds: int) -> None:
+    """Set the timeout of MLflow's HTTP requests, without retries; MLflow reads both for every request."""
+    os.environ.update(zip(_REQUESTS, ("0", str(timeout_seconds)), strict=True))
+
+
+def mlflow_server_environment() -> dict[str, str]:
+    """Environment of an MLflow server; it starts no job consumers, which would outlive it."""
+    return {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+    }
+
+
+def default_output_dir(*, buckets: bool) -> str:
+    """Default of --output-dir: `runs`, or on a cluster a location that outlives the worker machines.
+
+    Args:
+        buckets: whether a bucket is allowed; if not, a folder on the head node is used instead.
+    """
+    storage = cluster_storage()
+    if storage is None:
+        return "runs"
+    return storage if buckets or "://" not in storage else str(Path.home() / "runs")
+
+
+def shared_location(directory: Path) -> str:
+    """Location at which all machines see a local folder's files: the folder itself, or one in the bucket."""
+    storage = cluster_storage() or ""
+    return f"{storage.rstrip('/')}/{directory.name}" if "://" in storage else str(directory)

@@ -1,44 +1,48 @@
-"""Many samples from one file: `python workflows/generate.py --model sampler.onnx --num-samples 50000`."""
+"""Bulk sampling: `python workflows/generate.py --model sampler.onnx --num-samples 50000 --output samples`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.arguments import OneLineParser
-from export.command import add_choices, choices_of
-from workflows.cli import run
+from export.cli import OneLineParser, add_sampling_flags, sampling_options
+from workflows.cli.process import run
 from workflows.environment import set_defaults
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Draw samples from command-line arguments and return the exit status."""
+def main(arguments: Sequence[str], prog: str = "generate.py") -> int:
+    """Draw samples from command-line arguments and return the exit status; `prog` is the name in the help."""
     parser = OneLineParser(
-        prog="generate.py",
-        description="Draw many samples from a sampler.onnx, on all processors or GPUs of a machine or a "
-        "cluster. What is interrupted goes on when the same command is given again.",
+        prog=prog,
+        description="Draw many samples from a sampler.onnx, on all CPU cores or GPUs of a machine or a "
+        "cluster. To resume after an interruption, run the same command again.",
     )
-    parser.add_argument("--model", type=Path, required=True, help="the ONNX file")
-    parser.add_argument("--num-samples", type=int, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="ONNX file to sample from")
+    parser.add_argument("--num-samples", type=int, required=True, help="number of samples in total")
     parser.add_argument(
         "--output",
         required=True,
-        help="a folder for .npy files, or NAME.parquet for a folder of Parquet ones",
+        help="folder or bucket for .npy files; NAME.parquet is a folder of Parquet files",
     )
-    parser.add_argument("--num-actors", type=int, help="sessions at a time; default: one a GPU or processor")
     parser.add_argument(
-        "--block-size", type=int, help="samples a file; default: by their size, 1024 or fewer"
+        "--num-actors", type=int, help="concurrent sessions; default: one per GPU, or per CPU core"
     )
-    add_choices(parser)
+    parser.add_argument(
+        "--block-size", type=int, help="samples per file; default: up to 1024, fewer if they are large"
+    )
+    add_sampling_flags(parser)
     parser.add_argument("--verbose", action="store_true", help="show Ray's logs")
     options = parser.parse_args(arguments)
     set_defaults(options.verbose)
 
-    from workflows.bulk import Choices, generate  # seconds, once the arguments are known to be good
+    from workflows.bulk_sampling import (  # takes seconds, so only after the arguments are checked
+        SamplingOptions,
+        generate,
+    )
 
     return generate(
         options.model,
         options.output,
         options.num_samples,
-        Choices(**choices_of(options)),
+        SamplingOptions(**sampling_options(options)),
         provider=options.provider,
         num_actors=options.num_actors,
         block_size=options.block_size,

@@ -2,18 +2,28 @@
 
 from collections.abc import Sequence
 
-from workflows.cli import parse_train_options, run
+from workflows.cli.parsing import parse_train_options
+from workflows.cli.process import run
 from workflows.environment import set_defaults
+from workflows.terminal import waiting
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run a training from command-line arguments and return the exit status."""
-    options, record = parse_train_options(arguments)
-    set_defaults(options.verbose)
+def main(arguments: Sequence[str], prog: str = "train.py") -> int:
+    """Run a training as given by command-line arguments, and return the exit status.
 
-    from workflows.training_run import run_training  # seconds of imports, once the input is known to be good
+    Args:
+        arguments: command-line arguments.
+        prog: name of the command in its help.
+    """
+    request = parse_train_options(arguments, prog)
+    set_defaults(request.options.verbose)
+    source, options = request.open_data()
 
-    return run_training(options, record)
+    # Imported only after the input has been checked: it takes seconds to import.
+    with waiting("loading PyTorch and Ray"):
+        from workflows.training.run_training import run_training
+
+    return run_training(options, source, request.record).exit_status
 
 
 if __name__ == "__main__":

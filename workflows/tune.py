@@ -1,20 +1,30 @@
-"""Sweep, judge, export: `python workflows/tune.py --data digits`."""
+"""Run a sweep and export the best model: `python workflows/tune.py --data digits`."""
 
 from collections.abc import Sequence
 
-from workflows.cli import parse_tune_options, run
+from workflows.cli.parsing import parse_tune_options
+from workflows.cli.process import run
 from workflows.environment import set_defaults
+from workflows.terminal import waiting
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run a sweep from command-line arguments and return the exit status."""
-    options, record = parse_tune_options(arguments)
-    options.run_directory()  # to be told now of a name that is taken
-    set_defaults(options.verbose)
+def main(arguments: Sequence[str], prog: str = "tune.py") -> int:
+    """Run a sweep as given by command-line arguments, and return the exit status.
 
-    from workflows.sweep import run_sweep  # seconds of imports, only once the input is known to be good
+    Args:
+        arguments: command-line arguments.
+        prog: name of the command in its help.
+    """
+    request = parse_tune_options(arguments, prog)
+    request.options.run_directory()  # fail early if --name is taken
+    set_defaults(request.options.verbose)
+    source, options = request.open_data()
 
-    return run_sweep(options, record)
+    # Imported only after the input has been checked: it takes seconds to import.
+    with waiting("loading PyTorch and Ray"):
+        from workflows.sweep.run_sweep import run_sweep
+
+    return run_sweep(options, source, request.record).exit_status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""MLflow's pages, opened on the runs: `make ui`."""
+"""Show the runs in MLflow's web interface: `python -m workflows.ui`."""
 
 import os
 import signal
@@ -11,37 +11,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.errors import InputError
-from export.arguments import OneLineParser
-from workflows.cli import run
-from workflows.environment import set_defaults
-from workflows.mlflow_server import start_server, wait_until_healthy
+from export.cli import OneLineParser
+from workflows.cli.process import run
+from workflows.environment import has_display, set_defaults
+from workflows.tracking.mlflow_server import start_server, wait_until_healthy
 
 _HOST = "127.0.0.1"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serve the local runs until interrupted, or open the server that MLFLOW_TRACKING_URI names."""
-    parser = OneLineParser(prog="python -m workflows.ui", description="Open MLflow on the runs.")
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db")
+def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
+    """Serve the local runs until interrupted, or open the page of a remote MLflow server.
+
+    Args:
+        arguments: command-line arguments.
+        prog: name of the command in its help.
+
+    Returns:
+        The exit status.
+    """
+    parser = OneLineParser(prog=prog, description="Show the runs in MLflow's web interface.")
+    parser.add_argument("--port", type=int, default=5000, help="port of the local server (default: 5000)")
+    parser.add_argument(
+        "--tracking-uri",
+        help="MLflow server or database (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)",
+    )
     options = parser.parse_args(arguments)
     set_defaults(verbose=False)
 
-    from workflows.tracking import open_store, resolve_tracking_uri, runs_page
+    from workflows.tracking.mlflow_tracker import open_store, runs_page
+    from workflows.tracking.tracker import resolve_tracking_uri
 
     uri = resolve_tracking_uri(options.tracking_uri)
     if uri.startswith("http"):
         open_store(uri)
-        _show(uri.rstrip("/") + "/#/experiments")
+        _open_page(uri.rstrip("/") + "/#/experiments")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():
-        raise InputError(f"{database} does not exist, so there are no runs yet: make some with `make demo`")
+        raise InputError(
+            f"{database} does not exist, so there are no runs yet: create some, as with "
+            "`python -m workflows.tune --data digits`"
+        )
     if not 1 <= options.port <= 65535:
         raise InputError(f"--port {options.port}: give a number from 1 to 65535")
     _check_port_is_free(options.port)
 
     experiments = [each for each in open_store(uri).search_experiments() if each.experiment_id != "0"]
+    signal.signal(signal.SIGTERM, _raise_interrupt)  # so that the server does not outlive this process
     log = tempfile.TemporaryFile()
     server = start_server(uri, options.port, log)
     try:
@@ -50,13 +66,13 @@ def main(arguments: Sequence[str]) -> int:
         for experiment in experiments:
             print(f"{experiment.name}: {base}{runs_page(experiment.experiment_id)}")
         newest = max(experiments, key=lambda each: each.last_update_time or 0, default=None)
-        _show(base + (runs_page(newest.experiment_id) if newest else ""))
-        print("Ctrl-C ends it.", flush=True)
+        _open_page(base + (runs_page(newest.experiment_id) if newest else ""))
+        print("Press Ctrl-C to stop the server.", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        _end(server)
+        _stop(server)
 
 
 def _check_port_is_free(port: int) -> None:
@@ -67,21 +83,21 @@ def _check_port_is_free(port: int) -> None:
         except OSError as error:
             raise InputError(
                 f"--port {port} on {_HOST} cannot be used ({error.strerror}): "
-                f"end what uses it, or take another: make ui PORT={port % 65535 + 1}"
+                f"stop the program that uses it, or choose another one, such as --port {port % 65535 + 1}"
             ) from error
 
 
-def _show(url: str) -> None:
+def _open_page(url: str) -> None:
     print(f"open {url}", flush=True)
-    if sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+    if sys.platform == "darwin" or has_display():
         webbrowser.open(url)
 
 
-def _end(server: "subprocess.Popen[bytes]") -> None:
-    """The server's own workers are in its process group."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    """Stop the server together with its workers, which are in its process group."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(server.pid, number)
+            os.killpg(server.pid, signal_number)
             server.wait(timeout=5)
         except ProcessLookupError:
             return
@@ -89,10 +105,9 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
             continue
 
 
-def _interrupt(_number: int, _frame: object) -> None:
+def _raise_interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
     run(main)

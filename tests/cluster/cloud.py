@@ -1,7 +1,7 @@
-"""An AWS of one's own: EC2, IAM and S3 by moto, with what a user makes there before `ray up`.
+"""A simulated AWS: moto's EC2, IAM and S3, with the resources that a user creates before `ray up`.
 
-A program, run on the lab's laptop: `python cloud.py PUBLIC_KEY_FILE`. Its first line is JSON: what was made.
-Then comes a line whenever machines change: their states by address.
+A program that runs on the lab's laptop: `python cloud.py PUBLIC_KEY_FILE`. It prints lines of JSON: first the
+ids of the created resources, then the states of all machines by address, whenever one changes.
 """
 
 import json
@@ -24,7 +24,7 @@ VARIABLES = {
 
 
 def make_account(public_key: bytes) -> dict[str, str]:
-    """A network, a key, a bucket, and what cluster/aws-account.yaml makes."""
+    """Create a network, a key, a bucket, and the resources of cluster/aws-account.yaml; return their ids."""
     ec2, iam = boto3.client("ec2"), boto3.client("iam")
     boto3.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
     vpc = ec2.create_vpc(CidrBlock="10.200.0.0/16")["Vpc"]["VpcId"]
@@ -42,23 +42,23 @@ def make_account(public_key: bytes) -> dict[str, str]:
 
 
 def states() -> dict[str, str]:
-    """Of every machine, by its address; one that is ended keeps its line."""
-    found = {}
+    """Return the state of every machine by address, terminated ones included."""
+    machine_states = {}
     for reservation in boto3.client("ec2").describe_instances()["Reservations"]:
         for machine in reservation["Instances"]:
-            found[machine["PrivateIpAddress"]] = machine["State"]["Name"]
-    return found
+            machine_states[machine["PrivateIpAddress"]] = machine["State"]["Name"]
+    return machine_states
 
 
 def main(public_key_file: str) -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     ThreadedMotoServer(ip_address=ADDRESS, port=PORT, verbose=False).start()
     print(json.dumps(make_account(Path(public_key_file).read_bytes())), flush=True)
-    before: dict[str, str] = {}
+    previous: dict[str, str] = {}
     while True:
-        if (now := states()) != before:
-            print(json.dumps(now), flush=True)
-            before = now
+        if (current := states()) != previous:
+            print(json.dumps(current), flush=True)
+            previous = current
         time.sleep(0.5)
 
 

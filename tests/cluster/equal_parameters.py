@@ -1,4 +1,4 @@
-"""Run on a head: two workers train together, and each writes its host and a digest of its parameters."""
+"""Run on the head: two workers train together; each writes its host and a digest of its parameters."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ import ray
 from ray.train import ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
 
-from diffusion.training import Training
-from workflows.options import TrainOptions
-from workflows.ray_session import start_ray
-from workflows.streaming import load_dataset
+from diffusion.data.dataset import load_dataset
+from diffusion.training.loop import Training
+from workflows.cli.run_options import TrainOptions
+from workflows.ray_runtime.session import start_ray
 
 
 def train(arguments):
     training = Training(arguments["config"], ray.get(arguments["dataset"]), lambda progress: None)
     training.run()
     digest = hashlib.sha256()
-    for name, value in sorted(training._learner.network.state_dict().items()):
+    for name, value in sorted(training.train_step.network.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())
     path = Path(arguments["folder"]) / f"{get_context().get_world_rank()}.json"
     path.write_text(json.dumps({"host": socket.gethostname(), "digest": digest.hexdigest()}))
@@ -31,7 +31,7 @@ def main(folder):
     start_ray(verbose=False)
     options = TrainOptions.for_data("heart")
     dataset = load_dataset(options.data_config())
-    config = options.config().with_values({"training.num_updates": 40}).for_examples(len(dataset.train))
+    config = options.config().with_values({"training.num_updates": 40}).resolve_epochs(len(dataset.train))
     TorchTrainer(
         train,
         train_loop_config={"config": config, "dataset": ray.put(dataset), "folder": folder},

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The first process of a host: what must be its own is mounted, then sshd takes the process over.
-# Arguments: name, its folder, the folder that all share, then what must still be seen of /tmp and of home.
+# The first process of a simulated host: mounts the host's own folders, then becomes sshd.
+# Arguments: host name, folder of the host, folder that all hosts share, then the paths under /tmp and the home
+# folder that must stay visible.
 set -euo pipefail
 name=$1 folder=$2 shared=$3
 shift 3

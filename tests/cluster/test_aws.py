@@ -1,4 +1,7 @@
-"""The shipped ray_cluster.yaml on an EC2 of our own, whose machines are the lab's hosts; in this order."""
+"""The shipped ray_cluster.yaml on a simulated EC2, whose machines are the lab's hosts.
+
+The tests build on each other, in this order.
+"""
 
 import contextlib
 import csv
@@ -8,14 +11,13 @@ import time
 
 import cloud
 import pytest
-from lab import ROOT, Lab, mlflow_runs, wait_for, why_not
+from lab import ROOT, Lab, mlflow_runs, unsupported_reason, wait_for
 
 pytestmark = pytest.mark.cluster
 
 FILE = "ray_cluster.yaml"
-# As moto hands the addresses out. The last would be of workers that came again.
+# By address, in the order in which moto assigns them. w3 would be a restarted worker.
 MACHINES = {"10.200.77.4": "head", "10.200.77.5": "w1", "10.200.77.6": "w2", "10.200.77.7": "w3"}
-COPIED = "diffusion export workflows cluster pyproject.toml constraints.txt README.md LICENSE".split()
 SWEEP = (
     "--data heart --num-trials 4 --workers-per-trial 2 --name first --training.num-updates 200 "
     "--training.num-evaluations 2 --metrics.num-samples 200 --metrics.num-examples 128 --sampler.num-steps 5 "
@@ -24,11 +26,11 @@ SWEEP = (
 
 
 class Cloud:
-    """The lab's EC2: hosts are switched on and off as it starts and ends machines."""
+    """The lab's EC2: switches hosts on and off as it starts and terminates machines."""
 
     def __init__(self, lab):
         self.lab, self.states, self.failure = lab, {}, None
-        self.most = 0  # workers at a time
+        self.max_workers = 0  # running at the same time
         self._process = lab.start("laptop", "exec python tests/cluster/cloud.py ~/.ssh/authorized_keys")
         self.account = json.loads(self._process.stdout.readline())
         self._thread = threading.Thread(target=self._follow)
@@ -38,7 +40,7 @@ class Cloud:
         return self
 
     def __exit__(self, *_error):
-        self.lab.power_off("laptop")  # where the cloud's program runs, whose output then ends
+        self.lab.power_off("laptop")  # cloud.py runs there; this ends its output and so the thread
         self._thread.join(30)
         assert self.failure is None, self.failure
 
@@ -46,7 +48,7 @@ class Cloud:
         try:
             for line in self._process.stdout:
                 self.states = json.loads(line)
-                self.most = max(self.most, len(self.workers()))
+                self.max_workers = max(self.max_workers, len(self.workers()))
                 for address, state in self.states.items():
                     if state in ("pending", "running"):
                         self.lab.power_on(MACHINES[address])
@@ -56,26 +58,27 @@ class Cloud:
             self.failure = error
 
     def workers(self):
-        return [at for at, state in self.states.items() if state == "running" and MACHINES[at] != "head"]
+        running = [address for address, state in self.states.items() if state == "running"]
+        return [address for address in running if MACHINES[address] != "head"]
 
 
 @pytest.fixture(scope="module")
 def aws():
-    if reason := why_not():
+    if reason := unsupported_reason():
         pytest.skip(reason)
     hosts = {name: address for address, name in MACHINES.items()}
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(Lab(hosts, cloud.VARIABLES))
         aws = stack.enter_context(Cloud(lab))
         project = lab.folder / "laptop" / "home" / "project"
-        lab.run("laptop", f"mkdir {project} && cp -r {' '.join(COPIED)} {project}")
-        (project / FILE).write_text(overlaid((ROOT / FILE).read_text(), aws.account))
+        lab.run("laptop", f"python -m workflows.cluster init {project}")
+        (project / FILE).write_text(adapted((ROOT / FILE).read_text(), aws.account))
         lab.run("laptop", "ray get-auth-token --generate >/dev/null && chmod 600 ~/.ray/auth_token")
         yield aws
 
 
-def overlaid(text, account):
-    """The values that a user sets, cheaper machines, and what differs where hosts are no real EC2."""
+def adapted(text, account):
+    """Fill in a user's values, choose cheaper machines, and adapt to hosts that are not in a real EC2."""
     for shipped, value in {
         "ami-YOUR-IMAGE": account["image"],
         "sg-YOUR-GROUP": account["group"],
@@ -99,51 +102,51 @@ def on_laptop(aws, command, timeout):
 
 @pytest.fixture(scope="module")
 def cluster(aws):
-    """The same after `ray up`: a head, and nothing else that costs money."""
-    said = on_laptop(aws, f"python -m workflows.cluster check {FILE}", 60)
-    assert "is in order" in said and "m6i.large" in said
-    on_laptop(aws, f"ray up -y {FILE}", 240)
+    """The cloud after `ray up`: a head, and nothing else that costs money."""
+    output = on_laptop(aws, f"python -m workflows.cluster check {FILE}", 60)
+    assert "is in order" in output and "m6i.large" in output
+    on_laptop(aws, f"ray up -y {FILE}", 480)
     assert list(aws.states.values()) == ["running"], aws.states
     return aws
 
 
 @pytest.fixture(scope="module")
 def swept(cluster):
-    """The same after a sweep whose trials are trained by two workers each."""
-    said = on_laptop(cluster, f"ray submit {FILE} workflows/tune.py -- {SWEEP}", 420)
-    return cluster, said
+    """The cluster after a sweep with two workers per trial, and the output of the sweep."""
+    output = on_laptop(cluster, f"ray submit {FILE} workflows/tune.py -- {SWEEP}", 600)
+    return cluster, output
 
 
-def test_workers_come_when_a_sweep_needs_them(swept):
-    cluster, said = swept
-    assert "champion: trial" in said, said
-    assert cluster.failure is None and cluster.most == 2
+def test_workers_are_started_when_a_sweep_needs_them(swept):
+    cluster, output = swept
+    assert "champion: trial" in output, output
+    assert cluster.failure is None and cluster.max_workers == 2
     runs = mlflow_runs(cluster.lab, "head")
     assert runs.pop("first") == ["FINISHED"] and list(runs.values()) == [["FINISHED"]] * 4, runs
 
 
-def test_the_champion_comes_to_the_laptop_and_draws_there(swept):
-    cluster, said = swept
+def test_the_champion_is_downloaded_to_the_laptop_and_draws_samples_there(swept):
+    cluster, output = swept
     on_laptop(cluster, f"ray rsync-down {FILE} runs/first/champion .", 60)
     command = "python -m export.sampler champion/sampler.onnx --num-samples 50 --output samples.csv"
     on_laptop(cluster, command, 60)
-    home = cluster.lab.folder / "laptop" / "home" / "project"
-    rows = list(csv.reader((home / "samples.csv").read_text().splitlines()))
+    project = cluster.lab.folder / "laptop" / "home" / "project"
+    rows = list(csv.reader((project / "samples.csv").read_text().splitlines()))
     assert rows[0] == ["x", "y"] and len(rows) == 51
     table = cluster.lab.folder / "head" / "home" / "runs" / "first" / "trials.csv"
     statuses = [row["status"] for row in csv.DictReader(table.read_text().splitlines())]
-    assert len(statuses) == 4 and set(statuses) <= {"finished", "stopped"}, said
+    assert len(statuses) == 4 and set(statuses) <= {"finished", "stopped"}, output
 
 
-def test_idle_workers_are_ended(swept):
+def test_idle_workers_are_terminated(swept):
     cluster, _ = swept
-    wait_for(lambda: not cluster.workers(), 180, "the end of idle workers")
+    wait_for(lambda: not cluster.workers(), 360, "the end of idle workers")
     assert sorted(cluster.states.values()) == ["running", "terminated", "terminated"], cluster.states
 
 
-def test_ray_down_leaves_nothing_that_costs(cluster):
+def test_ray_down_leaves_nothing_that_costs_money(cluster):
     on_laptop(cluster, f"ray down -y {FILE}", 120)
-    wait_for(lambda: set(cluster.states.values()) == {"terminated"}, 60, "the head's end")
+    wait_for(lambda: set(cluster.states.values()) == {"terminated"}, 60, "the termination of the head")
     program = "import boto3; print(len(boto3.client('ec2').describe_volumes()['Volumes']))"
     deadline = time.monotonic() + 20
     while on_laptop(cluster, f'python -c "{program}"', 60).strip() != "0":

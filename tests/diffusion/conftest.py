@@ -1,4 +1,4 @@
-"""Gaussian data and its exact denoiser: the case in which every quantity has a closed form."""
+"""Gaussian data and mixtures with their exact denoisers, for which every quantity has a closed form."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from diffusion.config import (
     ScheduleConfig,
     TrainingConfig,
 )
-from diffusion.data import Dataset, DataSpec, Examples
+from diffusion.data.dataset import Dataset, DataSpec, Split
 
 torch.set_num_threads(1)
 
@@ -32,9 +32,9 @@ class GaussianDenoiser(nn.Module):
         shape = (-1,) + (1,) * (x.ndim - 1)
         a = self.alphas_cumprod[t].reshape(shape)
         y = x.double() - a.sqrt() * self.mean
-        total = a * self.variance + 1.0 - a
-        epsilon = (1.0 - a).sqrt() / total * y
-        x_0 = self.mean + a.sqrt() * self.variance / total * y
+        variance_t = a * self.variance + 1.0 - a
+        epsilon = (1.0 - a).sqrt() / variance_t * y
+        x_0 = self.mean + a.sqrt() * self.variance / variance_t * y
         v = a.sqrt() * epsilon - (1.0 - a).sqrt() * x_0
         return {"epsilon": epsilon, "sample": x_0, "v_prediction": v}[self.prediction_type].to(x.dtype)
 
@@ -47,37 +47,37 @@ def gaussian_denoiser():
 class MixtureDenoiser(nn.Module):
     """E[epsilon | x_t] for x_0 ~ sum_k weights_k N(means_k, covariance); data are flattened.
 
-    One component is a correlated Gaussian; a covariance of 0 makes points of the means.
+    With one component the data are a correlated Gaussian; with a covariance of 0 they are single points.
     """
 
     def __init__(self, schedule, weights, means, covariance):
         super().__init__()
         self.alphas_cumprod = torch.tensor(schedule.alphas_cumprod)
         self.log_weights = torch.as_tensor(weights, dtype=torch.float64).log()
-        spreads, self.axes = torch.linalg.eigh(torch.as_tensor(covariance, dtype=torch.float64))
-        self.spreads = spreads.clamp(min=0.0)
+        eigenvalues, self.axes = torch.linalg.eigh(torch.as_tensor(covariance, dtype=torch.float64))
+        self.eigenvalues = eigenvalues.clamp(min=0.0)
         self.means = torch.as_tensor(means, dtype=torch.float64) @ self.axes
 
     def forward(self, x, t):
         a = self.alphas_cumprod[t].unsqueeze(-1)
         y = x.double().flatten(1) @ self.axes
-        total = a * self.spreads + 1.0 - a
-        off = y.unsqueeze(1) - a.sqrt().unsqueeze(-1) * self.means
-        shares = (self.log_weights - 0.5 * (off.square() / total.unsqueeze(1)).sum(-1)).softmax(-1)
-        # The noise of component k is sqrt(1 - a) / (a C + 1 - a) times what x_t is off its centre.
-        epsilon = (1.0 - a).sqrt() / total * (shares.unsqueeze(-1) * off).sum(1)
+        variance_t = a * self.eigenvalues + 1.0 - a
+        offset = y.unsqueeze(1) - a.sqrt().unsqueeze(-1) * self.means
+        posterior = (self.log_weights - 0.5 * (offset.square() / variance_t.unsqueeze(1)).sum(-1)).softmax(-1)
+        # For component k, epsilon is sqrt(1 - a) / (a C + 1 - a) times the offset of x_t from its centre.
+        epsilon = (1.0 - a).sqrt() / variance_t * (posterior.unsqueeze(-1) * offset).sum(1)
         return (epsilon @ self.axes.T).reshape(x.shape).to(x.dtype)
 
 
 def make_mixture(schedule, weights, means, covariance, count, seed=0):
-    """Its exact denoiser, and so many examples: float64 [count, d]."""
+    """The exact denoiser of a mixture, and `count` examples, float64 [count, d]."""
     generator = torch.Generator().manual_seed(seed)
     weights, means = (torch.tensor(values, dtype=torch.float64) for values in (weights, means))
     covariance = torch.tensor(covariance, dtype=torch.float64)
-    spreads, axes = torch.linalg.eigh(covariance)
+    eigenvalues, axes = torch.linalg.eigh(covariance)
     noise = torch.randn(count, means.shape[1], generator=generator, dtype=torch.float64)
     component = torch.multinomial(weights, count, replacement=True, generator=generator)
-    x_0 = means[component] + noise * spreads.clamp(min=0.0).sqrt() @ axes.T
+    x_0 = means[component] + noise * eigenvalues.clamp(min=0.0).sqrt() @ axes.T
     return MixtureDenoiser(schedule, weights, means, covariance), x_0
 
 
@@ -87,7 +87,7 @@ def mixture():
 
 
 def make_gaussian_dataset(dim=2, num_train=4096, num_val=1024, seed=0):
-    """Standard normal points, which are their own normalisation."""
+    """Standard normal points, which need no normalisation."""
     x = torch.randn(num_train + 2 * num_val, dim, generator=torch.Generator().manual_seed(seed))
     spec = DataSpec(
         name="gaussian",
@@ -101,7 +101,7 @@ def make_gaussian_dataset(dim=2, num_train=4096, num_val=1024, seed=0):
         log_snr_window=(-8.0, 5.0),
         fingerprint="0" * 64,
     )
-    return Dataset(spec, *map(Examples, x.split([num_train, num_val, num_val])))
+    return Dataset(spec, *map(Split, x.split([num_train, num_val, num_val])))
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def gaussian_dataset():
 
 
 def make_small_config(*, seed=0, schedule=None, network=None, training=None, sampler=None, metrics=None):
-    """A config of a few seconds; each argument replaces fields of its section."""
+    """A config that trains in a few seconds; each argument replaces fields of its section."""
     return Config(
         seed=seed,
         schedule=ScheduleConfig(

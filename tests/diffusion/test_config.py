@@ -86,7 +86,7 @@ def case_name(case):
 
 
 @pytest.mark.parametrize(("section", "values", "flag", "value"), REFUSED, ids=map(case_name, REFUSED))
-def test_an_impossible_value_is_refused_at_construction_in_one_line_with_flag_and_value(
+def test_an_invalid_value_is_refused_at_construction_in_one_line_with_flag_and_value(
     section, values, flag, value
 ):
     with pytest.raises(InputError) as caught:
@@ -106,10 +106,10 @@ def test_the_smallest_and_largest_allowed_values_pass():
 
 
 @pytest.mark.parametrize("data_name", ["digits", "heart"])
-def test_presets_name_their_data_and_can_run(data_name):
+def test_presets_name_their_data_and_can_be_trained(data_name):
     config = preset(data_name)
     assert config.data.name == data_name
-    assert config.schedule.why_it_cannot_run() is None
+    assert config.schedule.infeasible_reason() is None
     assert config.sampler.num_steps <= config.schedule.num_train_timesteps
 
 
@@ -151,7 +151,7 @@ def test_with_values_changes_the_named_leaves_alone_and_leaves_the_original():
 @pytest.mark.parametrize(
     "name", ["schedule.bata_start", "shcedule.beta_start", "sede", "seed.x", "schedule.kind.x"]
 )
-def test_with_values_refuses_an_unknown_name_and_says_it(name):
+def test_with_values_refuses_an_unknown_name_and_repeats_it(name):
     with pytest.raises(InputError) as caught:
         Config().with_values({name: 1})
     assert name.split(".")[-1] in str(caught.value) or name.split(".")[0] in str(caught.value)
@@ -167,7 +167,7 @@ def test_with_values_validates():
     "tree",
     [{"shcedule": {}}, {"schedule": {"bata_start": 0.1}}, {"schedule": 5}, {"training": {"batch_size": "x"}}],
 )
-def test_from_dict_refuses_trees_of_another_shape_in_one_line(tree):
+def test_from_dict_refuses_malformed_trees_in_one_line(tree):
     with pytest.raises(InputError) as caught:
         Config.from_dict(tree)
     assert "\n" not in str(caught.value)
@@ -190,32 +190,32 @@ def test_the_built_schedule_is_the_one_described():
     assert cosine.betas[-1] == 0.999
 
 
-def test_a_schedule_that_leaves_no_signal_is_pruned_with_its_number():
-    reason = ScheduleConfig(num_train_timesteps=1000, beta_start=0.5, beta_end=0.9).why_it_cannot_run()
+def test_a_schedule_that_leaves_no_signal_is_infeasible_and_the_reason_names_alphas_cumprod():
+    reason = ScheduleConfig(num_train_timesteps=1000, beta_start=0.5, beta_end=0.9).infeasible_reason()
     assert "alphas_cumprod_T" in reason
-    assert ScheduleConfig(num_train_timesteps=1000).why_it_cannot_run() is None
-    assert ScheduleConfig(kind="cosine", num_train_timesteps=1000).why_it_cannot_run() is None
+    assert ScheduleConfig(num_train_timesteps=1000).infeasible_reason() is None
+    assert ScheduleConfig(kind="cosine", num_train_timesteps=1000).infeasible_reason() is None
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-def test_without_signal_at_the_end_other_predictions_than_epsilon_can_run(prediction_type):
+def test_with_zero_terminal_snr_sample_and_v_prediction_are_feasible(prediction_type):
     config = Config(
         schedule=ScheduleConfig(zero_terminal_snr=True),
         network=NetworkConfig(prediction_type=prediction_type),
     )
     assert config.prediction_type == prediction_type
     assert config.schedule.build().alphas_cumprod[-1] == 0.0
-    assert config.why_it_cannot_run() is None
-    assert "v_prediction" in config.schedule.why_it_cannot_run()
+    assert config.infeasible_reason() is None
+    assert "v_prediction" in config.schedule.infeasible_reason()
 
 
-def test_betas_that_cannot_be_rescaled_are_pruned_with_the_reason():
+def test_betas_that_cannot_be_rescaled_are_infeasible_with_a_reason():
     schedule = ScheduleConfig(beta_start=1e-20, beta_end=1e-20, zero_terminal_snr=True)
-    assert "alphas_cumprod goes from" in schedule.why_it_cannot_run("v_prediction")
+    assert "alphas_cumprod goes from" in schedule.infeasible_reason("v_prediction")
 
 
-def test_a_config_written_before_there_were_other_targets_reads_as_it_was_trained():
-    """Older files name none of these; their models predict epsilon, trained by L_simple at uniform t."""
+def test_a_config_of_an_older_version_is_read_with_the_defaults_it_was_trained_with():
+    """Older files lack these fields; their models predict epsilon, trained by L_simple at uniform t."""
     tree = preset("digits").to_dict()
     for section, name in (
         ("network", "prediction_type"),
@@ -228,22 +228,29 @@ def test_a_config_written_before_there_were_other_targets_reads_as_it_was_traine
         del tree[section][name]
     config = Config.from_dict(tree)
     assert config == preset("digits")
+    tree["network"] = {
+        name: value
+        for name, value in tree["network"].items()
+        if name not in ("input_activation", "output_norm")
+    }
+    network = Config.from_dict(tree).network
+    assert (network.input_activation, network.output_norm) == (False, False), "but new models have both"
     assert config.prediction_type == "epsilon"
     training = config.training
     assert (training.loss, training.weighting, training.timestep_sampling) == ("l2", "simple", "uniform")
 
 
-def test_gentle_schedules_are_not_pruned():
-    """alphas_cumprod_T of 0.2 to 0.4 can win: design.md, 'Judging a sweep'."""
+def test_schedules_that_keep_some_signal_are_feasible():
+    """Schedules with alphas_cumprod_T of 0.2 to 0.4 can produce the best models of a sweep."""
     config = ScheduleConfig(num_train_timesteps=100, beta_start=1e-4, beta_end=0.025)
     assert 0.2 < config.build().alphas_cumprod[-1] < 0.4
-    assert config.why_it_cannot_run() is None
+    assert config.infeasible_reason() is None
 
 
-def test_a_schedule_with_coefficients_that_are_not_finite_is_refused_or_pruned():
-    """Betas below float64's resolution of 1 leave 1 - alphas_cumprod at 0, and 0/0 in the posterior."""
+def test_a_schedule_with_coefficients_that_are_not_finite_is_refused_or_infeasible():
+    """Betas below the float64 resolution make 1 - alphas_cumprod 0, and the posterior 0/0."""
     try:
-        reason = ScheduleConfig(num_train_timesteps=10, beta_start=1e-20, beta_end=1e-20).why_it_cannot_run()
-    except InputError as refusal:
-        reason = str(refusal)
+        reason = ScheduleConfig(num_train_timesteps=10, beta_start=1e-20, beta_end=1e-20).infeasible_reason()
+    except InputError as error:
+        reason = str(error)
     assert reason

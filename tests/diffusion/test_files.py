@@ -1,4 +1,4 @@
-"""A file that was there stays whole until the new one is."""
+"""Atomic file writes: an old file stays unchanged until the new one is complete."""
 
 import errno
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from diffusion.files import replacing
 
 
 @pytest.mark.parametrize("name", ["a.csv", "plain", ".hidden.json"])
-def test_the_new_file_takes_the_old_ones_place(tmp_path, name):
+def test_the_new_file_replaces_the_old_one_when_the_block_ends(tmp_path, name):
     path = tmp_path / name
     path.write_text("old")
     with replacing(path) as part:
@@ -29,7 +29,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_is_full_at_the_last_moment_loses_nothing(tmp_path, monkeypatch):
+def test_a_failing_rename_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "sampler.onnx"
     path.write_bytes(b"old")
 
@@ -42,17 +42,17 @@ def test_a_disk_that_is_full_at_the_last_moment_loses_nothing(tmp_path, monkeypa
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_disk_holds_the_bytes_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch):
-    path, done = tmp_path / "a.csv", []
+def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
+    path, calls = tmp_path / "a.csv", []
     real_sync, real_replace = files.sync, files.os.replace
-    monkeypatch.setattr(files, "sync", lambda each: (done.append(each.name), real_sync(each)))
-    monkeypatch.setattr(files.os, "replace", lambda *each: (done.append("renamed"), real_replace(*each)))
+    monkeypatch.setattr(files, "sync", lambda target: (calls.append(target.name), real_sync(target)))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (calls.append("renamed"), real_replace(*paths)))
     with replacing(path) as part:
         part.write_text("new")
-    assert done == [part.name, "renamed", tmp_path.name]
+    assert calls == [part.name, "renamed", tmp_path.name]
 
 
-def test_a_disk_that_fails_when_it_is_to_hold_the_bytes_loses_nothing(tmp_path, monkeypatch):
+def test_a_failing_sync_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_text("old")
 
@@ -65,9 +65,9 @@ def test_a_disk_that_fails_when_it_is_to_hold_the_bytes_loses_nothing(tmp_path, 
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_system_that_has_nothing_to_sync_is_none_that_fails(tmp_path, monkeypatch):
+def test_a_file_system_that_does_not_support_fsync_is_no_error(tmp_path, monkeypatch):
     def refuse(_):
-        raise OSError(errno.EINVAL, "not here")
+        raise OSError(errno.EINVAL, "not supported")
 
     monkeypatch.setattr(files.os, "fsync", refuse)
     with replacing(tmp_path / "a.csv") as part:

@@ -1,4 +1,4 @@
-"""No byte of a folder can be lost or altered unseen."""
+"""Manifests detect every lost or altered byte of a folder."""
 
 import errno
 import hashlib
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffusion import manifest
 from diffusion.errors import InputError
-from diffusion.manifest import Damaged, add_facts, read_manifest, write_manifest
+from diffusion.manifest import DamagedError, add_facts, read_manifest, write_manifest
 
 FACTS = {"update": 1200, "objective": 0.125, "words": ["ä", "b"]}
 NAMES = ["a.bin", "b.txt", "empty"]
@@ -28,7 +28,7 @@ def _folder(tmp_path):
 
 
 def assert_damaged(folder, name):
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(DamagedError) as caught:
         read_manifest(folder)
     message = str(caught.value)
     assert str(folder / name) in message and "\n" not in message
@@ -45,7 +45,7 @@ def test_it_lists_every_other_file_with_its_digest_and_size(folder):
         assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def test_a_whole_folder_gives_its_facts_back(folder):
+def test_reading_an_intact_folder_returns_its_facts(folder):
     assert read_manifest(folder) == FACTS
 
 
@@ -62,7 +62,7 @@ def test_a_whole_folder_gives_its_facts_back(folder):
         max_size=4,
     )
 )
-def test_any_plain_facts_come_back(tmp_path_factory, facts):
+def test_any_json_facts_survive_a_round_trip(tmp_path_factory, facts):
     folder = tmp_path_factory.mktemp("facts")
     (folder / "a").write_bytes(b"a")
     write_manifest(folder, facts)
@@ -92,7 +92,7 @@ def test_a_file_that_grew_is_named(folder):
 
 
 @pytest.mark.parametrize("name", ["a.bin", "b.txt", "manifest.json"])
-def test_every_single_flipped_bit_is_found(folder, name):
+def test_every_flipped_bit_is_detected(folder, name):
     content = (folder / name).read_bytes()
     for position in range(8 * len(content)):
         flipped = bytearray(content)
@@ -103,7 +103,7 @@ def test_every_single_flipped_bit_is_found(folder, name):
     assert read_manifest(folder) == FACTS
 
 
-def test_every_cut_of_the_manifest_is_found(folder):
+def test_every_truncation_of_the_manifest_is_detected(folder):
     content = (folder / "manifest.json").read_bytes()
     for size in range(len(content)):
         (folder / "manifest.json").write_bytes(content[:size])
@@ -111,38 +111,38 @@ def test_every_cut_of_the_manifest_is_found(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000])
-def test_something_else_is_no_manifest(folder, content):
+def test_other_content_is_not_accepted_as_a_manifest(folder, content):
     (folder / "manifest.json").write_bytes(content)
     assert_damaged(folder, "manifest.json")
 
 
-def test_files_that_stand_in_for_each_other_are_found(folder):
+def test_swapped_files_are_detected(folder):
     (folder / "a.bin").rename(folder / "c")
     (folder / "b.txt").rename(folder / "a.bin")
     (folder / "c").rename(folder / "b.txt")
     assert_damaged(folder, "a.bin")
 
 
-def test_a_disk_that_cannot_read_a_file_any_more_is_damage(folder, monkeypatch):
-    real = Path.open
+def test_a_file_that_the_disk_cannot_read_is_damage(folder, monkeypatch):
+    real_open = Path.open
 
     def fail(self, *args, **kwargs):
         if self.name == "b.txt":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
-        return real(self, *args, **kwargs)
+        return real_open(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", fail)
     assert "Input/output error" in assert_damaged(folder, "b.txt")
 
 
-def test_a_folder_in_a_files_place_is_damage(folder):
+def test_a_folder_instead_of_a_file_is_damage(folder):
     (folder / "b.txt").unlink()
     (folder / "b.txt").mkdir()
     assert_damaged(folder, "b.txt")
 
 
-def test_files_that_came_later_do_no_harm(folder):
-    (folder / ".nfs0001").write_text("of the file system")
+def test_additional_files_are_ignored(folder):
+    (folder / ".nfs0001").write_text("left by the file system")
     assert read_manifest(folder) == FACTS
 
 
@@ -157,13 +157,13 @@ def test_facts_can_be_added_without_reading_the_files(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["format_version", "files", "sha256"])
-def test_facts_cannot_take_the_manifests_own_names(folder, name):
+def test_facts_cannot_use_the_reserved_names(folder, name):
     with pytest.raises(ValueError, match=name):
         write_manifest(folder, {name: 1})
 
 
 def rewrite(folder, **changes):
-    """A manifest with a right sha256 of its own, as a program with other rules would write it."""
+    """Change a manifest and give it a valid sha256, as another version of the program would write it."""
     tree = json.loads((folder / "manifest.json").read_text()) | changes
     tree.pop("sha256")
     tree["sha256"] = hashlib.sha256(json.dumps(tree, indent=2).encode()).hexdigest()
@@ -172,7 +172,7 @@ def rewrite(folder, **changes):
 
 def test_another_format_is_refused_with_both_numbers(folder):
     rewrite(folder, update=7)
-    assert read_manifest(folder)["update"] == 7, "rewrite makes what is read"
+    assert read_manifest(folder)["update"] == 7, "rewrite produces a manifest that can be read"
     rewrite(folder, format_version=2)
     message = assert_damaged(folder, "manifest.json")
     assert "format 2" in message and "reads 1" in message

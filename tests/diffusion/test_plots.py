@@ -6,14 +6,14 @@ from diffusion.plots import draw_samples, image_grid, plane_limits, save_animati
 
 
 def dark(picture):
-    """[height, width] of bool: where dots are drawn (neither paper, frame nor labels)."""
+    """Bool [height, width]: the pixels of dots, without background, frame and labels."""
     pixels = np.asarray(picture).astype(int)
-    # Ink is blue: far darker in red than in blue.
+    # Dots are blue: far darker in red than in blue.
     return (pixels[..., 2] - pixels[..., 0] > 40) & (pixels[..., 0] < 150)
 
 
 def tiles(grid, height, width):
-    """The images of a grid in reading order, and its gap: as wide between them as around them."""
+    """Shape (rows, columns) of a grid and its images in reading order; the gap is found by trial."""
     pixels = np.asarray(grid)
     gap = next(
         gap
@@ -21,29 +21,29 @@ def tiles(grid, height, width):
         if not (np.array(pixels.shape[:2]) - gap) % (height + gap, width + gap) @ [1, 1]
     )
     rows, columns = ((np.array(pixels.shape[:2]) - gap) // (height + gap, width + gap)).tolist()
-    places = [
+    corners = [
         (gap + row * (height + gap), gap + col * (width + gap))
         for row in range(rows)
         for col in range(columns)
     ]
-    return (rows, columns), [pixels[top : top + height, left : left + width] for top, left in places]
+    return (rows, columns), [pixels[top : top + height, left : left + width] for top, left in corners]
 
 
-def test_a_grid_holds_every_image_once_in_reading_order_enlarged_by_a_whole_number():
+def test_a_grid_contains_every_image_once_in_reading_order_enlarged_by_a_whole_number():
     levels = np.arange(1.0, 6.0)
     images = np.broadcast_to(levels[:, None, None, None], (5, 1, 30, 40))
     grid = image_grid(images, (0.0, 5.0), cell=90)  # enlarged twice: 60 x 80
-    shape, found = tiles(grid, 60, 80)
+    shape, images_drawn = tiles(grid, 60, 80)
     assert shape == (2, 3)
-    for tile, level in zip(found, [*levels, 0.0], strict=True):
+    for tile, level in zip(images_drawn, [*levels, 0.0], strict=True):
         np.testing.assert_array_equal(tile, round(level / 5.0 * 255))
     assert (np.asarray(grid) > 0).sum() == 5 * 60 * 80  # nothing else is drawn
 
 
-def test_a_grid_shows_the_ends_of_the_range_as_black_and_white_and_cuts_off_beyond():
+def test_a_grid_shows_the_ends_of_the_range_as_black_and_white_and_clips_beyond():
     images = np.broadcast_to(np.array([-5.0, -1.0, 1.0, 7.0]).reshape(4, 1, 1, 1), (4, 1, 30, 30))
-    _, found = tiles(image_grid(images, (-1.0, 1.0), cell=30), 30, 30)
-    assert [set(tile.ravel().tolist()) for tile in found] == [{0}, {0}, {255}, {255}]
+    _, images_drawn = tiles(image_grid(images, (-1.0, 1.0), cell=30), 30, 30)
+    assert [set(tile.ravel().tolist()) for tile in images_drawn] == [{0}, {0}, {255}, {255}]
 
 
 def test_a_grid_keeps_the_orientation_of_images():
@@ -62,32 +62,32 @@ def test_a_grid_has_the_mode_and_the_colours_of_its_channels(channels, mode):
     assert np.unique(tile.reshape(-1, channels), axis=0).tolist() == [[255] + [0] * (channels - 1)]
 
 
-def test_images_larger_than_a_cell_are_not_reduced():
+def test_images_larger_than_a_cell_keep_their_size():
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 100, 80)).astype(float)
     _, (tile,) = tiles(image_grid(image, (0.0, 255.0), cell=64), 100, 80)
     np.testing.assert_array_equal(tile, image[0, 0])
 
 
-def test_a_scatter_is_a_square_picture_of_the_asked_size():
+def test_a_scatter_plot_is_a_square_picture_of_the_given_size():
     assert scatter(np.zeros((3, 2)), size=200).size == (200, 200)
 
 
 def centre(point):
-    """(column, row) of the dot of a point in the plane from -2 to 2."""
+    """Centre (column, row) of the dot of a point, drawn with limits -2 to 2."""
     rows, columns = np.nonzero(dark(scatter(np.array([point], dtype=float), limits=(-2.0, 2.0, -2.0, 2.0))))
     return np.array([columns.mean(), rows.mean()])
 
 
-def test_a_point_is_drawn_where_its_coordinates_say_with_y_upward():
+def test_a_point_is_drawn_at_its_coordinates_with_y_upward():
     origin = centre((0, 0))
     np.testing.assert_allclose(origin, [240, 240], atol=2)
     unit = (centre((1, 0)) - origin)[0]
-    assert 80 < unit < 120  # four units fill the picture but its margin
+    assert 80 < unit < 120  # four units fill the picture except its margin
     for x, y in ((1, 1), (-1, 0), (0, 1.5), (-1.5, -0.5)):
         np.testing.assert_allclose(centre((x, y)) - origin, [unit * x, -unit * y], atol=2)
 
 
-def test_both_axes_have_one_scale():
+def test_both_axes_have_the_same_scale():
     points = np.array([[-3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     rows, columns = np.nonzero(dark(scatter(points)))
     assert np.ptp(columns) / np.ptp(rows) == pytest.approx(3.0, rel=0.1)
@@ -128,7 +128,7 @@ def test_a_title_is_written_above_the_frame():
     assert rows.max() < 34
 
 
-def test_plane_limits_leave_a_tenth_on_every_side():
+def test_plane_limits_leave_a_margin_of_a_tenth_on_every_side():
     limits = plane_limits(np.array([[0.0, -1.0], [10.0, 4.0]]))
     assert limits == pytest.approx((-1.0, 11.0, -1.5, 4.5))
 
@@ -145,13 +145,13 @@ def test_samples_with_a_range_are_drawn_as_a_grid_and_others_as_points():
     )
 
 
-def test_an_animation_holds_every_frame_runs_for_ever_and_rests_on_the_last(tmp_path):
+def test_an_animation_contains_every_frame_loops_forever_and_holds_the_last(tmp_path):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
     save_animation(frames, tmp_path / "a.gif", duration_ms=70, hold_ms=900)
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.info["loop"] == 0
-        shown = [
+        frames_read = [
             (frame.convert("RGB").getpixel((5, 5)), frame.info["duration"])
             for frame in ImageSequence.Iterator(animation)
         ]
-    assert shown == [((255, 0, 0), 70), ((0, 255, 0), 70), ((0, 0, 255), 900)]
+    assert frames_read == [((255, 0, 0), 70), ((0, 255, 0), 70), ((0, 0, 255), 900)]

@@ -1,7 +1,8 @@
-"""Damages a sampler.onnx in many ways and opens each: `python fuzz.py FILE SEED COUNT`.
+"""Damages a sampler.onnx in random ways and samples from each copy: `python fuzz.py FILE SEED COUNT`.
 
-A program of its own, since what is looked for may end the process. The last file tried stays as FILE.last.
-Ends with a line "REFUSED n DRAWN m"; anything but an InputError of one line is left to raise.
+A separate program, since the bugs that it looks for may crash the process. The last copy is kept as
+FILE.last. The program ends with a line "REFUSED n DRAWN m"; an error that is not an InputError of one line
+is not caught.
 """
 
 import random
@@ -14,10 +15,10 @@ from export.sampler import Sampler
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """One way of many; where the graph begins and where the metadata stand more often than elsewhere."""
+    """Damage a copy at random positions, more often at its start (the graph) and end (the metadata)."""
     data = bytearray(content)
 
-    def place() -> int:
+    def position() -> int:
         return rng.choice(
             [
                 rng.randrange(min(4000, len(data))),
@@ -28,29 +29,29 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
     match rng.choice(["bit", "bytes", "cut", "zeros", "swap", "insert"]):
         case "bit":
-            data[place()] ^= 1 << rng.randrange(8)
+            data[position()] ^= 1 << rng.randrange(8)
         case "bytes":
             for _ in range(rng.randrange(2, 30)):
-                data[place()] = rng.randrange(256)
+                data[position()] = rng.randrange(256)
         case "cut":
-            del data[place() :]
+            del data[position() :]
         case "zeros":
-            here, size = place(), rng.randrange(1, 50)
-            data[here : here + size] = bytes(size)
+            start, size = position(), rng.randrange(1, 50)
+            data[start : start + size] = bytes(size)
         case "swap":
-            here, there, size = place(), place(), rng.randrange(1, 60)
-            data[here : here + size], data[there : there + size] = (
-                data[there : there + size],
-                data[here : here + size],
+            first, second, size = position(), position(), rng.randrange(1, 60)
+            data[first : first + size], data[second : second + size] = (
+                data[second : second + size],
+                data[first : first + size],
             )
         case "insert":
-            here = place()
-            data[here:here] = rng.randbytes(rng.randrange(1, 20))
+            start = position()
+            data[start:start] = rng.randbytes(rng.randrange(1, 20))
     return bytes(data)
 
 
 def outcomes(path: Path, seed: int, count: int) -> Iterator[str]:
-    """ "refused" or "drawn", file by file."""
+    """Try `count` damaged copies, yielding "refused" or "drawn" for each."""
     content, rng = path.read_bytes(), random.Random(seed)
     for _ in range(count):
         data = damaged(content, rng)
@@ -66,5 +67,5 @@ def outcomes(path: Path, seed: int, count: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    found = list(outcomes(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
-    print(f"REFUSED {found.count('refused')} DRAWN {found.count('drawn')}")
+    results = list(outcomes(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    print(f"REFUSED {results.count('refused')} DRAWN {results.count('drawn')}")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.checkpoints import TrainedModel
 from diffusion.config import Config, NetworkConfig, SamplerConfig, ScheduleConfig
 from diffusion.errors import InputError
-from diffusion.generation import Condition, sample_states
-from diffusion.networks import build_network
-from export.cuda_loops import CudaLoops
+from diffusion.networks.build import build_network
+from diffusion.process.generate import Condition, sample_states
+from diffusion.training.checkpoints import TrainedModel
+from export.gpu_loop import DeviceLoopCache
 from export.labels import network_labels
-from export.limits import Watch
+from export.limits import RequestGuard
 from export.noise import normal_noise
 from export.output import save_samples
 from export.sampler import Sampler, main
@@ -26,7 +26,7 @@ CLASSES = ("cat", "dog", "eel")
 
 @pytest.fixture(scope="module", params=["points", "image"])
 def model(request):
-    """An MLP of points and a U-Net of images, each with three classes and weights that are not zero."""
+    """An MLP for points and a U-Net for images, each with three classes and no weights that are zero."""
     spec = replace(make_gaussian_dataset().spec, classes=CLASSES)
     network = NetworkConfig(hidden_size=16, num_blocks=1, time_embedding_size=8, data_embedding_size=4)
     if request.param == "image":
@@ -48,10 +48,10 @@ def model(request):
         sampler=SamplerConfig(name="ddim", num_steps=5, guidance_scale=2.0),
     )
     torch.manual_seed(0)
-    built = build_network(config, spec.shape, spec.num_classes).eval().requires_grad_(False)
-    for weight in built.parameters():
+    built_network = build_network(config, spec.shape, spec.num_classes).eval().requires_grad_(False)
+    for weight in built_network.parameters():
         weight.add_(0.1 * torch.randn(weight.shape))
-    return TrainedModel(config, spec, built)
+    return TrainedModel(config, spec, built_network)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def sampler(exported):
     return Sampler(exported[0], provider="cpu")
 
 
-def test_parity_is_held_with_and_without_guidance(exported):
+def test_parity_is_checked_with_and_without_guidance(exported):
     names = {case.name for case in exported[1]}
     assert {"one step, batch 7, guidance 1", "one step, batch 7, guidance 2"} <= names
     assert {"deployed sampler, guidance 1", "deployed sampler, guidance 2"} <= names
@@ -72,13 +72,13 @@ def test_parity_is_held_with_and_without_guidance(exported):
     assert all(case.passed for case in exported[1])
 
 
-def test_the_file_names_its_classes_and_its_guidance(sampler):
+def test_the_file_contains_classes_and_guidance_scale(sampler):
     assert sampler.spec.classes == list(CLASSES)
     assert sampler.spec.sampler["guidance_scale"] == 2.0
 
 
 @pytest.mark.parametrize("scale", [None, 0.0, 1.0, 4.5])
-def test_both_engines_draw_the_same_samples(model, sampler, scale):
+def test_pytorch_and_onnx_runtime_draw_the_same_samples(model, sampler, scale):
     labels = np.array([2, 0, 1, 1, 0])
 
     def noise(row):
@@ -91,14 +91,14 @@ def test_both_engines_draw_the_same_samples(model, sampler, scale):
     np.testing.assert_allclose(drawn, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_labels_change_samples_and_no_guidance_forgets_them(sampler):
+def test_labels_change_samples_unless_guidance_is_zero(sampler):
     cats, dogs = (sampler.sample(4, labels=name, guidance_scale=3.0) for name in ("cat", "dog"))
     assert not np.allclose(cats, dogs)
     none = [sampler.sample(4, labels=name, guidance_scale=0.0) for name in ("cat", "dog")]
     np.testing.assert_allclose(*none, rtol=1e-6, atol=1e-6)
 
 
-def test_without_labels_sample_i_is_of_class_i_in_turn(sampler):
+def test_labels_cycle_through_the_classes_by_default(sampler):
     labels = [CLASSES[index % 3] for index in range(7)]
     np.testing.assert_array_equal(sampler.sample(7), sampler.sample(7, labels=labels))
 
@@ -115,39 +115,38 @@ def test_the_command_line_takes_a_label(exported, tmp_path, monkeypatch, capsys)
         assert words in capsys.readouterr().err
 
 
-def test_a_picture_shows_the_classes_in_turn(sampler, tmp_path):
+def test_a_picture_of_all_classes_is_written(sampler, tmp_path):
     save_samples(sampler.sample(6), sampler.spec, tmp_path / "turn.png")
     assert (tmp_path / "turn.png").stat().st_size > 0
 
 
-def test_an_unconditional_file_takes_no_guidance(model, tmp_path):
-    plain = replace(model.data, classes=None)
-    built = build_network(model.config, plain.shape).eval().requires_grad_(False)
-    sampler = Sampler(export_onnx(TrainedModel(model.config, plain, built))[0], provider="cpu")
-    assert sampler.spec.classes == []
-    with pytest.raises(InputError, match="knows no classes"):
-        sampler.sample(2, guidance_scale=3.0)
+def test_an_unconditional_file_takes_no_guidance(point_sampler, image_sampler):
+    for sampler in (point_sampler, image_sampler):
+        assert sampler.spec.classes == []
+        with pytest.raises(InputError, match="has no classes"):
+            sampler.sample(2, guidance_scale=3.0)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_the_loop_on_a_device_draws_the_same(exported, sampler, scale):
-    """Here on the CPU: both halves of a guided batch are combined in the graph of the step."""
+    """On the CPU here. Both halves of a guided batch are combined in the step's graph."""
     spec, guided = sampler.spec, scale != 1.0
     session, _ = open_session(exported[0], "cpu")
-    loop = CudaLoops(exported[0], session, spec.shape, labelled=True, device="cpu").loop(4, guided=guided)
+    cache = DeviceLoopCache(exported[0], session, spec.shape, labelled=True, device="cpu")
+    loop = cache.loop(4, guided=guided)
     labels = network_labels(np.arange(4) % len(CLASSES), len(CLASSES), guided=guided)
 
     def noise(row):
         return normal_noise(3, np.arange(4), row + 1, spec.shape)
 
-    found = spec.denormalise(
-        loop.run(noise(-1), sampler.table(), noise, labels, scale, Watch(), lambda x0: None)
+    actual = spec.denormalise(
+        loop.run(noise(-1), sampler.table(), noise, labels, scale, RequestGuard(), lambda x0: None)
     )
     expected = sampler.sample(4, seed=3, guidance_scale=scale)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
 
 
-def test_classes_take_turns_by_the_samples_index(sampler):
+def test_cycling_labels_depend_on_the_sample_index(sampler):
     expected = sampler.sample(7, seed=1)
-    found = sampler.sample(3, seed=1, first_index=4)
-    np.testing.assert_allclose(found, expected[4:], rtol=0, atol=1e-5 * expected.std())
+    actual = sampler.sample(3, seed=1, first_index=4)
+    np.testing.assert_allclose(actual, expected[4:], rtol=0, atol=1e-5 * expected.std())

@@ -1,4 +1,4 @@
-"""Files from strangers: one clear line or samples, whatever is in them; no crash, no hang, no other file."""
+"""Untrusted files give samples or a one-line error: no crash, no hang, no access to other files."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ FUZZ = Path(__file__).with_name("fuzz.py")
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_damaged_files_end_in_one_line_or_in_samples(point_onnx, repository, tmp_path, seed):
+def test_damaged_files_give_samples_or_a_one_line_error(point_onnx, repository, tmp_path, seed):
     (tmp_path / "sampler.onnx").write_bytes(point_onnx)
     done = subprocess.run(
         [sys.executable, FUZZ, "sampler.onnx", str(seed), "300"],
@@ -45,15 +45,15 @@ def refused(content):
 
 @pytest.fixture(name="altered")
 def _altered(point_onnx, metadata_of, with_metadata):
-    """The file with one entry of its spec, found by a path of keys, replaced."""
+    """Function that replaces one entry of the spec, given by a path of keys, in the points' file."""
 
     def alter(keys, value):
         metadata = metadata_of(point_onnx)
         spec = json.loads(metadata["ray_ddpm.spec"])
-        place = spec
+        parent = spec
         for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
+            parent = parent[key]
+        parent[keys[-1]] = value
         return with_metadata(point_onnx, metadata | {"ray_ddpm.spec": json.dumps(spec)})
 
     return alter
@@ -97,30 +97,32 @@ def test_hostile_metadata_are_refused_before_a_sample_is_drawn(altered, keys, va
 @pytest.mark.parametrize(
     "spec",
     ["[" * 100_000, "{}", "null", "1e400", '{"data": ' * 5000, "\u00ff", ""],
-    ids=["deep", "empty object", "null", "number", "open", "no ASCII", "nothing"],
+    ids=["deep", "empty object", "null", "number", "unclosed", "not ASCII", "empty"],
 )
-def test_json_that_is_none_is_refused(point_onnx, metadata_of, with_metadata, spec):
+def test_invalid_json_is_refused(point_onnx, metadata_of, with_metadata, spec):
     assert refused(with_metadata(point_onnx, metadata_of(point_onnx) | {"ray_ddpm.spec": spec}))
 
 
 @pytest.mark.parametrize("name", ["timesteps", "table", "alphas_cumprod"])
-@pytest.mark.parametrize("text", ["", "!!!", "AAAA", "A" * 1_000_001], ids=["none", "signs", "short", "long"])
-def test_tables_that_are_none_are_refused(point_onnx, metadata_of, with_metadata, name, text):
+@pytest.mark.parametrize(
+    "text", ["", "!!!", "AAAA", "A" * 1_000_001], ids=["empty", "not base64", "short", "long"]
+)
+def test_invalid_tables_are_refused(point_onnx, metadata_of, with_metadata, name, text):
     assert refused(with_metadata(point_onnx, metadata_of(point_onnx) | {f"ray_ddpm.{name}": text}))
 
 
-def test_a_table_with_more_steps_than_anyone_asks_for_is_refused(point_onnx, metadata_of, with_metadata):
-    """The timesteps may repeat, so the schedule does not bound them."""
+def test_a_table_with_too_many_steps_is_refused(point_onnx, metadata_of, with_metadata):
+    """Timesteps may repeat, so a short schedule alone would not limit their number."""
     steps = 200_000
 
-    def text(values, kind):
-        return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode()
+    def encode(values, dtype):
+        return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode()
 
     row = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 1.0]
     metadata = metadata_of(point_onnx) | {
-        "ray_ddpm.timesteps": text(np.zeros(steps), "<i8"),
-        "ray_ddpm.table": text(np.tile(row, (steps, 1)), "<f8"),
-        "ray_ddpm.alphas_cumprod": text(np.ones(steps + 1), "<f8"),
+        "ray_ddpm.timesteps": encode(np.zeros(steps), "<i8"),
+        "ray_ddpm.table": encode(np.tile(row, (steps, 1)), "<f8"),
+        "ray_ddpm.alphas_cumprod": encode(np.ones(steps + 1), "<f8"),
     }
     assert "steps" in refused(with_metadata(point_onnx, metadata))
 
@@ -141,8 +143,8 @@ def graph_of(nodes, initializers=()):
     ).SerializeToString()
 
 
-def test_a_graph_that_asks_for_more_memory_than_there_is_is_refused(point_onnx, metadata_of, with_metadata):
-    """4 TB, from a file of a few hundred bytes; neither when it is opened nor when it is run."""
+def test_a_graph_that_needs_too_much_memory_is_refused(point_onnx, metadata_of, with_metadata):
+    """A file of a few hundred bytes that asks for 4 TB, either when it is opened or when it is run."""
     nodes = [
         helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
         helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
@@ -159,11 +161,11 @@ def test_a_graph_with_unknown_operators_is_refused(point_onnx, metadata_of, with
     assert refused(with_metadata(graph_of(nodes), metadata_of(point_onnx)))
 
 
-def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch):
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "sampler.onnx"
     with open(path, "wb") as file:
-        file.truncate(3 * 1024**3)  # of holes
-    monkeypatch.setattr(sampler_module.Path, "read_bytes", None)  # not called
+        file.truncate(3 * 1024**3)  # a sparse file
+    monkeypatch.setattr(sampler_module.Path, "read_bytes", None)  # must not be called
     assert str(path) in refused(path)
 
 

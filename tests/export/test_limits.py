@@ -1,21 +1,22 @@
-"""A request ends when its time is up or it is cancelled, and takes smaller batches where memory is short."""
+"""Requests end on a time limit or cancellation, and use smaller batches when memory is short."""
 
 import threading
 import time
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from diffusion.errors import InputError
-from export.limits import Cancelled, OutOfMemory, Watch
+from export.limits import WATCHER_THREAD, Cancelled, OutOfMemory, RequestGuard
 from export.sampler import Sampler
 
 
 @pytest.fixture(scope="module", name="endless")
 def _endless(image_onnx, metadata_of, with_metadata):
-    """A file as a stranger might make it: its only call never ends."""
+    """A hostile file: a call of its network never ends."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["still"]),
@@ -68,7 +69,7 @@ def test_a_call_that_never_ends_can_be_cancelled_from_another_thread(endless):
 
 
 def test_a_request_is_cancelled_between_two_calls(image_sampler):
-    """And the sampler is as good as new."""
+    """And the sampler can be used again."""
     stop, calls = threading.Event(), []
 
     def on_row(done, total):
@@ -83,61 +84,60 @@ def test_a_request_is_cancelled_between_two_calls(image_sampler):
     np.testing.assert_array_equal(image_sampler.sample(2), expected)
 
 
-def test_a_request_within_its_limit_is_not_touched(image_sampler):
-    found = image_sampler.sample(2, time_limit=600.0, stop=threading.Event())
-    np.testing.assert_array_equal(found, image_sampler.sample(2))
-    assert not [thread for thread in threading.enumerate() if "_look" in thread.name]
+def test_a_request_within_its_limit_is_not_affected(image_sampler):
+    actual = image_sampler.sample(2, time_limit=600.0, stop=threading.Event())
+    np.testing.assert_array_equal(actual, image_sampler.sample(2))
+    assert not [thread for thread in threading.enumerate() if thread.name == WATCHER_THREAD]
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
-def test_a_limit_that_is_none_is_refused(image_sampler, seconds):
+def test_a_limit_that_is_not_positive_is_refused(image_sampler, seconds):
     with pytest.raises(InputError, match="time_limit"):
         image_sampler.sample(1, time_limit=seconds)
 
 
 def test_a_batch_that_does_not_fit_is_halved(image_onnx, monkeypatch):
-    """Until it does; samples and progress are those of the smaller batches."""
+    """Again and again, until it fits; samples and progress are those of the smaller batches."""
     sampler, sizes, progress = Sampler(image_onnx, provider="cpu"), [], []
-    session = sampler._engine._session
-    fits = 3
+    run_session = onnxruntime.InferenceSession.run
+    max_batch_size = 3
 
-    class Small:
-        def run(self, names, inputs, options):
-            sizes.append(len(inputs["x"]))
-            if len(inputs["x"]) > fits:
-                raise RuntimeError("bfc_arena.cc: Failed to allocate memory for requested buffer of size 99")
-            return session.run(names, inputs, options)
+    def run(session, names, inputs, options):
+        sizes.append(len(inputs["x"]))
+        if len(inputs["x"]) > max_batch_size:
+            raise RuntimeError("bfc_arena.cc: Failed to allocate memory for requested buffer of size 99")
+        return run_session(session, names, inputs, options)
 
     expected = sampler.sample(10, seed=2, batch_size=3)
-    monkeypatch.setattr(sampler._engine, "_session", Small())
-    found = sampler.sample(
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
+    actual = sampler.sample(
         10, seed=2, batch_size=8, on_row=lambda done, total: progress.append((done, total))
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
     assert sizes[:3] == [8, 4, 2] and set(sizes[2:]) == {2}
     assert progress == [(done, 50) for done in range(1, 51)]
 
-    fits = 0
+    max_batch_size = 0
     with pytest.raises(InputError, match="one sample does not fit into memory"):
         sampler.sample(2)
 
 
-def out_of_memory(_options):
+def raise_memory_error(_options):
     raise MemoryError
 
 
-def test_what_onnx_runtime_says_is_told_in_one_line():
+def test_an_error_of_onnx_runtime_becomes_one_line():
     def call(options):
         raise RuntimeError("first line\nsecond line")
 
     with pytest.raises(InputError) as caught:
-        Watch().run(call)
+        RequestGuard().run(call)
     assert "first line" in str(caught.value) and "second" not in str(caught.value)
     with pytest.raises(OutOfMemory):
-        Watch().run(out_of_memory)
+        RequestGuard().run(raise_memory_error)
 
 
-def test_samples_that_are_not_finite_are_not_handed_over(image_onnx):
+def test_samples_that_are_not_finite_are_refused(image_onnx):
     proto = onnx.load_from_string(image_onnx)
     for tensor in proto.graph.initializer:
         if tensor.name == "outward.bias":
@@ -148,7 +148,7 @@ def test_samples_that_are_not_finite_are_not_handed_over(image_onnx):
 
 
 def test_an_output_of_another_shape_than_declared_is_refused(image_onnx, metadata_of, with_metadata):
-    """ONNX Runtime only warns of it, and numpy would broadcast it."""
+    """ONNX Runtime only warns about it, and numpy would broadcast it."""
     nodes = [
         helper.make_node("Cast", ["t"], ["t_float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["x", "axis"], ["model_output"], keepdims=1),

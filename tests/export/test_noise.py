@@ -10,7 +10,7 @@ ONES = 0xFFFFFFFF
 
 
 def integer_threefry(key, counter):
-    """Threefry 2x32-20 on Python's integers, round by round as Salmon et al. state it."""
+    """Threefry 2x32-20 with Python integers, round by round as in Salmon et al."""
     schedule = [*key, 0x1BD11BDA ^ key[0] ^ key[1]]
     x, y = ((word + extra) & ONES for word, extra in zip(counter, key, strict=True))
     for round_number in range(20):
@@ -25,7 +25,7 @@ def integer_threefry(key, counter):
 
 
 def integer_noise(seed, index, k, size):
-    """The noise contract for one sample, element by element."""
+    """Noise of one sample, element by element."""
     values = []
     for pair in range((size + 1) // 2):
         w0, w1 = integer_threefry((seed & ONES, index), (k, pair))
@@ -44,22 +44,22 @@ def integer_noise(seed, index, k, size):
         ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_threefry_gives_random123s_known_answers(counter, key, words):
+def test_threefry_gives_the_known_answers_of_random123(counter, key, words):
     assert integer_threefry(key, counter) == words
-    found = threefry(key, counter)
-    assert (int(found[0]), int(found[1])) == words
-    assert {word.dtype for word in found} == {np.dtype(np.uint32)}
+    actual = threefry(key, counter)
+    assert (int(actual[0]), int(actual[1])) == words
+    assert {word.dtype for word in actual} == {np.dtype(np.uint32)}
 
 
 def test_threefry_broadcasts_its_four_words():
     draw = np.random.default_rng(0)
     key0, key1 = draw.integers(2**32, size=(3, 1)), draw.integers(2**32, size=(1, 4))
     x0, x1 = np.uint32(7), draw.integers(2**32, size=(2, 1, 1))
-    found = threefry((key0, key1), (x0, x1))
-    assert found[0].shape == found[1].shape == (2, 3, 4)
+    actual = threefry((key0, key1), (x0, x1))
+    assert actual[0].shape == actual[1].shape == (2, 3, 4)
     for i, j, k in np.ndindex(2, 3, 4):
         expected = integer_threefry((int(key0[j, 0]), int(key1[0, k])), (7, int(x1[i, 0, 0])))
-        assert (int(found[0][i, j, k]), int(found[1][i, j, k])) == expected
+        assert (int(actual[0][i, j, k]), int(actual[1][i, j, k])) == expected
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), (5,), (1, 8, 8), (3, 3, 3)])
@@ -67,10 +67,10 @@ def test_threefry_broadcasts_its_four_words():
 def test_noise_is_box_muller_on_threefry_with_elements_in_c_order(shape, seed, k):
     """Elements 2p and 2p + 1 come from pair p; an odd last element uses the cosine alone."""
     indices = [0, 1, 2**32 - 1]
-    found = normal_noise(seed, indices, k, shape)
-    assert found.shape == (3, *shape)
-    assert found.dtype == np.float64
-    for sample, index in zip(found, indices, strict=True):
+    actual = normal_noise(seed, indices, k, shape)
+    assert actual.shape == (3, *shape)
+    assert actual.dtype == np.float64
+    for sample, index in zip(actual, indices, strict=True):
         expected = integer_noise(seed, index, k, math.prod(shape))
         np.testing.assert_allclose(sample.ravel(), expected, rtol=1e-12, atol=1e-12)
 
@@ -81,35 +81,35 @@ def test_noise_of_a_sample_does_not_depend_on_which_others_are_drawn():
         np.testing.assert_array_equal(normal_noise(3, indices, 2, (1, 3, 3)), every[indices])
 
 
-def test_noise_of_an_element_depends_on_its_place_alone():
-    """An odd and a longer sample begin with the same numbers; the shape only arranges them."""
+def test_noise_of_an_element_depends_only_on_its_index():
+    """Shorter and longer samples start with the same numbers, and the shape only arranges them."""
     longest = normal_noise(3, [8], 2, (12,))
     np.testing.assert_array_equal(normal_noise(3, [8], 2, (7,))[0], longest[0, :7])
     np.testing.assert_array_equal(normal_noise(3, [8], 2, (3, 2, 2)).ravel(), longest[0])
 
 
 @pytest.mark.parametrize(("seed", "same"), [(2**32, 0), (2**40 + 5, 5), (-1, 2**32 - 1), (np.int64(7), 7)])
-def test_only_the_seed_modulo_two_to_the_32_counts(seed, same):
-    found, expected = (normal_noise(value, [0, 1], 0, (4,)) for value in (seed, same))
-    np.testing.assert_array_equal(found, expected)
+def test_only_the_seed_modulo_two_to_the_32_is_used(seed, same):
+    actual, expected = (normal_noise(value, [0, 1], 0, (4,)) for value in (seed, same))
+    np.testing.assert_array_equal(actual, expected)
 
 
-def test_seed_sample_and_row_each_give_other_noise():
-    """Swapped roles (seed 1, sample 2 against seed 2, sample 1) are other noise, too."""
+def test_seed_sample_and_row_each_change_the_noise():
+    """Swapping them (seed 1, sample 2 and seed 2, sample 1) changes the noise, too."""
     draws = {(s, i, k): normal_noise(s, [i], k, (2,)).tobytes() for s, i, k in np.ndindex(4, 4, 4)}
     assert len(set(draws.values())) == len(draws)
 
 
 def test_noise_is_standard_normal():
-    """Moments, and the share within one and two deviations, to 4.5 standard errors."""
+    """Moments, and the fraction within 1, 2 and 3 standard deviations, to 4.5 standard errors."""
     values = normal_noise(0, np.arange(4000), 0, (5, 5)).ravel()
     count = values.size
     for power, moment, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)):
         assert abs((values**power).mean() - moment) < 4.5 * math.sqrt(variance / count)
     for limit in (1.0, 2.0, 3.0):
-        share = math.erf(limit / math.sqrt(2.0))
-        error = math.sqrt(share * (1.0 - share) / count)
-        assert abs((np.abs(values) < limit).mean() - share) < 4.5 * error
+        fraction = math.erf(limit / math.sqrt(2.0))
+        error = math.sqrt(fraction * (1.0 - fraction) / count)
+        assert abs((np.abs(values) < limit).mean() - fraction) < 4.5 * error
 
 
 def test_noise_of_neighbours_is_uncorrelated():

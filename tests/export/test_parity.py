@@ -1,3 +1,5 @@
+"""Comparisons of network outputs. test_sample_parity.py has those of samples, which need data sets."""
+
 import dataclasses
 import json
 
@@ -22,6 +24,7 @@ TRAJECTORIES = [
     "ddim, 20 steps, unclipped",
     "dpmpp_2m, 20 steps, unclipped",
 ]
+EVERY_TIMESTEP = "every timestep"
 
 
 def by_name(cases):
@@ -30,7 +33,7 @@ def by_name(cases):
 
 @pytest.fixture(name="check_broken")
 def _check_broken(image_model, image_onnx):
-    """Check the image model against its file after a change to the graph."""
+    """Function that changes the graph of the image model's file and compares it with the model."""
 
     def check(change, *arguments):
         proto = change(onnx.load_from_string(image_onnx), *arguments)
@@ -41,15 +44,15 @@ def _check_broken(image_model, image_onnx):
 
 def test_a_faithful_file_passes_every_comparison(image_export, point_model, point_onnx):
     for cases in (image_export[1], check_parity(point_model, point_onnx)):
-        assert [case.name for case in cases] == STEPS + TRAJECTORIES
+        assert [case.name for case in cases] == [*STEPS, *TRAJECTORIES, EVERY_TIMESTEP]
         for case in cases:
             assert case.passed, case
-            tolerance = STEP_TOLERANCE if case.name in STEPS else TRAJECTORY_TOLERANCE
+            tolerance = STEP_TOLERANCE if case.name not in TRAJECTORIES else TRAJECTORY_TOLERANCE
             assert 0.0 <= case.max_abs_error <= tolerance * case.output_scale
             assert case.output_scale > 0.1  # something was compared
 
 
-def test_the_tolerances_are_no_looser_than_agreed():
+def test_the_tolerances_are_as_documented():
     assert STEP_TOLERANCE <= 1e-4
     assert TRAJECTORY_TOLERANCE <= 1e-3
 
@@ -57,19 +60,19 @@ def test_the_tolerances_are_no_looser_than_agreed():
 def test_the_scale_is_the_largest_output_of_pytorch(image_model, image_export):
     x = torch.from_numpy(normal_noise(0, np.arange(3), 0, (1, 8, 8))).float()
     scales = [float(image_model.network(x, torch.full((3,), t)).abs().max()) for t in range(20)]
-    found = by_name(image_export[1])["one step, batch 3"].output_scale
-    assert min(abs(found - scale) for scale in scales) < 1e-6
-    assert found >= max(scales[0], scales[19]) - 1e-6  # both ends are on the grid
+    output_scale = by_name(image_export[1])["one step, batch 3"].output_scale
+    assert min(abs(output_scale - scale) for scale in scales) < 1e-6
+    assert output_scale >= max(scales[0], scales[19]) - 1e-6  # both ends are on the grid
 
 
-@pytest.mark.parametrize("share", [0.5, 2.0])
-def test_an_error_is_measured_and_held_to_the_tolerance(broken, check_broken, image_export, share):
-    """An output that is larger by a known amount, on both sides of the tolerance."""
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_an_error_is_measured_and_compared_with_the_tolerance(broken, check_broken, image_export, factor):
+    """Outputs are shifted by a known amount, less or more than the tolerance."""
     scale = by_name(image_export[1])["one step, batch 1"].output_scale
-    amount = share * STEP_TOLERANCE * scale
-    found = check_broken(broken["shifted"], amount)["one step, batch 1"]
-    assert found.max_abs_error == pytest.approx(amount, abs=3e-6)
-    assert found.passed == (share < 1.0)
+    amount = factor * STEP_TOLERANCE * scale
+    case = check_broken(broken["shifted"], amount)["one step, batch 1"]
+    assert case.max_abs_error == pytest.approx(amount, abs=3e-6)
+    assert case.passed == (factor < 1.0)
 
 
 def test_a_wrong_output_fails_everywhere(broken, check_broken):
@@ -78,19 +81,24 @@ def test_a_wrong_output_fails_everywhere(broken, check_broken):
 
 def test_a_graph_that_forgets_the_timestep_fails(broken, check_broken):
     cases = check_broken(broken["forgets the timestep"])
-    assert not any(cases[name].passed for name in STEPS)
+    assert not any(cases[name].passed for name in [*STEPS, EVERY_TIMESTEP])
     assert not cases["deployed sampler"].passed
 
 
-def test_a_graph_that_is_right_for_one_example_only_fails_at_larger_batches(broken, check_broken):
-    cases = check_broken(broken["gives all the first one's output"])
+@pytest.mark.parametrize("timestep", range(20))
+def test_an_error_at_any_single_timestep_is_found(broken, check_broken, timestep):
+    assert not check_broken(broken["shifted at one timestep"], timestep, 1e-2)[EVERY_TIMESTEP].passed
+
+
+def test_a_graph_that_is_right_only_at_batch_1_fails(broken, check_broken):
+    cases = check_broken(broken["repeats the first output"])
     assert cases["one step, batch 1"].passed
     assert not any(case.passed for name, case in cases.items() if name != "one step, batch 1")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_outputs_that_are_not_finite_fail(image_model, image_onnx, broken, check_broken, value):
-    """In the file alone, and in PyTorch and the file alike: NaN equals nothing."""
+    """NaN and infinity in the file's outputs fail every single call."""
     with np.errstate(invalid="ignore"):
         cases = check_broken(broken["shifted"], value)
     assert not any(cases[name].passed for name in STEPS)
@@ -106,7 +114,7 @@ def test_a_network_of_nan_fails(make_model, image_model, image_onnx, broken):
 
 @pytest.fixture(name="scaled")
 def _scaled(make_model, point_model, point_onnx):
-    """(model, file) with outputs smaller by a factor, which may differ between the two."""
+    """Function that scales the outputs of a model and of its file, by factors that may differ."""
 
     def scale(model_factor, file_factor):
         model = make_model(point_model.data, point_model.config.sampler)
@@ -122,15 +130,15 @@ def _scaled(make_model, point_model, point_onnx):
     return scale
 
 
-def test_a_network_that_gives_zero_passes(scaled):
-    """A fresh network does, and relative to nothing every error is infinite."""
+def test_a_network_whose_output_is_zero_passes(scaled):
+    """As a newly built network's is. A tolerance relative to zero would let nothing pass."""
     cases = by_name(check_parity(*scaled(0.0, 0.0)))
     assert all(case.passed for case in cases.values())
     assert cases["one step, batch 1"].output_scale == 0.0
 
 
 def test_errors_are_relative_to_small_outputs_too(scaled):
-    """A tenth of a percent is too much, however little that is."""
+    """A relative error of 0.1% fails, however small the outputs are."""
     cases = by_name(check_parity(*scaled(1e-3, 1e-3)))
     assert all(cases[name].passed for name in STEPS)
     cases = by_name(check_parity(*scaled(1e-3, 1.001e-3)))
@@ -142,8 +150,8 @@ def test_another_models_file_fails(make_model, image_model, image_onnx):
     assert not any(case.passed for case in check_parity(other, image_onnx))
 
 
-def test_the_deployed_sampler_is_the_models(make_model, point_model, point_onnx):
-    """Its samples scale with the clipping that the model is deployed with."""
+def test_the_deployed_sampler_is_that_of_the_model(make_model, point_model, point_onnx):
+    """The scale of its samples follows the clipping that the model is deployed with."""
     narrow = dataclasses.replace(point_model.data, clip=(-0.5, 0.5))
     model = make_model(narrow, SamplerConfig(name="ddim", num_steps=4))
     cases = by_name(check_parity(model, point_onnx))
@@ -152,18 +160,18 @@ def test_the_deployed_sampler_is_the_models(make_model, point_model, point_onnx)
     assert by_name(check_parity(point_model, point_onnx))["deployed sampler"].output_scale > 2.5
 
 
-def test_pytorchs_own_generator_is_left_alone(point_model, point_onnx):
+def test_pytorchs_random_state_does_not_change(point_model, point_onnx):
     before = torch.get_rng_state()
     check_parity(point_model, point_onnx)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_summary_is_parity_json(image_export):
-    """As JSON: plain numbers and booleans under the agreed names."""
+    """Its values are plain numbers and booleans that JSON can hold."""
     content = json.loads(json.dumps(summary(image_export[1]), allow_nan=False))
     assert set(content) == {"passed", "cases"}
     assert content["passed"] is True
-    assert [case["name"] for case in content["cases"]] == STEPS + TRAJECTORIES
+    assert [case["name"] for case in content["cases"]] == [*STEPS, *TRAJECTORIES, EVERY_TIMESTEP]
     for case in content["cases"]:
         assert set(case) == {"name", "max_abs_error", "output_scale", "passed", "rms_error"}
         assert case["passed"] is True
@@ -177,10 +185,12 @@ def test_one_failure_fails_the_summary(image_export):
     assert summary(cases)["passed"] is False
 
 
-def test_a_trajectory_that_diverges_in_pytorch_vetoes_nothing_unless_it_is_deployed(monkeypatch, image_model):
-    """It multiplies rounding errors without bound, so it says nothing about the file."""
+def test_a_diverging_trajectory_fails_only_if_it_is_the_deployed_samplers(monkeypatch, image_model):
+    """Divergence amplifies rounding errors without bound, so it says nothing about the file."""
 
     def diverging(word):
+        """A comparison that fails, with outputs far too large, if the case's name contains `word`."""
+
         def compare(name, *_):
             return (
                 ParityCase(name, 1e5, 1e8, passed=False) if word in name else ParityCase(name, 0.0, 1.0, True)
@@ -188,10 +198,10 @@ def test_a_trajectory_that_diverges_in_pytorch_vetoes_nothing_unless_it_is_deplo
 
         return compare
 
-    monkeypatch.setattr(parity, "_compare", diverging("unclipped"))
+    monkeypatch.setattr(parity, "compare", diverging("unclipped"))
     content, cases = export_onnx(image_model)
     assert content and cases and not [case for case in cases if "unclipped" in case.name]
-    for veto in ("deployed sampler", "one step"):
-        monkeypatch.setattr(parity, "_compare", diverging(veto))
-        with pytest.raises(ParityError, match=veto):
+    for failing in ("deployed sampler", "one step"):
+        monkeypatch.setattr(parity, "compare", diverging(failing))
+        with pytest.raises(ParityError, match=failing):
             export_onnx(image_model)

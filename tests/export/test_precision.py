@@ -1,4 +1,4 @@
-"""Weights in 16 bits: half the file, held to PyTorch with the same weights and to the model itself."""
+"""Weights stored in 16 bits: the file is half as large, and is compared with PyTorch."""
 
 import json
 
@@ -28,16 +28,16 @@ def test_the_weights_take_half_the_space(half, image_onnx, image_model):
     saved = len(image_onnx) - len(half[0])
     num_weights = sum(weight.numel() for weight in image_model.network.parameters())
     assert saved > 0.9 * 2 * num_weights
-    before, found = weights_of(image_onnx), weights_of(half[0])
-    names = {name for name, _ in image_model.network.named_parameters()} & before.keys()  # equal ones are one
+    before, after = weights_of(image_onnx), weights_of(half[0])
+    names = {name for name, _ in image_model.network.named_parameters()} & before.keys()
     assert len(names) > 5
     for name in names:
-        assert found[f"{name}.fp16"].data_type == onnx.TensorProto.FLOAT16
-        assert name not in found
+        assert after[f"{name}.fp16"].data_type == onnx.TensorProto.FLOAT16
+        assert name not in after
 
 
-def test_what_is_no_weight_keeps_its_precision(half, image_onnx):
-    """A frequency of the time embedding that is wrong in the fourth place is a wrong phase at t = 1000."""
+def test_other_constants_keep_their_precision(half, image_onnx):
+    """An error in the fourth digit of a frequency of the time embedding is a wrong phase at t = 1000."""
     before, after = weights_of(image_onnx), weights_of(half[0])
     others = {name for name in before if f"{name}.fp16" not in after}
     assert others
@@ -47,7 +47,7 @@ def test_what_is_no_weight_keeps_its_precision(half, image_onnx):
         )
 
 
-def test_the_file_is_a_valid_one_of_the_same_contract(half, image_onnx):
+def test_the_file_is_valid_with_the_same_metadata(half, image_onnx):
     proto = onnx.load_from_string(half[0])
     onnx.checker.check_model(proto, full_check=True)
     assert Sampler(half[0], provider="cpu").spec.to_metadata() == (
@@ -55,30 +55,30 @@ def test_the_file_is_a_valid_one_of_the_same_contract(half, image_onnx):
     )
 
 
-def test_its_measured_error_stands_beside_the_other_comparisons(half, image_export):
+def test_the_error_of_storage_is_one_of_the_comparisons(half, image_export):
     cases = {case.name: case for case in half[1]}
     own = [case for name, case in cases.items() if name.startswith("weights in 16 bits")]
     assert [case.name for case in half[1] if case not in own] == [case.name for case in image_export[1]]
     assert len(own) == 2
     for case in own:
         assert case.passed
-        # 11 bits: more than float32 loses, less than the tolerance.
+        # With 11 bits, the error is larger than float32's, but within the tolerance.
         assert 1e-6 * case.output_scale < case.rms_error < STORAGE_TOLERANCE * case.output_scale
 
 
-def test_its_samples_are_those_of_the_rounded_weights(half, image_model, image_sampler):
+def test_the_file_computes_with_the_rounded_weights(half, image_model, image_sampler):
     rounded = with_rounded_weights(image_model)
     x = np.random.default_rng(0).standard_normal((4, 1, 8, 8))
     expected = rounded.network(torch.from_numpy(x).float(), torch.full((4,), 7)).numpy()
-    found = Sampler(half[0], provider="cpu").denoise(x, 7)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert np.abs(found - image_sampler.denoise(x, 7)).max() > 1e-5 * np.abs(expected).max()
+    actual = Sampler(half[0], provider="cpu").denoise(x, 7)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(actual - image_sampler.denoise(x, 7)).max() > 1e-5 * np.abs(expected).max()
 
 
-def test_the_model_itself_is_left_as_it_was(make_model, image_model):
+def test_rounding_does_not_change_the_model(image_model):
     before = {name: weight.clone() for name, weight in image_model.network.state_dict().items()}
     with_rounded_weights(image_model)
-    assert all(torch.equal(before[name], each) for name, each in image_model.network.state_dict().items())
+    assert all(torch.equal(before[name], weight) for name, weight in image_model.network.state_dict().items())
 
 
 def test_a_weight_too_large_for_16_bits_is_refused(make_model, point_model):
@@ -89,7 +89,7 @@ def test_a_weight_too_large_for_16_bits_is_refused(make_model, point_model):
 
 
 def test_weights_that_do_not_survive_rounding_are_not_exported(make_model, point_model):
-    """16 bits know few numbers below 1e-6, and here everything rests on such weights."""
+    """float16 has few numbers below 1e-6, and here the output depends on such weights alone."""
     model = make_model(point_model.data, point_model.config.sampler)
     model.network.outward.weight.mul_(3e-6)
     model.network.outward.bias.zero_()
@@ -97,11 +97,11 @@ def test_weights_that_do_not_survive_rounding_are_not_exported(make_model, point
         export_onnx(model, "fp16")
 
 
-def test_the_command_writes_such_a_file(point_model, tmp_path, capsys):
+def test_the_command_writes_16_bit_weights(point_model, tmp_path, capsys):
     point_model.save(tmp_path / "model")
     path = tmp_path / "half.onnx"
     assert main([str(tmp_path / "model"), "--precision", "fp16", "--output", str(path)]) == 0
-    assert "12 comparisons" in capsys.readouterr().out
+    assert "13 comparisons" in capsys.readouterr().out
     assert any(name.endswith(".fp16") for name in weights_of(path.read_bytes()))
     with pytest.raises(SystemExit) as caught:
         to_onnx.main([str(tmp_path / "model"), "--precision", "int8"])

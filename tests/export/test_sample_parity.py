@@ -1,4 +1,4 @@
-"""The file's samples are held to the data as PyTorch's are."""
+"""Comparison of sample quality. Separate from test_parity.py, since it needs data sets and models of them."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from diffusion.config import DataConfig, SamplerConfig
-from diffusion.data import load_dataset
-from export.sample_parity import check_samples
+from diffusion.data.dataset import load_dataset
+from export.parity import check_samples
 from export.to_onnx import export_onnx, main
 
 
@@ -29,16 +29,16 @@ def _content(model):
     return export_onnx(model)[0]
 
 
-def test_a_faithful_files_samples_are_as_good(model, content, dataset):
+def test_samples_of_a_faithful_file_pass(model, content, dataset):
     (case,) = check_samples(model, content, dataset)
     assert case.passed
     assert case.name == "distance of 256 samples"
     assert case.max_abs_error < 1e-3 * case.output_scale
-    assert case.output_scale > 0.01  # a model that learnt nothing is far from the data
+    assert case.output_scale > 0.01  # an untrained model is far from the data
 
 
 def test_worse_samples_fail(model, content, dataset):
-    """The same graph with larger outputs."""
+    """The same graph, but with outputs ten times as large."""
     proto = onnx.load_from_string(content)
     for tensor in proto.graph.initializer:
         if tensor.name.startswith("outward."):
@@ -48,18 +48,18 @@ def test_worse_samples_fail(model, content, dataset):
     assert not case.passed
 
 
-def test_the_command_compares_samples_where_the_data_are_at_hand(model, dataset, tmp_path, capsys):
+def test_the_command_compares_samples_if_the_data_are_available(model, dataset, tmp_path, capsys):
     model.save(tmp_path / "model")
     assert main([str(tmp_path / "model"), "--output", str(tmp_path / "a.onnx")]) == 0
-    said = capsys.readouterr().out
-    assert "11 comparisons" in said
-    assert "not held" not in said
+    printed = capsys.readouterr().out
+    assert "12 comparisons" in printed
+    assert "not compared" not in printed
 
     elsewhere = dataclasses.replace(model.config.data, name=str(tmp_path / "none"))
     moved = dataclasses.replace(model, config=dataclasses.replace(model.config, data=elsewhere))
     moved.save(tmp_path / "moved")
     assert main([str(tmp_path / "moved"), "--output", str(tmp_path / "b.onnx")]) == 0
-    said = capsys.readouterr().out
-    assert "10 comparisons" in said
-    assert "samples were not held to the data" in said
-    assert str(tmp_path / "none") in said
+    printed = capsys.readouterr().out
+    assert "11 comparisons" in printed
+    assert "samples were not compared with the data" in printed
+    assert str(tmp_path / "none") in printed

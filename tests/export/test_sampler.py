@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from diffusion.errors import InputError
-from diffusion.generation import sample_states
-from diffusion.sampling import sampler_table
+from diffusion.process.generate import sample_states
+from diffusion.process.samplers import sampler_table
 from export.noise import normal_noise
 from export.output import save_samples
 from export.sampler import Sampler
 
 
 def run_normalised(sampler, table, num_samples, seed):
-    """The update of the design, x <- c x0 + d x + f out + s z."""
+    """The sampling loop written out: x <- c x0 + d x + f out + s z."""
     indices, shape = np.arange(num_samples), sampler.spec.shape
     x = normal_noise(seed, indices, 0, shape)
     for index, (timestep, row) in enumerate(zip(table.timesteps, table.coefficients, strict=True)):
@@ -30,11 +30,11 @@ def run_by_hand(sampler, table, num_samples, seed):
     return sampler.spec.denormalise(run_normalised(sampler, table, num_samples, seed))
 
 
-def assert_close(found, expected, tolerance):
-    """Within a share of the expected values' deviation, of which there must be some."""
-    assert found.shape == expected.shape
+def assert_close(actual, expected, tolerance):
+    """Compare with a tolerance relative to the standard deviation, which must not be tiny."""
+    assert actual.shape == expected.shape
     assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * expected.std())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * expected.std())
 
 
 @pytest.fixture(name="sampler", params=["image", "points"])
@@ -47,7 +47,7 @@ def _model_and_sampler(request, image_model, image_sampler, point_model, point_s
     return (image_model, image_sampler) if request.param == "image" else (point_model, point_sampler)
 
 
-def test_samples_are_float32_of_the_datas_shape(sampler):
+def test_samples_are_float32_with_the_shape_of_the_data(sampler):
     samples = sampler.sample(5)
     assert samples.shape == (5, *sampler.spec.shape)
     assert samples.dtype == np.float32
@@ -56,7 +56,7 @@ def test_samples_are_float32_of_the_datas_shape(sampler):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
 def test_samples_do_not_depend_on_the_batch_size(sampler, batch_size):
-    """Up to the rounding of matrix products of another height."""
+    """Except for rounding, since matrix products of another size round differently."""
     expected = sampler.sample(10, seed=4, batch_size=10)
     assert_close(sampler.sample(10, seed=4, batch_size=batch_size), expected, 1e-5)
 
@@ -64,13 +64,13 @@ def test_samples_do_not_depend_on_the_batch_size(sampler, batch_size):
 @pytest.mark.parametrize("num_samples", [1, 4, 9])
 def test_fewer_samples_are_the_first_of_more(sampler, num_samples):
     expected = sampler.sample(10, seed=4)
-    found = sampler.sample(num_samples, seed=4)
-    assert found.shape == (num_samples, *sampler.spec.shape)
-    np.testing.assert_allclose(found, expected[:num_samples], rtol=0, atol=1e-5 * expected.std())
+    actual = sampler.sample(num_samples, seed=4)
+    assert actual.shape == (num_samples, *sampler.spec.shape)
+    np.testing.assert_allclose(actual, expected[:num_samples], rtol=0, atol=1e-5 * expected.std())
 
 
 def test_a_seed_repeats_and_another_differs(sampler):
-    """The default is seed 0, and only the seed modulo 2^32 counts."""
+    """The default is seed 0, and only the seed modulo 2^32 is used."""
     zero = sampler.sample(4, seed=0)
     np.testing.assert_array_equal(sampler.sample(4), zero)
     np.testing.assert_array_equal(sampler.sample(4, seed=2**32), zero)
@@ -84,7 +84,7 @@ def test_samples_of_a_seed_differ_from_each_other(sampler):
     assert distances[~np.eye(20, dtype=bool)].min() > 0.0
 
 
-def test_samples_are_those_of_pytorch(model_and_sampler):
+def test_samples_equal_those_of_pytorch(model_and_sampler):
     """From the same noise, with x in float64 between the network's calls."""
     model, sampler = model_and_sampler
     indices, shape = np.arange(16), model.data.shape
@@ -96,7 +96,7 @@ def test_samples_are_those_of_pytorch(model_and_sampler):
     assert_close(sampler.sample(16, seed=3), model.data.denormalise(x.numpy()), 1e-4)
 
 
-def test_the_files_own_table_is_the_default(model_and_sampler):
+def test_the_files_table_is_the_default(model_and_sampler):
     model, sampler = model_and_sampler
     np.testing.assert_array_equal(sampler.table().timesteps, model.table.timesteps)
     np.testing.assert_array_equal(sampler.table().coefficients, model.table.coefficients)
@@ -104,7 +104,7 @@ def test_the_files_own_table_is_the_default(model_and_sampler):
     assert_close(sampler.sample(6, seed=2), expected, 1e-6)
 
 
-def test_naming_the_files_own_choices_changes_nothing(sampler):
+def test_passing_the_files_own_settings_changes_nothing(sampler):
     own = {name: sampler.spec.sampler[name] for name in ("num_steps", "eta", "spacing")}
     table = sampler.table(sampler=sampler.spec.sampler["name"], **own)
     np.testing.assert_array_equal(table.timesteps, sampler.spec.table.timesteps)
@@ -112,7 +112,7 @@ def test_naming_the_files_own_choices_changes_nothing(sampler):
     np.testing.assert_array_equal(table.alphas_cumprod, sampler.spec.table.alphas_cumprod)
 
 
-# The models' own choices, as their fixtures state them, under sampler_table's names.
+# The settings that the fixtures' models are deployed with, under the names of sampler_table.
 OWN_IMAGE = {
     "sampler": "ddpm",
     "num_inference_steps": 10,
@@ -141,15 +141,15 @@ OWN_POINTS = {
     ],
     ids=str,
 )
-def test_a_choice_replaces_the_files_own_and_leaves_the_others(model_and_sampler, choices):
+def test_a_setting_replaces_the_files_and_keeps_the_others(model_and_sampler, choices):
     model, sampler = model_and_sampler
     own, clip = (OWN_IMAGE, model.data.clip) if model.data.kind == "image" else (OWN_POINTS, None)
     renamed = {"num_inference_steps" if name == "num_steps" else name: v for name, v in choices.items()}
     expected = sampler_table(model.schedule, clip=clip, **{**own, **renamed})
-    found = sampler.table(**choices)
-    np.testing.assert_array_equal(found.timesteps, expected.timesteps)
-    np.testing.assert_array_equal(found.coefficients, expected.coefficients)
-    np.testing.assert_array_equal(found.alphas_cumprod, expected.alphas_cumprod)
+    actual = sampler.table(**choices)
+    np.testing.assert_array_equal(actual.timesteps, expected.timesteps)
+    np.testing.assert_array_equal(actual.coefficients, expected.coefficients)
+    np.testing.assert_array_equal(actual.alphas_cumprod, expected.alphas_cumprod)
     np.testing.assert_allclose(
         sampler.sample(3, seed=1, **choices), run_by_hand(sampler, expected, 3, seed=1), rtol=1e-6, atol=1e-5
     )
@@ -158,19 +158,19 @@ def test_a_choice_replaces_the_files_own_and_leaves_the_others(model_and_sampler
 @pytest.mark.parametrize(
     "choices", [{"sampler": "ddpm"}, {"num_steps": 3}, {"eta": 0.0}, {"spacing": "linspace"}]
 )
-def test_a_choice_changes_the_samples(point_sampler, choices):
+def test_a_setting_changes_the_samples(point_sampler, choices):
     own = point_sampler.sample(8)
     assert np.abs(point_sampler.sample(8, **choices) - own).max() > 1e-3 * own.std()
 
 
-def test_the_file_keeps_its_own_choices_after_others_were_used(sampler):
+def test_other_settings_do_not_persist(sampler):
     before = sampler.sample(3)
     sampler.sample(3, sampler="ddim", num_steps=2, eta=1.0, spacing="linspace")
     np.testing.assert_array_equal(sampler.sample(3), before)
 
 
 def test_images_stay_within_their_range(image_sampler):
-    """Both ends are reached by clipping, and what lies between is not."""
+    """Clipping reaches both ends, but leaves many values between them."""
     samples = image_sampler.sample(64)
     assert samples.min() == 0.0
     assert samples.max() == 16.0
@@ -178,20 +178,20 @@ def test_images_stay_within_their_range(image_sampler):
 
 
 def test_points_are_in_data_units(point_sampler):
-    """Each column has its own mean and deviation, and nothing is clipped."""
+    """Each column has its own mean and standard deviation, and nothing is clipped."""
     x = run_normalised(point_sampler, point_sampler.spec.table, 100, seed=0)
     expected = np.stack([0.5 * x[:, 0] + 1.0, 3.0 * x[:, 1] - 2.0], axis=1)
     assert_close(point_sampler.sample(100), expected, 1e-6)
 
 
-def test_one_call_of_the_network_is_the_networks(model_and_sampler):
+def test_denoise_gives_the_networks_output(model_and_sampler):
     model, sampler = model_and_sampler
     x = np.random.default_rng(0).standard_normal((4, *model.data.shape))
     for timestep in (0, 7, 19):
         expected = model.network(torch.from_numpy(x).float(), torch.full((4,), timestep)).numpy()
-        found = sampler.denoise(x, timestep)
-        assert found.dtype == np.float64
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        actual = sampler.denoise(x, timestep)
+        assert actual.dtype == np.float64
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
         assert np.abs(expected).max() > 0.1
 
 
@@ -206,7 +206,7 @@ def test_progress_counts_every_network_call(image_sampler, num_samples, batch_si
     assert seen == [(done, 4 * batches) for done in range(1, 4 * batches + 1)]
 
 
-def test_the_network_never_sees_more_than_a_batch(point_sampler):
+def test_batch_size_limits_the_networks_batch(point_sampler):
     sizes = []
     point_sampler.sample(7, num_steps=1, batch_size=3, on_preview=lambda x0: sizes.append(len(x0)))
     assert sizes == [3, 3, 1]
@@ -229,7 +229,7 @@ def test_the_network_never_sees_more_than_a_batch(point_sampler):
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_refused_by_name_before_any_work(image_sampler, numbers, named):
+def test_a_value_out_of_range_is_refused_before_any_work(image_sampler, numbers, named):
     calls = []
     with pytest.raises(InputError) as caught:
         image_sampler.sample(**{"num_samples": 2, **numbers}, on_row=lambda *_: calls.append(1))
@@ -238,7 +238,7 @@ def test_a_value_out_of_range_is_refused_by_name_before_any_work(image_sampler, 
     assert not calls
 
 
-def test_a_path_a_string_and_bytes_are_the_same_model(image_file, image_onnx):
+def test_a_model_is_given_as_path_string_or_bytes(image_file, image_onnx):
     samples = [
         Sampler(model, provider="cpu").sample(2) for model in (image_file, str(image_file), image_onnx)
     ]
@@ -246,7 +246,7 @@ def test_a_path_a_string_and_bytes_are_the_same_model(image_file, image_onnx):
     np.testing.assert_array_equal(samples[1], samples[2])
 
 
-def test_the_arguments_that_others_rely_on():
+def test_the_public_arguments_and_their_defaults():
     parameters = inspect.signature(Sampler.sample).parameters
     assert {name: parameters[name].default for name in ("seed", "sampler", "num_steps")} == {
         "seed": 0, "sampler": None, "num_steps": None,
@@ -255,7 +255,7 @@ def test_the_arguments_that_others_rely_on():
     assert inspect.signature(Sampler).parameters["provider"].default == "auto"
 
 
-def test_points_without_column_names_get_some(
+def test_points_without_column_names_get_default_ones(
     point_sampler, with_metadata, metadata_of, point_onnx, tmp_path
 ):
     metadata = metadata_of(point_onnx)
@@ -269,15 +269,15 @@ def test_points_without_column_names_get_some(
 def test_requests_from_several_threads_do_not_disturb_each_other(image_sampler):
     expected = [image_sampler.sample(3, seed=seed, batch_size=2) for seed in range(6)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda seed: image_sampler.sample(3, seed=seed, batch_size=2), range(6)))
-    np.testing.assert_array_equal(found, expected)
+        actual = list(pool.map(lambda seed: image_sampler.sample(3, seed=seed, batch_size=2), range(6)))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("first_index", [1, 7])
-def test_a_later_call_goes_on_where_another_ended(sampler, first_index):
-    found = sampler.sample(3, seed=4, first_index=first_index)
+def test_first_index_continues_an_earlier_call(sampler, first_index):
+    actual = sampler.sample(3, seed=4, first_index=first_index)
     expected = sampler.sample(first_index + 3, seed=4)[first_index:]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
 
 
 def test_an_index_beyond_the_seeds_last_is_refused(image_sampler):
@@ -289,7 +289,7 @@ def test_an_index_beyond_the_seeds_last_is_refused(image_sampler):
 
 
 def test_previews_end_with_the_samples(sampler):
-    """One after each network call; the last row of every table returns x0 itself."""
+    """There is one after each network call, and the last row of every table returns x0 itself."""
     previews = []
     samples = sampler.sample(3, seed=1, on_preview=previews.append)
     assert len(previews) == len(sampler.table().timesteps)

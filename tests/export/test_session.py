@@ -13,7 +13,7 @@ HAS_CUDA = torch.cuda.is_available()
 
 
 def refused(model, provider="cpu"):
-    """The one line that a model is refused with."""
+    """Open a model that is refused, and return the one-line message."""
     with pytest.raises(InputError) as caught:
         Sampler(model, provider=provider)
     message = str(caught.value)
@@ -22,7 +22,7 @@ def refused(model, provider="cpu"):
     return message
 
 
-def test_cpu_runs_on_the_cpu_and_says_so(image_onnx):
+def test_provider_cpu_runs_on_the_cpu(image_onnx):
     opened, runs_on = open_session(image_onnx, "cpu")
     assert opened.get_providers() == ["CPUExecutionProvider"]
     assert runs_on == "CPU"
@@ -30,7 +30,7 @@ def test_cpu_runs_on_the_cpu_and_says_so(image_onnx):
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has a CUDA device")
-def test_cuda_is_refused_where_there_is_none(image_onnx, image_file):
+def test_cuda_is_refused_if_it_is_not_available(image_onnx, image_file):
     message = refused(image_onnx, "cuda")
     assert "cuda" in message
     assert "provider auto or cpu" in message
@@ -38,8 +38,8 @@ def test_cuda_is_refused_where_there_is_none(image_onnx, image_file):
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has a CUDA device")
-def test_auto_falls_back_to_the_cpu_and_says_why(image_onnx):
-    """It is the default provider, and its samples are the CPU's."""
+def test_auto_falls_back_to_the_cpu_and_gives_the_reason(image_onnx):
+    """It is the default provider, and draws the same samples as provider cpu."""
     sampler = Sampler(image_onnx)
     assert sampler.runs_on.startswith("CPU, since ")
     assert len(sampler.runs_on) > len("CPU, since ")
@@ -49,7 +49,7 @@ def test_auto_falls_back_to_the_cpu_and_says_why(image_onnx):
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device")
-def test_cuda_gives_the_cpus_samples(image_onnx):
+def test_cuda_draws_the_same_samples_as_the_cpu(image_onnx):
     sampler = Sampler(image_onnx, provider="cuda")
     assert sampler.runs_on == "CUDA"
     expected = Sampler(image_onnx, provider="cpu").sample(16)
@@ -64,8 +64,8 @@ def test_a_build_without_cuda_is_the_reason(image_onnx, monkeypatch):
 
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has a CUDA device")
 def test_a_session_that_silently_fell_back_is_not_taken_for_cuda(image_onnx, monkeypatch):
-    """ONNX Runtime opens a session on the CPU, and no exception, where its CUDA libraries are missing."""
-    monkeypatch.setattr(session, "_why_no_cuda", lambda: None)
+    """Without its CUDA libraries, ONNX Runtime opens a session on the CPU and raises nothing."""
+    monkeypatch.setattr(session, "cuda_unavailable_reason", lambda: None)
     assert Sampler(image_onnx, provider="auto").runs_on.startswith("CPU, since ")
     assert "provider cuda" in refused(image_onnx, "cuda")
 
@@ -78,7 +78,7 @@ def test_an_unknown_provider_is_refused_by_name(image_onnx, provider):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\n" * 50])
-def test_bytes_that_are_no_onnx_model_are_refused(content, tmp_path):
+def test_bytes_that_are_not_an_onnx_model_are_refused(content, tmp_path):
     assert refused(content)
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
@@ -86,8 +86,8 @@ def test_bytes_that_are_no_onnx_model_are_refused(content, tmp_path):
 
 
 def test_a_truncated_model_is_refused(image_onnx):
-    for share in (0.1, 0.5, 0.9, 0.999):
-        assert refused(image_onnx[: int(share * len(image_onnx))])
+    for fraction in (0.1, 0.5, 0.9, 0.999):
+        assert refused(image_onnx[: int(fraction * len(image_onnx))])
 
 
 def test_a_path_that_cannot_be_read_is_refused_by_name(tmp_path):
@@ -97,7 +97,7 @@ def test_a_path_that_cannot_be_read_is_refused_by_name(tmp_path):
 
 
 def small_graph(inputs, outputs, metadata, extra=()):
-    """model_output = x, for the given types and shapes."""
+    """A model that returns x as model_output, with the given inputs, outputs and metadata."""
     values = {
         "inputs": [helper.make_tensor_value_info(*value) for value in inputs],
         "outputs": [helper.make_tensor_value_info(*value) for value in outputs],
@@ -114,7 +114,7 @@ T = ("t", TensorProto.INT64, ["batch"])
 OUTPUT = ("model_output", TensorProto.FLOAT, ["batch", 1, 8, 8])
 
 
-def test_any_model_with_the_agreed_inputs_is_taken(image_onnx, metadata_of):
+def test_any_model_with_the_right_inputs_is_accepted(image_onnx, metadata_of):
     sampler = Sampler(small_graph([X, T], [OUTPUT], metadata_of(image_onnx)), provider="cpu")
     assert sampler.sample(3).shape == (3, 1, 8, 8)
 
@@ -165,7 +165,7 @@ def test_a_model_with_another_output_is_refused(dtype, shape, image_onnx, metada
     assert refused(proto.SerializeToString())
 
 
-def test_a_file_of_another_size_than_its_metadata_is_refused(
+def test_a_graph_that_does_not_match_its_metadata_is_refused(
     image_onnx, point_onnx, metadata_of, with_metadata
 ):
     """The points' metadata on the images' graph."""
@@ -173,7 +173,7 @@ def test_a_file_of_another_size_than_its_metadata_is_refused(
 
 
 def test_a_model_cannot_read_other_files(tmp_path, monkeypatch, image_onnx):
-    """Weights outside the file are refused, so that a file from a stranger stays within itself."""
+    """Weights outside the file are refused, so an untrusted model cannot read other files."""
     proto = onnx.load_from_string(image_onnx)
     tensor = next(value for value in proto.graph.initializer if value.name == "outward.bias")
     (tmp_path / "secret.bin").write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())

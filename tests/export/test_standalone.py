@@ -1,4 +1,4 @@
-"""The file alone is enough: a program of thirty lines that knows nothing of this project samples from it."""
+"""The file alone is enough: a program of about thirty lines samples from it without this project."""
 
 import inspect
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 
 def draw(path, num_samples, seed):
-    """Samples in data units from a sampler.onnx: numpy, onnxruntime and the metadata."""
+    """Draw samples in data units from a sampler.onnx with numpy and onnxruntime alone."""
     import base64
     import json
 
@@ -76,8 +76,8 @@ def test_the_metadata_alone_are_enough_to_sample(file_and_sampler, seed):
     np.testing.assert_allclose(sampler.sample(12, seed=seed), expected, rtol=0, atol=1e-5 * expected.std())
 
 
-def test_a_stranger_with_the_file_and_nothing_else_can_sample(file_and_sampler, tmp_path):
-    """In an isolated interpreter (-I), in a folder that holds sampler.onnx alone."""
+def test_the_file_is_enough_without_this_project(file_and_sampler, tmp_path):
+    """In an isolated interpreter (-I), in a folder that contains only sampler.onnx."""
     path, sampler = file_and_sampler
     shutil.copy(path, tmp_path / "sampler.onnx")
     result = subprocess.run(

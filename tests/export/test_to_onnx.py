@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from diffusion.checkpoints import TrainedModel
 from diffusion.config import SamplerConfig
+from diffusion.training.checkpoints import TrainedModel
 from export import to_onnx
 from export.noise import normal_noise
 from export.sampler import Sampler
@@ -32,16 +32,16 @@ def _model_folder(point_model, tmp_path):
 
 @pytest.fixture(name="break_export")
 def _break_export(monkeypatch):
-    """From here on the exporter yields this graph, whatever the model."""
+    """Function that makes the exporter return a given graph for any model."""
 
     def replace(proto):
-        monkeypatch.setattr(to_onnx, "_denoiser_graph", lambda model: proto)
+        monkeypatch.setattr(to_onnx, "denoiser_graph", lambda network, spec: proto)
 
     return replace
 
 
 def refused(capsys, *arguments):
-    """The one line of a command that ends with status 2."""
+    """Run a command that ends with status 2, and return its one line of error."""
     assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
@@ -51,7 +51,7 @@ def refused(capsys, *arguments):
 
 
 def graphs(graph):
-    """A graph and those inside its nodes."""
+    """Yield a graph and the graphs inside its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -66,17 +66,17 @@ def test_the_file_is_valid_onnx_of_opset_20(content):
     assert {node.domain for graph in graphs(proto.graph) for node in graph.node} == {""}
 
 
-def test_inputs_and_output_are_the_agreed_ones_with_a_symbolic_batch(content):
+def test_inputs_and_output_have_a_symbolic_batch_size(content):
     proto = onnx.load_from_string(content)
     shape = list(Sampler(content, provider="cpu").spec.shape)
-    found = {}
+    actual = {}
     for value in (*proto.graph.input, *proto.graph.output):
         tensor = value.type.tensor_type
-        found[value.name] = (
+        actual[value.name] = (
             tensor.elem_type,
             [size.dim_param or size.dim_value for size in tensor.shape.dim],
         )
-    assert found == {
+    assert actual == {
         "x": (onnx.TensorProto.FLOAT, ["batch", *shape]),
         "t": (onnx.TensorProto.INT64, ["batch"]),
         "model_output": (onnx.TensorProto.FLOAT, ["batch", *shape]),
@@ -86,13 +86,13 @@ def test_inputs_and_output_are_the_agreed_ones_with_a_symbolic_batch(content):
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_any_batch_gives_pytorchs_outputs(image_model, image_onnx, batch):
-    """With a timestep of its own for every example."""
+    """Every example has its own timestep."""
     session = onnxruntime.InferenceSession(image_onnx, providers=["CPUExecutionProvider"])
     x = normal_noise(0, np.arange(batch), 0, (1, 8, 8)).astype(np.float32)
     t = (np.arange(batch) * 5 + 3) % 20
-    (found,) = session.run(["model_output"], {"x": x, "t": t})
+    (actual,) = session.run(["model_output"], {"x": x, "t": t})
     expected = image_model.network(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_traces_shapes_and_doc_strings_are_stripped(content):
@@ -108,16 +108,16 @@ def test_traces_shapes_and_doc_strings_are_stripped(content):
             assert len(part.metadata_props) == 0
 
 
-def test_the_file_names_no_place_on_this_machine(content, repository):
-    places = [
+def test_the_file_contains_no_local_path(content, repository):
+    paths = [
         repository,
         Path(torch.__file__).parent,
         Path(onnx.__file__).parent.parent,
         Path.home(),
         Path.cwd(),
     ]
-    for place in {str(path) for path in places if path != Path("/")}:
-        assert place.encode() not in content, place
+    for path in {str(path) for path in paths if path != Path("/")}:
+        assert path.encode() not in content, path
     assert b'File "' not in content
     assert b"site-packages" not in content
 
@@ -133,7 +133,7 @@ def test_all_weights_are_inside_and_none_is_there_twice(content, image_model, po
 
 
 def test_nothing_in_the_graph_is_random(content):
-    """Dropout belongs to training: the fixtures' networks have some."""
+    """The fixtures' networks have dropout, which is only for training."""
     operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
     assert not {
         name for name in operators if "Random" in name or name in ("Dropout", "Bernoulli", "Multinomial")
@@ -142,7 +142,7 @@ def test_nothing_in_the_graph_is_random(content):
     np.testing.assert_array_equal(samplers[0].sample(2), samplers[1].sample(2))
 
 
-def test_the_metadata_say_what_the_model_is(image_model):
+def test_the_metadata_describe_the_model(image_model):
     spec = sampler_spec(image_model)
     assert json.loads(json.dumps(spec.data)) == {
         "kind": "image", "shape": [1, 8, 8], "mean": [[[5.0]]], "std": [[[4.0]]], "range": [0.0, 16.0],
@@ -161,7 +161,7 @@ def test_the_metadata_say_what_the_model_is(image_model):
     assert spec.schedule["betas"] == image_model.schedule.betas.tolist()
 
 
-def test_an_unclipped_model_says_so(point_model):
+def test_the_metadata_of_an_unclipped_model(point_model):
     spec = sampler_spec(point_model)
     assert spec.sampler["clip"] is None
     assert spec.data["range"] is None
@@ -176,7 +176,7 @@ def test_a_model_without_provenance_can_be_exported(point_model, broken, break_e
     assert provenance["metrics"] == {}
 
 
-def test_steps_are_those_of_the_table_where_the_schedule_is_shorter(make_model, point_model):
+def test_num_steps_is_limited_by_the_schedule(make_model, point_model):
     spec = sampler_spec(make_model(point_model.data, SamplerConfig(num_steps=100)))
     assert spec.sampler["num_steps"] == len(spec.table.timesteps) == 20
 
@@ -188,7 +188,7 @@ def test_a_schedule_of_one_step_can_be_exported(make_model, point_model):
     assert np.isfinite(Sampler(content, provider="cpu").sample(3)).all()
 
 
-def test_exporting_is_silent_and_leaves_the_network_as_it_was(make_model, point_model, capfd):
+def test_exporting_is_silent_and_does_not_change_the_network(make_model, point_model, capfd):
     model = make_model(point_model.data, point_model.config.sampler)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     rng = torch.get_rng_state()
@@ -200,9 +200,9 @@ def test_exporting_is_silent_and_leaves_the_network_as_it_was(make_model, point_
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-@pytest.mark.parametrize("way", ["forgets the timestep", "gives all the first one's output"])
-def test_a_broken_graph_is_not_exported(point_model, point_onnx, broken, break_export, way):
-    break_export(broken[way](onnx.load_from_string(point_onnx)))
+@pytest.mark.parametrize("damage", ["forgets the timestep", "repeats the first output"])
+def test_a_broken_graph_is_not_exported(point_model, point_onnx, broken, break_export, damage):
+    break_export(broken[damage](onnx.load_from_string(point_onnx)))
     with pytest.raises(ParityError) as caught:
         export_onnx(point_model)
     assert len(str(caught.value).splitlines()) == 1
@@ -216,16 +216,16 @@ def test_another_models_graph_is_not_exported(make_model, point_model, point_onn
 
 
 def test_weights_that_change_after_the_export_are_noticed(make_model, point_model, monkeypatch):
-    """The real exporter, and a network that is no longer the one it saw."""
+    """With the real exporter, and a network that changes after it was exported."""
     model = make_model(point_model.data, point_model.config.sampler)
-    export_graph = to_onnx._denoiser_graph
+    export_graph = to_onnx.denoiser_graph
 
-    def export_and_change(model):
-        proto = export_graph(model)
-        model.network.blocks[0].linear.weight.mul_(1.5)
+    def export_and_change(network, spec):
+        proto = export_graph(network, spec)
+        network.blocks[0].linear.weight.mul_(1.5)
         return proto
 
-    monkeypatch.setattr(to_onnx, "_denoiser_graph", export_and_change)
+    monkeypatch.setattr(to_onnx, "denoiser_graph", export_and_change)
     with pytest.raises(ParityError):
         export_onnx(model)
 
@@ -236,12 +236,12 @@ def test_the_command_writes_one_file_that_samples(model_folder, point_sampler, t
     assert main([str(model_folder), "--output", str(output)]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert str(output) in captured.out  # what was made, and where
-    assert "python -m export.sampler" in captured.out  # what to run next
+    assert str(output) in captured.out
+    assert "python -m export.sampler" in captured.out  # the next step
     assert [entry.name for entry in output.parent.iterdir()] == ["my.onnx"]
     expected = point_sampler.sample(5)
-    found = Sampler(output, provider="cpu").sample(5)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
+    actual = Sampler(output, provider="cpu").sample(5)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
 
 
 def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
@@ -258,7 +258,7 @@ def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 4
-    assert "samples were not held to the data: heart" in done.stdout  # of another fingerprint
+    assert "samples were not compared with the data: heart" in done.stdout  # another fingerprint
     assert [entry.name for entry in (tmp_path / "here").iterdir()] == ["sampler.onnx"]
     content = (tmp_path / "here" / "sampler.onnx").read_bytes()
     assert str(tmp_path).encode() not in content
@@ -268,7 +268,7 @@ def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
 def test_a_failed_comparison_writes_nothing_and_returns_1(
     model_folder, point_onnx, broken, break_export, tmp_path, capsys
 ):
-    """A file that was there stays as it was."""
+    """An existing file is kept."""
     break_export(broken["forgets the timestep"](onnx.load_from_string(point_onnx)))
     output = tmp_path / "out" / "sampler.onnx"
     output.parent.mkdir()
@@ -302,16 +302,14 @@ def test_a_missing_or_damaged_part_of_the_model_is_refused(model_folder, tmp_pat
 
 
 def test_a_missing_output_folder_is_refused_before_any_work(model_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(to_onnx, "export_onnx", None)  # not called
+    monkeypatch.setattr(to_onnx, "export_onnx", None)  # must not be called
     path = tmp_path / "none" / "sampler.onnx"
     assert str(path.parent) in refused(capsys, model_folder, "--output", path)
     assert not path.parent.exists()
 
 
-def test_a_folder_in_the_outputs_place_is_refused_before_any_work(
-    model_folder, tmp_path, capsys, monkeypatch
-):
-    """As `--output .` would be."""
+def test_an_output_that_is_a_folder_is_refused_before_any_work(model_folder, tmp_path, capsys, monkeypatch):
+    """Such as `--output .`."""
     monkeypatch.setattr(to_onnx, "export_onnx", lambda model: (b"content", []))
     assert str(model_folder) in refused(capsys, model_folder, "--output", model_folder)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model"]
@@ -326,7 +324,7 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(arguments, capsys):
 
 
 def test_a_saved_and_loaded_model_gives_the_same_file(model_folder, point_model, point_onnx):
-    """Exporting from disk loses nothing: the same weights, and the same metadata."""
+    """A model from disk gives the same weights and the same metadata."""
     loaded = TrainedModel.load(model_folder)
     assert sampler_spec(loaded).to_metadata() == sampler_spec(point_model).to_metadata()
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in _initializers(point_onnx)}

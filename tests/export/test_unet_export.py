@@ -1,12 +1,12 @@
-"""A U-Net goes through the same export: odd sizes, attention, colour."""
+"""Export of U-Nets, with odd image sizes, attention and colour."""
 
 import pytest
 import torch
 
-from diffusion.checkpoints import TrainedModel
 from diffusion.config import Config, DataConfig
-from diffusion.data import DataSpec
-from diffusion.networks import build_network
+from diffusion.data.dataset import DataSpec
+from diffusion.networks.build import build_network
+from diffusion.training.checkpoints import TrainedModel
 from export.sampler import Sampler
 from export.to_onnx import export_onnx
 
@@ -48,5 +48,5 @@ def test_a_u_net_is_exported_and_passes_parity(shape, tmp_path):
     assert samples.min() >= 0.0 and samples.max() <= 255.0
 
     model.save(tmp_path / "model")
-    again = TrainedModel.load(tmp_path / "model")
-    assert again.config == config, "tuples survive JSON"
+    loaded = TrainedModel.load(tmp_path / "model")
+    assert loaded.config == config, "tuples survive JSON"

@@ -1,4 +1,4 @@
-"""`make ui`: MLflow's real server."""
+"""`python -m workflows.ui`, with a real MLflow server."""
 
 import json
 import os
@@ -13,18 +13,18 @@ import pytest
 
 from diffusion.errors import InputError
 from workflows import ui
-from workflows.tracking import Tracker
+from workflows.tracking.mlflow_tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
+def runs(database_uri, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "shapes")
+    tracker = MlflowTracker(database_uri, "shapes")
     tracker.start("sweep", {"a": 1})
-    tracker.close("FINISHED")
+    tracker.close("finished")
     return tracker
 
 
@@ -34,25 +34,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_port_in_use_is_named_with_another_to_take(runs):
+def test_a_port_in_use_is_named_and_another_suggested(runs):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
         with pytest.raises(InputError) as caught:
             ui.main(["--port", str(port)])
-    assert str(port) in str(caught.value) and "make ui PORT=" in str(caught.value)
+    assert str(port) in str(caught.value) and "such as --port " in str(caught.value)
 
 
-def test_without_runs_it_says_how_to_make_some(tmp_path, monkeypatch):
+def test_without_runs_it_says_how_to_create_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(InputError, match="make demo"):
+    with pytest.raises(InputError, match="python -m workflows.tune"):
         ui.main([])
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_server_that_is_not_there_and_a_broken_database_are_one_line(tmp_path):
+def test_an_unreachable_server_and_a_broken_database_are_refused_in_one_line(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(os.urandom(4096))
     for uri in (f"http://127.0.0.1:{free_port()}", f"sqlite:///{tmp_path}/mlflow.db"):
         with pytest.raises(InputError) as caught:
@@ -60,12 +60,12 @@ def test_a_server_that_is_not_there_and_a_broken_database_are_one_line(tmp_path)
         assert uri in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_port_that_cannot_be_is_refused(runs):
+def test_an_invalid_port_is_refused(runs):
     with pytest.raises(InputError, match="--port 70000"):
         ui.main(["--port", "70000"])
 
 
-def test_the_printed_page_shows_the_runs_and_nothing_stays_behind(runs):
+def test_the_printed_page_shows_the_runs_and_the_server_stops(runs):
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("DISPLAY", None)
@@ -82,12 +82,12 @@ def test_the_printed_page_shows_the_runs_and_nothing_stays_behind(runs):
             json.dumps({"experiment_ids": [runs.experiment_id]}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found = json.load(answer)["runs"]
-        assert [run["info"]["run_name"] for run in found] == ["sweep"]
+        with urllib.request.urlopen(request, timeout=10) as response:
+            shown = json.load(response)["runs"]
+        assert [run["info"]["run_name"] for run in shown] == ["sweep"]
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
         process.stdout.close()
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server went with it"
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server is still running"

@@ -1,0 +1,241 @@
+"""How well does a sweep judge its models?
+
+    python -m benchmarks.judgement --folder /tmp/judgement --mnist ~/mnist10k
+    python -m benchmarks.judgement --folder /tmp/judgement --data heart rings --budget-fraction 0.1
+    python -m benchmarks.judgement --folder /tmp/judgement --data heart digits --training-seeds 4
+    python -m benchmarks.judgement    # only the report, from the tables in benchmarks/results
+
+Trains configs drawn from the default search space of tune.py to their end, on laws from which examples can
+be drawn without end and on pictures; measures each as a sweep does, and by `benchmarks.judgement_truth` on
+fresh examples. Whatever is already in the folder is kept, so the command can be interrupted, and be asked
+for more configs, data and budgets later. Writes benchmarks/results/judgement/DATA-FRACTION.csv (every
+trial) and benchmarks/results/judgement.md, which says of each table what was measured.
+
+With `--training-seeds N` it trains the preset's own config with N seeds instead, and writes
+benchmarks/results/judgement/seeds/DATA-FRACTION.csv: how far another seed alone moves what is judged by.
+
+The defaults train 24 configs for each of ten data sets: days on two cores. `--budget-fraction 0.1`, a tenth
+of the preset's updates, takes a tenth of that; run both for both tables.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.judgement_data import NAMES, POINTS, JudgedData, prepare
+from benchmarks.judgement_report import RESULTS, write_report
+from benchmarks.judgement_truth import DigitFeatures, of_pictures, of_points
+from diffusion import metrics as names
+from diffusion.config import Config
+from diffusion.data.dataset import load_dataset
+from diffusion.evaluation.elbo_window import elbo_window
+from diffusion.evaluation.evaluator import Evaluator
+from diffusion.evaluation.features import fit_features
+from diffusion.presets import preset
+from diffusion.process.generate import generate
+from diffusion.training.checkpoints import TrainedModel
+from diffusion.training.loop import EvaluationResult, Training, TrainingDiverged
+
+NUM_CONFIGS = 24
+WINDOW_ENDS = (1.0, 3.0, 5.0, 7.0, 9.0)
+_SIDES = {"digits": 8, "mnist": 14, "colours": 14}
+# Seeds that no trial of a sweep uses: of the samples that are confirmed, and of those that the truth judges.
+_CONFIRMATION_SEED, _TRUTH_SEED = 1_000_001, 1_000_002
+
+
+def draw_values(points: bool, count: int) -> list[dict[str, Any]]:
+    """Random values from the default search space of tune.py; the first of more are those of fewer."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(count):
+        values: dict[str, Any] = {
+            "schedule.num_train_timesteps": int(rng.choice([50, 100, 200, 500, 1000])),
+            "schedule.beta_start": float(np.exp(rng.uniform(np.log(1e-5), np.log(1e-3)))),
+            "schedule.beta_end": float(np.exp(rng.uniform(np.log(5e-3), np.log(0.3)))),
+            "network.time_embedding_size": int(rng.choice([16, 32, 64, 128])),
+            "training.learning_rate": float(np.exp(rng.uniform(np.log(3e-4), np.log(3e-3)))),
+        }
+        data_embedding_size = int(rng.choice([16, 32, 64]))
+        if points:
+            values["network.data_embedding_size"] = data_embedding_size
+        drawn.append(values)
+    return drawn
+
+
+def base_config(name: str, path: Path, budget_fraction: float) -> Config:
+    """Config of all trials: the preset of a sweep, with a fraction of its updates."""
+    config = preset(str(path), _SIDES.get(name))
+    updates = max(1, round(config.training.num_updates * budget_fraction))
+    return config.with_values({"training.num_updates": updates})
+
+
+def train(config: Config, folder: Path) -> None:
+    """Train a config and write its model and the metrics of each evaluation to a folder."""
+    history: list[dict[str, Any]] = []
+
+    def report(result: EvaluationResult) -> None:
+        history.append({"update": result.updates, **result.metrics})
+        if result.metrics[names.BEST_UPDATE] == result.updates:
+            result.model.save(folder)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(config.data)
+    start = time.perf_counter()
+    try:
+        Training(config, dataset, report, features=fit_features(dataset, "auto")).run()
+    except TrainingDiverged as error:
+        print(f"{folder}: {error}", flush=True)
+    tree = {"seconds": time.perf_counter() - start, "history": history}
+    (folder / "history.json").write_text(json.dumps(tree))
+
+
+def judge(folder: Path, data: JudgedData) -> dict[str, Any]:
+    """Values of a trial by name: its parameters, what a sweep sees of it, and the truth.
+
+    `rung N` is the best objective up to N updates, `elbo [-8, B]` the windowed bound to a log-SNR of B, and
+    `truth NAME` a yardstick of `benchmarks.judgement_truth`.
+    """
+    tree = json.loads((folder / "history.json").read_text())
+    history = tree["history"]
+    row: dict[str, Any] = {"seconds": tree["seconds"]}
+    model = TrainedModel.load(folder) if history else None
+    if model is None or history[-1]["update"] != model.config.training.num_updates:
+        return row  # it diverged
+    flat = model.config.flat()
+    row |= {name: value for name, value in flat.items() if name.startswith("schedule.")}
+    row |= {name: flat[name] for name in ("network.time_embedding_size", "training.learning_rate")}
+    row |= {f"rung {entry['update']}": entry[names.BEST_OBJECTIVE] for entry in history}
+    dataset = load_dataset(model.config.data)
+    evaluator = Evaluator(model.config, dataset, fit_features(dataset, "auto"))
+    metrics, bound = evaluator.held_out_losses(model.network)
+    np.save(folder / "elbo.npy", bound.per_example)
+    row |= metrics | {"parameters": sum(weight.numel() for weight in model.network.parameters())}
+    row |= evaluator.sample_metrics(
+        model.network,
+        dataset.val[:],
+        num_samples=2 * model.config.metrics.num_samples,
+        seed=_CONFIRMATION_SEED,
+    )
+    low, row["window end"] = dataset.spec.log_snr_window
+    for high in WINDOW_ENDS:
+        bound = elbo_window(
+            model.network,
+            model.schedule,
+            dataset.val[: model.config.metrics.num_examples],
+            (low, high),
+            prediction_type=model.config.prediction_type,
+            clip=evaluator.clip,
+        )
+        row[f"elbo [-8, {high:g}]"] = bound.value
+    samples = generate(model.network, model.table, dataset.spec.shape, len(data.fresh), seed=_TRUTH_SEED)
+    drawn = dataset.raw(samples)
+    if data.other is None:
+        truth = of_points(drawn, data.fresh.astype(np.float64))
+    else:
+        pixels = np.nan_to_num(drawn).round().astype(np.uint8)
+        truth = of_pictures(pixels, data.fresh, DigitFeatures(*data.other))
+    return row | {f"truth {name}": value for name, value in truth.items()}
+
+
+def run_trial(name: str, number: int, folder: Path, budget_fraction: float) -> None:
+    """Train and judge one config, each unless its result is in the folder."""
+    torch.set_num_threads(1)
+    data = prepare(name, folder / "data", None)
+    values = draw_values(name in POINTS, number + 1)[number]
+    config = base_config(name, data.path, budget_fraction).with_values(values)
+    trial = folder / f"{name}-{budget_fraction:g}" / f"{number:02d}"
+    _train_and_judge({"trial": number}, config, data, trial)
+
+
+def run_seed(name: str, seed: int, folder: Path, budget_fraction: float) -> None:
+    """Train the preset's own config with a seed and judge it, unless its result is in the folder."""
+    torch.set_num_threads(1)
+    data = prepare(name, folder / "data", None)
+    config = base_config(name, data.path, budget_fraction).with_values({"seed": seed})
+    trial = folder / f"{name}-{budget_fraction:g}-seeds" / f"{seed:02d}"
+    _train_and_judge({"seed": seed}, config, data, trial)
+
+
+def _train_and_judge(key: dict[str, int], config: Config, data: JudgedData, trial: Path) -> None:
+    if not (trial / "history.json").exists():
+        train(config, trial)
+    judgement = trial / "judgement.json"
+    if not judgement.exists():
+        judgement.write_text(json.dumps(key | judge(trial, data)))
+
+
+def write_seeds(folder: Path, name: str, budget_fraction: float) -> None:
+    """Write the table of the preset's own config with several seeds."""
+    found = sorted((folder / f"{name}-{budget_fraction:g}-seeds").glob("*/judgement.json"))
+    seeds = RESULTS / "seeds"
+    seeds.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame([json.loads(path.read_text()) for path in found])
+    table.to_csv(seeds / f"{name}-{budget_fraction:g}.csv", index=False)
+
+
+def write_table(folder: Path, name: str, budget_fraction: float) -> None:
+    """Write the table of all trials of these data and this budget that are in the folder.
+
+    `paired N` is the standard error of the difference of the objective to that of trial N.
+    """
+    found = sorted((folder / f"{name}-{budget_fraction:g}").glob("*/judgement.json"))
+    RESULTS.mkdir(exist_ok=True)
+    rows = [json.loads(path.read_text()) for path in found]
+    files = [path.parent / "elbo.npy" for path in found]  # which those that diverged lack
+    bounds = {file.parent.name: np.load(file) for file in files if file.exists()}
+    for row in rows:
+        own = bounds.get(f"{row['trial']:02d}")
+        if own is not None:
+            row |= {
+                f"paired {int(other)}": float((own - bound).std(ddof=1) / np.sqrt(own.size))
+                for other, bound in bounds.items()
+            }
+    table = pd.DataFrame(rows)
+    table.to_csv(RESULTS / f"{name}-{budget_fraction:g}.csv", index=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keeps data, models and judgements; default: only report")
+    parser.add_argument("--data", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--configs", type=int, default=NUM_CONFIGS)
+    parser.add_argument(
+        "--training-seeds", type=int, default=0, help="train the preset's config with N seeds"
+    )
+    parser.add_argument("--budget-fraction", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--mnist", type=Path, help="folder of digits, for mnist and colours")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    if options.folder is not None:
+        for name in options.data:
+            prepare(name, options.folder / "data", options.mnist)
+        run, write, count = run_trial, write_table, options.configs
+        if options.training_seeds:
+            run, write, count = run_seed, write_seeds, options.training_seeds
+        jobs = [
+            (name, number, options.folder, fraction)
+            for fraction in options.budget_fraction
+            for number in range(count)
+            for name in options.data
+        ]
+        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+            futures = {pool.submit(run, *job): job for job in jobs}
+            for place, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                name, number, _, fraction = futures[future]
+                print(f"{place}/{len(jobs)}: {name}, {fraction:g} of the budget, number {number}", flush=True)
+                write(options.folder, name, fraction)
+    print(write_report())
+
+
+if __name__ == "__main__":
+    main()

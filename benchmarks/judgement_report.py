@@ -1,0 +1,273 @@
+"""The report of `benchmarks.judgement`, from the tables of trials that it wrote."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from diffusion import metrics as names
+from diffusion.evaluation.distances import Estimate
+from diffusion.evaluation.sample_metrics import copies_training_data
+from workflows.sweep.asha import SuccessiveHalving
+from workflows.sweep.decision import (
+    TRAINING_SEED_ERRORS,
+    Comparison,
+    Finalist,
+    choose_finalists,
+    decide,
+    with_training_seed,
+)
+
+FILE = Path(__file__).parent / "results" / "judgement.md"
+RESULTS = FILE.with_suffix("")
+_SWEEP_SIZE, _NUM_SWEEPS, _BOOTSTRAPS = 12, 400, 1000
+# Of `sample/...`, what is no distance; and what is better the higher it is.
+_NO_DISTANCE = (
+    *("_se", "_floor", "network_evaluations", "nn_train", "nn_heldout", "copied", "worst_column"),
+    *("num_samples", "num_reference", "num_heldout"),
+)
+_HIGHER_IS_BETTER = ("precision", "recall")
+
+Pick = Callable[[pd.DataFrame], int]
+
+
+def write_report() -> str:
+    """Write judgement.md from every table in benchmarks/results/judgement, and return it."""
+    tables = {path.stem: pd.read_csv(path) for path in sorted(RESULTS.glob("*.csv"))}
+    text = "\n".join(
+        [
+            "# How well a sweep judges its models",
+            "",
+            "Written by `python -m benchmarks.judgement` from the tables of trials in `judgement/`; what is",
+            "not listed here has not been measured. Configs are random ones of the default search space,",
+            "each trained to its end. The truth compares samples of the deployed sampler with fresh",
+            "examples that no sweep saw, by the yardsticks of `benchmarks/judgement_truth.py`.",
+            "",
+            *_what_was_measured(tables),
+            *_positions(tables),
+            *_training_seeds(),
+            *(line for name, table in tables.items() for line in _correlations(name, table)),
+        ]
+    )
+    FILE.write_text(text)
+    return text
+
+
+def truths(table: pd.DataFrame) -> pd.DataFrame:
+    """The yardsticks of the trials, one a column."""
+    found = table[[column for column in table if column.startswith("truth ")]]
+    return found.rename(columns=lambda column: column.removeprefix("truth "))
+
+
+def candidates(table: pd.DataFrame) -> pd.DataFrame:
+    """Everything that trials could be ranked by, lower is better, one a column."""
+    found = {}
+    for column in table:
+        if column in (names.VAL_ELBO_WINDOW, names.VAL_MSE) or column.startswith("elbo ["):
+            found[column] = table[column]
+        elif column.startswith(names.SAMPLE_PREFIX) and not column.endswith(_NO_DISTANCE):
+            sign = -1.0 if column.endswith(_HIGHER_IS_BETTER) else 1.0
+            found[column] = sign * table[column]
+    return pd.DataFrame(found)
+
+
+def finished(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which trials a sweep that runs them in this order, one after the other, trains to their end."""
+    rungs = {
+        int(column.split()[1]): table[column].to_numpy() for column in table if column.startswith("rung ")
+    }
+    points = sorted(rungs)
+    scheduler = SuccessiveHalving(points)
+    ends = np.zeros(len(table), dtype=bool)
+    for row in range(len(table)):
+        for updates in points:
+            result = {
+                "updates": updates,
+                names.OBJECTIVE: rungs[updates][row],
+                "status": "finished" if updates == points[-1] else "running",
+            }
+            if scheduler.on_trial_result(None, SimpleNamespace(trial_id=str(row)), result) == "STOP":
+                break
+        else:
+            ends[row] = True
+    return ends
+
+
+def champion(table: pd.DataFrame) -> int:
+    """Row that tune.py ships by `workflows.sweep.decision`, from one confirmation of each finalist.
+
+    Errors of the differences of samples are those of independent samples, larger than the paired ones that
+    a sweep measures, and the first two get no further samples: where a sweep tells two finalists apart by
+    either, this does not.
+    """
+    rows = {str(trial): row for trial, (_, row) in zip(table["trial"], table.iterrows(), strict=True)}
+    values = {name: row[names.VAL_ELBO_WINDOW] for name, row in rows.items()}
+
+    kind = "image" if names.SAMPLE_PREFIX + "pixel_auc" in table else "points"
+
+    def objective(first: str, second: str) -> Estimate:
+        error = rows[first][f"paired {second}"]
+        return with_training_seed(Estimate(values[first] - values[second], error), TRAINING_SEED_ERRORS[kind])
+
+    def distance(name: str, metric: str) -> Estimate:
+        column = names.SAMPLE_PREFIX + metric
+        return Estimate(rows[name][column], rows[name][column + names.STANDARD_ERROR])
+
+    def compare(first: str, second: str, _round: int) -> Comparison:
+        distances = {}
+        for metric in (names.DISTANCE, names.AUC):
+            one, other = distance(first, metric), distance(second, metric)
+            error = math.hypot(one.standard_error, other.standard_error)
+            distances[metric] = Estimate(one.value - other.value, error)
+        return Comparison(
+            objective(first, second), distances, int(rows[first][names.SAMPLE_PREFIX + names.NUM_SAMPLES])
+        )
+
+    best = min(values, key=lambda name: values[name])
+    finalists = [
+        Finalist(
+            name=name,
+            objective=values[name],
+            distances={metric: distance(name, metric) for metric in (names.DISTANCE, names.AUC)},
+            copies=copies_training_data(rows[name].to_dict()),
+            cost=rows[name][names.SAMPLE_PREFIX + names.NETWORK_EVALUATIONS] * rows[name]["parameters"],
+        )
+        for name in choose_finalists({name: objective(name, best) for name in rows})
+    ]
+    return list(rows).index(decide(finalists, compare, max_rounds=0).champion)
+
+
+def _lowest(column: str) -> Pick:
+    return lambda table: int(np.argmin(table[column].to_numpy()))
+
+
+_PICKS: dict[str, Pick] = {
+    "the champion": champion,
+    "the objective's": _lowest(names.VAL_ELBO_WINDOW),
+    "`sample/distance`'s": _lowest(names.SAMPLE_DISTANCE),
+    "`sample/auc`'s": _lowest(names.SAMPLE_AUC),
+    "`val/mse`'s": _lowest(names.VAL_MSE),
+}
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The trials that did not diverge."""
+    return table.dropna(subset=[names.VAL_ELBO_WINDOW]).reset_index(drop=True)
+
+
+def _what_was_measured(tables: dict[str, pd.DataFrame]) -> list[str]:
+    lines = [
+        "## What was measured",
+        "| data | fraction of the default updates | updates | configs | diverged | window's end | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, table in tables.items():
+        data, fraction = name.rsplit("-", 1)
+        updates = max(int(column.split()[1]) for column in table if column.startswith("rung "))
+        end = table["window end"].iloc[0] if "window end" in table else np.nan
+        lines.append(
+            f"| {data} | {fraction} | {updates} | {len(table)} | {len(table) - len(_complete(table))} "
+            f"| {end:.2f} | {table['seconds'].sum() / 60.0:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Table of where the picks lie, over resampled sweeps."""
+    lines = [
+        "## Where the pick lies between the best and the median trial",
+        "0 is the sweep's best trial, 1 what a blind draw gives; mean over the yardsticks. Median, and 5% to",
+        f"95%, of {_NUM_SWEEPS} sweeps drawn from the configs without replacement, in random order, with",
+        "early stopping; best and median are those of all the sweep's trials, had each been trained to its",
+        "end.",
+        "",
+        "| data | configs | a sweep | " + " | ".join(_PICKS) + " |",
+        "|---" * (len(_PICKS) + 3) + "|",
+    ]
+    for name, table in tables.items():
+        table = _complete(table)
+        size = min(_SWEEP_SIZE, round(0.75 * len(table)))
+        if size < 4:
+            continue
+        rng = np.random.default_rng(0)
+        found: dict[str, list[float]] = {pick: [] for pick in _PICKS}
+        for _ in range(_NUM_SWEEPS):
+            sweep = table.iloc[rng.choice(len(table), size, replace=False)].reset_index(drop=True)
+            ends = np.flatnonzero(finished(sweep))
+            truth = truths(sweep).to_numpy()
+            best, median = truth.min(axis=0), np.median(truth, axis=0)
+            for label, pick in _PICKS.items():
+                chosen = ends[pick(sweep.iloc[ends])]
+                found[label].append(float(((truth[chosen] - best) / (median - best)).mean()))
+        cells = [
+            "{1:.2f} ({0:.2f}..{2:.2f})".format(*np.quantile(each, [0.05, 0.5, 0.95]))
+            for each in found.values()
+        ]
+        lines.append(f"| {name} | {len(table)} | {size} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _training_seeds() -> list[str]:
+    """Standard deviations over training seeds of the preset's own config."""
+    lines = [
+        "## How far another training seed moves a model",
+        "Standard deviation over trainings of the preset's own config that differ in their seed alone.",
+        "",
+        "| data | seeds | `val/elbo_window` | `sample/distance` | `sample/auc` | truth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted((RESULTS / "seeds").glob("*.csv")):
+        table = _complete(pd.read_csv(path))
+        spreads = table[[names.VAL_ELBO_WINDOW, names.SAMPLE_DISTANCE, names.SAMPLE_AUC]].std(ddof=1)
+        of_truth = ", ".join(f"{name} {value:.2g}" for name, value in truths(table).std(ddof=1).items())
+        cells = " | ".join(f"{value:.2g}" for value in spreads)
+        lines.append(f"| {path.stem} | {len(table)} | {cells} | {of_truth} |")
+    return [*lines, ""] if len(lines) > 5 else []
+
+
+def _correlations(name: str, table: pd.DataFrame) -> list[str]:
+    """Spearman's correlations of the candidates with the yardsticks, for one table of trials."""
+    table = _complete(table)
+    truth = truths(table)
+    better = truth.rank().mean(axis=1).rank(method="first") <= len(table) / 2
+    groups = {
+        "all": np.ones(len(table), dtype=bool),
+        "better half": better.to_numpy(),
+        "finished": finished(table),
+    }
+    ranges = [f"{column} {truth[column].min():.3g} to {truth[column].max():.3g}" for column in truth]
+    lines = [
+        f"## {name}: Spearman's correlation with the truth",
+        f"Best to worst trial: {', '.join(ranges)}. Cells: mean over the yardsticks (90% interval of a",
+        "bootstrap over the trials), lowest of the yardsticks. The better half is that of the yardsticks'",
+        "mean rank; finished are those that early stopping lets finish, in the order they were drawn in.",
+        "",
+        "| ranked by | " + " | ".join(f"{group} ({rows.sum()})" for group, rows in groups.items()) + " |",
+        "|---" * (len(groups) + 1) + "|",
+    ]
+    for column, values in candidates(table).items():
+        cells = [_cell(values[rows], truth[rows]) for rows in groups.values()]
+        lines.append(f"| `{column}` | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _cell(values: pd.Series, truth: pd.DataFrame) -> str:
+    if len(values) < 4:
+        return "-"
+    each = _spearman(values.to_numpy(), truth.to_numpy())
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(values), size=len(values)) for _ in range(_BOOTSTRAPS)]
+    means = [_spearman(values.to_numpy()[rows], truth.to_numpy()[rows]).mean() for rows in draws]
+    low, high = np.nanquantile(means, [0.05, 0.95])
+    return f"{each.mean():+.2f} ({low:+.2f}..{high:+.2f}), {each.min():+.2f}"
+
+
+def _spearman(values: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlation of the ranks of values, [trials], and of each column of truth, [trials, yardsticks]."""
+    ranks = pd.DataFrame(np.column_stack([values, truth])).rank().to_numpy()
+    with np.errstate(invalid="ignore"):
+        return np.corrcoef(ranks.T)[0, 1:]

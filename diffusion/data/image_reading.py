@@ -1,0 +1,114 @@
+"""Reads an image file as a square with 8 bits per channel. Needs only numpy and Pillow."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from diffusion.errors import InputError
+
+# No camera takes larger images: a larger file is probably made to exhaust memory.
+_MAX_PIXELS = 150_000_000
+_DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+_GREY_MODES = {"1", "L", "LA", "La"} | _DEEP_MODES
+
+
+@contextmanager
+def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]:
+    """Open an image file and load its first frame.
+
+    Args:
+        path: path of the file.
+        min_side: decode formats that allow it (JPEG) at a reduced size, with sides of at least this many
+            pixels; by default images are decoded at full size.
+
+    Raises:
+        InputError: the image cannot be read or is too large, or the `with` block raised any error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images and odd metadata, which are harmless here
+            with Image.open(path) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise InputError(
+                        f"{path} has {image.width} x {image.height} pixels: remove it or make it smaller"
+                    )
+                if min_side is not None:
+                    image.draft(None, (min_side, min_side))
+                image.load()
+                yield image
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's parsers raise all kinds of exceptions on damaged files
+        raise InputError(
+            f"{path} cannot be read as an image ({_reason(error)}): fix or remove it, or skip such images "
+            "with --skip-bad-images"
+        ) from error
+
+
+def read_square(path: Path, size: int) -> Image.Image:
+    """Read an image as a square: the shorter side is resized, the longer one centre-cropped.
+
+    Images are turned upright by their EXIF orientation, transparent pixels become white, and of an
+    animation only the first frame is read. Grey images of more than 8 bits are scaled to 8 bits: 16-bit
+    modes are divided by 257, 32-bit modes only if they have values above 255, and floats of at most 1 are
+    multiplied by 255.
+
+    Args:
+        path: path of the file.
+        size: side of the square in pixels.
+
+    Returns:
+        size x size pixels, in mode "L" if the file is grey, else "RGB".
+
+    Raises:
+        InputError: the image cannot be read or is too large.
+    """
+    with open_image(path, 2 * size) as image:
+        image = ImageOps.exif_transpose(image)
+        grey = image.mode in _GREY_MODES
+        if image.mode in _DEEP_MODES:
+            image = _eight_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return ImageOps.fit(image.convert("L" if grey else "RGB"), (size, size), Image.Resampling.LANCZOS)
+
+
+def channels_of(square: Image.Image) -> int:
+    """Number of channels of an image from `read_square`: 1 for grey, 3 for colour."""
+    return 3 if square.mode == "RGB" else 1
+
+
+def to_array(square: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """Convert an image from `read_square` to an array.
+
+    Args:
+        square: the image, in mode "L" or "RGB".
+        channels: 1, or 3; a grey image then gets three equal channels.
+
+    Returns:
+        uint8 [channels, size, size].
+    """
+    if channels == 1:
+        return np.asarray(square.convert("L"))[None]
+    return np.ascontiguousarray(np.asarray(square.convert("RGB")).transpose(2, 0, 1))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
+    if image.mode == "F" and values.max() <= 1.0:
+        values = values * 255.0
+    elif image.mode.startswith("I;16") or values.max() > 255.0:
+        values = values / 257.0
+    return Image.fromarray(values.clip(0.0, 255.0).round().astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__

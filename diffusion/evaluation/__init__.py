@@ -1,0 +1,1 @@
+"""Metrics of a trained denoiser: likelihood bounds and sample quality."""

@@ -1,0 +1,244 @@
+"""Metrics of generated samples: distances to the data, and detection of copied training data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffusion.data.dataset import Dataset
+from diffusion.devices import to_float64, widest_float
+from diffusion.evaluation.distances import (
+    Estimate,
+    SampleMetric,
+    kernel_distance,
+    kernel_distance_difference,
+)
+from diffusion.evaluation.features import Features, fit_features
+from diffusion.evaluation.neighbours import nearest_distances
+from diffusion.evaluation.once import once
+from diffusion.evaluation.two_sample_auc import classifier_auc_difference, pixel_auc_difference
+from diffusion.metrics import (
+    AUC,
+    COPIED,
+    DISTANCE,
+    FLOOR,
+    NN_HELDOUT,
+    NN_SE,
+    NN_TRAIN,
+    NUM_HELDOUT,
+    NUM_REFERENCE,
+    NUM_SAMPLES,
+    SAMPLE_PREFIX,
+    STANDARD_ERROR,
+)
+from diffusion.registry import SAMPLE_METRICS
+
+# Examples that samples are compared with: more make pairwise distances dearer than they make them exact.
+MAX_REFERENCE = 4000
+# The two deciding metrics by kind of data. A metric of samples that chance or one kind of error can hide
+# from does not decide; docs/judging.md has the evidence.
+DECIDING: Mapping[str, Mapping[str, str]] = {
+    "points": {DISTANCE: "kernel", AUC: "auc"},
+    "image": {DISTANCE: "kernel", AUC: "pixel_auc"},
+}
+# Limits on the training examples that samples are compared with, which are in memory as float64.
+MAX_TRAINING_EXAMPLES, _MAX_VALUES = 20_000, 2**27
+# A sample is a copy if its nearest training example is less than this fraction as far away as the next.
+_COPY_RATIO = 1.0 / 3.0
+# A model copies if its fraction of copies exceeds the floor by more than both of these.
+_MIN_COPIED_FRACTION, _MIN_STANDARD_ERRORS = 0.05, 3.0
+_MIN_HELD_OUT = 100
+
+
+@dataclass(frozen=True, eq=False)
+class SampleMetrics:
+    """Measures generated samples against the data.
+
+    The reference of all distances is the held-out data, at most 4,000 examples (fewer of large images); with
+    `add_training`, training examples fill it up to that number. A fifth of the training examples at least
+    is left out: the floor of a metric is its value for training examples that are not in the reference.
+
+    Args:
+        dataset: the data that the model was trained on.
+        held_out: [examples, *shape] held-out data, normalised.
+        features: features by which images are compared; None fits those of a random network.
+        add_training: whether training examples belong to the reference: more of them make the distances more
+            exact, and a model that copies training examples is found by `nearest_neighbour_metrics`.
+    """
+
+    dataset: Dataset
+    held_out: Tensor
+    features: Features | None = None
+    add_training: bool = True
+
+    @property
+    def _num_added(self) -> int:
+        """Number of training examples in the reference."""
+        missing = max(0, self._max_reference - len(self.held_out)) if self.add_training else 0
+        return min(missing, 4 * len(self.dataset.train) // 5)
+
+    @property
+    def _max_reference(self) -> int:
+        return max(2, min(MAX_REFERENCE, _MAX_VALUES // math.prod(self.dataset.spec.shape)))
+
+    @cached_property
+    def _reference(self) -> dict[str, Tensor]:
+        """The reference as coordinates, features and pixels, see `_views`."""
+        held_out = self.held_out[: self._max_reference]
+        return self._views(torch.cat([held_out, self.dataset.train[: self._num_added]]))
+
+    @cached_property
+    def _floors(self) -> dict[int, dict[str, float]]:
+        """Floors by number of samples; they cost as much as the metrics of samples do."""
+        return {}
+
+    @cached_property
+    def _fitted_features(self) -> Features | None:
+        return self.features or fit_features(self.dataset, "random")
+
+    def compute(self, samples: Tensor) -> dict[str, float]:
+        """All metrics of normalised samples [N, *shape], with their floors.
+
+        They are those of `diffusion.registry.SAMPLE_METRICS` for the kind of data; docs/judging.md describes
+        each. `distance` and `auc` are the two that decide between models, see `DECIDING`; lower is better.
+        `..._se` is a standard error and `..._floor` a floor, with fewer than N examples if there are fewer.
+        See also `nearest_neighbour_metrics`.
+        """
+        added = self._num_added
+        if len(samples) not in self._floors:
+            self._floors[len(samples)] = self._distances(self.dataset.train[: added + len(samples)][added:])
+        floors = self._floors[len(samples)]
+        finite = bool(samples.isfinite().all())
+        return {
+            **(self._distances(samples) if finite else {DISTANCE: math.inf, AUC: 1.0}),
+            **{_floor_name(name): value for name, value in floors.items()},
+            **(self.nearest_neighbour_metrics(samples) if finite else {}),
+            NUM_SAMPLES: len(samples),
+            NUM_REFERENCE: len(self._reference["features"]),
+            NUM_HELDOUT: len(self.held_out),
+        }
+
+    def distance(self, samples: Tensor) -> Estimate:
+        """The metric `distance` of normalised samples [N, *shape] alone; infinite if a sample is."""
+        if not samples.isfinite().all():
+            return Estimate(math.inf, math.nan)
+        return kernel_distance(self._views(samples)["features"], self._reference["features"])
+
+    def difference(self, a: Tensor, b: Tensor) -> dict[str, Estimate]:
+        """`distance` and `auc` of samples a minus those of samples b, with errors of the differences.
+
+        Args:
+            a: normalised samples [N, *shape] of one model.
+            b: as many samples of another model. The difference is most exact if sample i of both comes from
+                the same noise.
+
+        Raises:
+            ValueError: a and b have different numbers of samples.
+        """
+        of_a, of_b = self._views(a), self._views(b)
+        y = self._reference
+        auc_difference = (
+            pixel_auc_difference if self.dataset.spec.kind == "image" else classifier_auc_difference
+        )
+        return {
+            DISTANCE: kernel_distance_difference(of_a["features"], of_b["features"], y["features"]),
+            AUC: auc_difference(of_a["pixels"], of_b["pixels"], y["pixels"]),
+        }
+
+    def _views(self, examples: Tensor) -> dict[str, Tensor]:
+        """Examples as metrics compare them: points by their coordinates in any case."""
+        if self.dataset.spec.kind == "points":
+            return {"features": examples, "pixels": examples}
+        views: dict[str, Tensor] = once(examples, self, lambda: self._views_of_images(examples))
+        return views
+
+    def _views_of_images(self, examples: Tensor) -> dict[str, Tensor]:
+        assert self._fitted_features is not None and self.dataset.spec.range is not None
+        device = examples.device
+        raw = torch.from_numpy(self.dataset.raw(examples)).to(device, widest_float(device))
+        low, high = self.dataset.spec.range
+        pixels = ((raw - low) / (high - low) * 255.0).round()
+        return {"features": self._fitted_features(raw), "pixels": pixels}
+
+    def _distances(self, examples: Tensor) -> dict[str, float]:
+        kind, views = self.dataset.spec.kind, self._views(examples)
+        values: dict[str, float] = {}
+        metric: SampleMetric
+        for metric in SAMPLE_METRICS.values():
+            if kind in metric.data_kinds:
+                values |= metric.compute(views[metric.images_as], self._reference[metric.images_as])
+        for name, chosen in DECIDING[kind].items():
+            values |= {name + suffix: values[chosen + suffix] for suffix in ("", STANDARD_ERROR)}
+        return values
+
+    def nearest_neighbour_metrics(self, samples: Tensor) -> dict[str, float]:
+        """Distances of samples to their nearest examples, and the fraction of samples that are copies.
+
+        `nn_train` and `nn_heldout` are the mean distances of the samples to the nearest of equally many
+        training and held-out examples, as root mean square over dimensions. Without copying they differ
+        only by chance. `nn_se`, the standard error of their difference, covers the randomness of the
+        samples only and is too small if they outnumber the examples. `copied` is the fraction of samples
+        whose nearest training example is less than a third as far away as the next nearest;
+        `copied_floor` is this fraction for the held-out examples, which cannot be copies.
+
+        Empty if there are fewer than two training or held-out examples.
+
+        Source of the factor of a third: arXiv:2310.02664, Section 2.
+        """
+        train, reference = _training_examples(self.dataset), self.held_out
+        if min(len(train), len(reference)) < 2:
+            return {}
+        count = min(len(train), len(reference))
+        scale = math.sqrt(math.prod(self.dataset.spec.shape))
+        to_train = nearest_distances(samples, train[:count], 1)[:, 0] / scale
+        to_held_out = nearest_distances(samples, reference[:count], 1)[:, 0] / scale
+        return {
+            NN_TRAIN: float(to_train.mean()),
+            NN_HELDOUT: float(to_held_out.mean()),
+            NN_SE: float((to_train - to_held_out).std() / math.sqrt(len(samples))),
+            COPIED: _copied_fraction(samples, train),
+            COPIED + FLOOR: _copied_fraction(reference, train),
+        }
+
+
+def copies_training_data(metrics: dict[str, float], prefix: str = SAMPLE_PREFIX) -> bool:
+    """Whether a model copies more training examples than chance explains, according to its metrics.
+
+    False with fewer than 100 held-out examples, which are too few to tell.
+    """
+    # Records of earlier versions have held-out examples only in their reference.
+    held_out = NUM_HELDOUT if prefix + NUM_HELDOUT in metrics else NUM_REFERENCE
+    needed = (COPIED, COPIED + FLOOR, NUM_SAMPLES, held_out)
+    if any(f"{prefix}{name}" not in metrics for name in needed):
+        return False
+    copied, floor, n, m = (metrics[f"{prefix}{name}"] for name in needed)
+    standard_error = math.sqrt(copied * (1.0 - copied) / n + floor * (1.0 - floor) / m)
+    excess = max(_MIN_COPIED_FRACTION, _MIN_STANDARD_ERRORS * standard_error)
+    return m >= _MIN_HELD_OUT and copied - floor > excess
+
+
+def nearest_training_examples(dataset: Dataset, samples: Tensor) -> Tensor:
+    """The training example nearest to each sample, among the first 20,000 at most: [N, *shape]."""
+    train = _training_examples(dataset)
+    flat = to_float64(train).flatten(1)
+    indices = [torch.cdist(to_float64(batch).flatten(1), flat).argmin(dim=1) for batch in samples.split(1024)]
+    return train[torch.cat(indices)]
+
+
+def _training_examples(dataset: Dataset) -> Tensor:
+    """The training examples that samples are compared with."""
+    count = max(2, min(MAX_TRAINING_EXAMPLES, _MAX_VALUES // math.prod(dataset.spec.shape)))
+    return dataset.train[:count]
+
+
+def _copied_fraction(x: Tensor, train: Tensor) -> float:
+    first, second = nearest_distances(x, train, 2).unbind(1)
+    return float((first < _COPY_RATIO * second).double().mean())
+
+
+def _floor_name(name: str) -> str:
+    error = STANDARD_ERROR if name.endswith(STANDARD_ERROR) else ""
+    return name.removesuffix(error) + FLOOR + error

@@ -1,0 +1,131 @@
+"""Sampling with a PyTorch denoiser."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.process.samplers import SamplerTable, last_sample, trajectory
+
+# On the CPU a batch whose activations do not fit into the caches is several times slower.
+MAX_VALUES_PER_CPU_BATCH = 2**17
+
+
+def apply_in_batches(
+    network: nn.Module, x: Tensor, timesteps: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """Compute `network(x, timesteps)`, on the CPU in batches of at most `MAX_VALUES_PER_CPU_BATCH` values.
+
+    Args:
+        network: network in evaluation mode, whose outputs do not depend on the rest of the batch.
+        x: [batch, *shape].
+        timesteps: int64 [batch].
+        labels: int64 [batch], only for a conditional network.
+
+    Returns:
+        [batch, *shape].
+    """
+    batch_size = max(1, MAX_VALUES_PER_CPU_BATCH // math.prod(x.shape[1:]))
+    arguments = (x, timesteps) if labels is None else (x, timesteps, labels)
+    if x.device.type != "cpu" or len(x) <= batch_size:
+        return network(*arguments)
+    batches = zip(*(argument.split(batch_size) for argument in arguments), strict=True)
+    return torch.cat([network(*batch) for batch in batches])
+
+
+def sample_states(
+    network: nn.Module,
+    table: SamplerTable,
+    x: Tensor,
+    noise: Callable[[int], Tensor],
+    condition: "Condition | None" = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a sampler's table with a network, yielding (x, x0) after each row in normalised units.
+
+    Args:
+        network: network (x float32, timesteps int64) -> output, in evaluation mode.
+        table: table of the sampler.
+        x: [batch, ...], standard normal noise to start from. The samples keep its dtype; only the
+            network's inputs are float32.
+        noise: function (row index) -> standard normal noise of x's shape.
+        condition: labels and guidance, only for a conditional network.
+    """
+    return trajectory(denoiser(network, condition), x, table, noise)
+
+
+def denoiser(network: nn.Module, condition: "Condition | None" = None) -> Callable[[Tensor, int], Tensor]:
+    """Function (x of any real dtype, timestep) -> the network's output in that dtype, without gradients.
+
+    With a condition the output is guided: out_uncond + guidance_scale * (out_cond - out_uncond).
+
+    Source: classifier-free guidance, arXiv:2207.12598, Eq. 6 with guidance_scale = 1 + w. Guidance trades
+    diversity for fidelity to the class; source document 003 claims that it raises both
+    (docs/source-documents.md).
+    """
+
+    @torch.no_grad()
+    def denoise(x: Tensor, timestep: int) -> Tensor:
+        timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
+        if condition is None:
+            return apply_in_batches(network, x.float(), timesteps).to(x.dtype)
+        labels, scale = condition.labels.to(x.device), condition.guidance_scale
+        out = apply_in_batches(network, x.float(), timesteps, labels).to(x.dtype)
+        if scale == 1.0:
+            return out
+        null = torch.full_like(labels, condition.null_label)
+        unconditional = apply_in_batches(network, x.float(), timesteps, null).to(x.dtype)
+        return unconditional + scale * (out - unconditional)
+
+    return denoise
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Labels and guidance for sampling from a conditional network.
+
+    Attributes:
+        labels: int64 [batch], class of each sample.
+        null_label: label that means "no class"; it equals the number of classes.
+        guidance_scale: 0 ignores the class, 1 samples the class as learned, more exaggerates it.
+    """
+
+    labels: Tensor
+    null_label: int
+    guidance_scale: float = 1.0
+
+
+def cycling_condition(num_samples: int, num_classes: int, guidance_scale: float) -> Condition | None:
+    """Condition whose labels cycle through all classes; None if there are no classes."""
+    if not num_classes:
+        return None
+    return Condition(cycling_labels(num_samples, num_classes), num_classes, guidance_scale)
+
+
+def cycling_labels(num_samples: int, num_classes: int) -> Tensor:
+    """Labels, int64 [num_samples], that cycle through the classes: sample i has class i % num_classes."""
+    return torch.arange(num_samples) % num_classes
+
+
+def generate(
+    network: nn.Module,
+    table: SamplerTable,
+    shape: tuple[int, ...],
+    num_samples: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    condition: Condition | None = None,
+) -> Tensor:
+    """Draw samples, float32 [num_samples, *shape] in normalised units.
+
+    The noise comes from a `torch.Generator` on the CPU with the given seed, so that it is the same on
+    every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(_row: int) -> Tensor:
+        return torch.randn(num_samples, *shape, generator=generator).to(device)
+
+    return last_sample(sample_states(network, table, noise(-1), noise, condition))

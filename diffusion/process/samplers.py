@@ -1,0 +1,338 @@
+"""Samplers as tables of coefficients, and the one step that runs every table. Does not import torch.
+
+Notation, for the step from timestep t to the next, less noisy timestep s:
+
+    variable          meaning                                          name in the papers
+    alphas_cumprod_t  fraction of x_t's variance that is signal        alpha-bar (DDPM), alpha (DDIM)
+    alphas_cumprod_s  fraction of x_s's variance that is signal        alpha-bar (DDPM), alpha (DDIM)
+    x                 the current sample, x_t
+    out               the network's raw output
+    x0                the clean sample that `out` implies, clipped     f_theta (DDIM), x_theta (DPM-Solver++)
+    z                 fresh standard normal noise
+
+A row of a table holds the nine coefficients a b c d e f s lo hi of
+
+    x0 = clip(a x + b out, lo, hi)
+    x  = c x0 + d x + e x0_previous + f out + s z
+
+A table read from a file may have two more columns, which no sampler here needs: e2, the coefficient of
+x0_previous_2 (the x0 of two rows before), and g, by which a network that learns its variance scales the
+noise (docs/onnx-format.md):
+
+    x  = c x0 + d x + e x0_previous + e2 x0_previous_2 + f out + s exp(g variance) z
+
+The samplers' own coefficients, c to s, and their formulas are in `diffusion.process.sampling_methods`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.process.posterior import Variance
+from diffusion.process.sampling_methods import SamplingMethod, SamplingSteps
+from diffusion.process.schedules import Float64Array, NoiseSchedule, Spacing, respaced_timesteps
+from diffusion.registry import SAMPLERS
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+
+
+class Array(Protocol):
+    """What `step` needs of an array: numpy's and PyTorch's have it."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def clip(self, min: Any, max: Any, /) -> Any: ...
+
+
+ArrayT = TypeVar("ArrayT", bound=Array)
+
+COEFFICIENTS = ("a", "b", "c", "d", "e", "f", "s", "lo", "hi")
+EXTRA_COEFFICIENTS = ("e2", "g")
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerTable:
+    """The coefficients of a sampler with R rows, one for each evaluation of the network, ready to run.
+
+    Attributes:
+        timesteps: int64 [R], noisiest first: the timestep that the network receives in each row; empty if
+            it receives noise levels.
+        coefficients: float64 [R, columns].
+        alphas_cumprod: float64 [R + 1], the value before each row, and 1 after the last row.
+        rows_per_step: rows of each step except the last, which has one: 2 for a two-stage sampler.
+        columns: names of the columns of `coefficients`: those of `COEFFICIENTS` and possibly some of
+            `EXTRA_COEFFICIENTS`.
+        noise_levels: float64 [R], what a network receives that has a noise level as its input instead of
+            a timestep; None for timesteps.
+    """
+
+    timesteps: NDArray[np.int64]
+    coefficients: Float64Array
+    alphas_cumprod: Float64Array
+    rows_per_step: int = 1
+    columns: tuple[str, ...] = COEFFICIENTS
+    noise_levels: Float64Array | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """R, the number of rows, which is the number of evaluations of the network."""
+        return len(self.coefficients)
+
+    @property
+    def num_steps(self) -> int:
+        """S, the number of sampling steps."""
+        return (self.num_rows - 1) // self.rows_per_step + 1
+
+    @property
+    def network_levels(self) -> list[int] | list[float]:
+        """What the network receives in each row: a timestep or a noise level."""
+        return self.timesteps.tolist() if self.noise_levels is None else self.noise_levels.tolist()
+
+    def column(self, name: str) -> Float64Array:
+        """One column, float64 [R]; zeros if it is one of `EXTRA_COEFFICIENTS` that the table lacks."""
+        if name in EXTRA_COEFFICIENTS and name not in self.columns:
+            return np.zeros(self.num_rows)
+        return self.coefficients[:, self.columns.index(name)]
+
+
+def sampler_table(
+    schedule: NoiseSchedule,
+    sampler: str,
+    num_inference_steps: int,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    eta: float = 0.0,
+    variance: Variance = "beta_tilde",
+    spacing: Spacing = "trailing",
+    clip: tuple[float, float] | None = None,
+    use_clipped_model_output: bool = True,
+    step_ratio_guard: float | None = 3.0,
+) -> SamplerTable:
+    """Compute a sampler's table from a schedule, in float64.
+
+    Args:
+        schedule: schedule that the network was trained on.
+        sampler: name in `diffusion.registry.SAMPLERS`: "ddpm" (ancestral), "ddim", "dpmpp_2m"
+            (DPM-Solver++(2M), second order), or one that another package adds.
+        num_inference_steps: S, from 1 to T.
+        prediction_type: meaning of the network's output.
+        eta: amount of fresh noise in DDIM, in [0, 1]: 0 is deterministic, 1 is DDPM with beta_tilde.
+            Ignored by samplers that do not use it.
+        variance: variance of the noise in DDPM, see `ancestral_coefficients`, computed for the respaced
+            timesteps. Ignored by samplers that do not use it. A learned covariance Sigma_theta(x_t, t) is
+            not possible, since a row has a single number s.
+        spacing: choice of the S timesteps, see `respaced_timesteps`.
+        clip: interval (lo, hi) for x0 in normalised units, or None.
+        use_clipped_model_output: whether DDIM recomputes epsilon from the clipped x0 (f = 0). If not, it
+            takes epsilon from the raw output, which is diffusers' default.
+        step_ratio_guard: A row of dpmpp_2m is of first order if its step in log-SNR is more than this
+            many times the step before, because it would extrapolate too far. None: never (diffusers
+            has no such guard).
+
+    Returns:
+        The table. Its last row is c = 1, d = e = f = s = 0, so that it returns x0.
+
+    Raises:
+        ValueError: an unknown name, eta outside [0, 1], clip without lo < hi, a guard that is not
+            positive, S outside 1..T, or epsilon prediction where alphas_cumprod is 0 (x_t then says nothing
+            about x_0).
+
+    Source: see each sampler in `diffusion.process.sampling_methods`. The update and the sigma_t in source
+    document 003 are wrong (docs/source-documents.md).
+    """
+    _check_choice("sampler", sampler, SAMPLERS)
+    _check_choice("prediction_type", prediction_type, get_args(PredictionType))
+    _check_choice("variance", variance, get_args(Variance))
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta {eta}: need a number from 0 (no fresh noise) to 1")
+    lo, hi = (-np.inf, np.inf) if clip is None else clip
+    if not lo < hi:
+        raise ValueError(f"clip ({lo}, {hi}): the first must be smaller than the second")
+    if step_ratio_guard is not None and not step_ratio_guard > 0.0:
+        raise ValueError(f"step_ratio_guard {step_ratio_guard}: need a positive number, or None for no guard")
+
+    visited = respaced_timesteps(schedule, num_inference_steps, spacing)
+    levels, log_snr = schedule.alphas_cumprod[visited], schedule.log_snr[visited]
+    if prediction_type == "epsilon" and levels[0] == 0.0:
+        raise ValueError(
+            "alphas_cumprod reaches 0, where epsilon does not determine x_0: "
+            "use prediction_type 'v_prediction' or 'sample', or a gentler schedule"
+        )
+    epsilon_x, epsilon_out = _epsilon_coefficients(prediction_type, levels[:-1])
+    steps = SamplingSteps(
+        schedule=schedule,
+        timesteps_t=visited[:-1],
+        timesteps_s=visited[1:],
+        alphas_cumprod_t=levels[:-1],
+        alphas_cumprod_s=levels[1:],
+        log_snr_t=log_snr[:-1],
+        log_snr_s=log_snr[1:],
+        epsilon_x=epsilon_x,
+        epsilon_out=epsilon_out,
+        eta=eta,
+        variance=variance,
+        use_clipped_model_output=use_clipped_model_output,
+        step_ratio_guard=step_ratio_guard,
+    )
+    method: SamplingMethod = SAMPLERS[sampler]
+    stages = method.stages(steps)
+    if len(stages) != method.rows_per_step:
+        raise ValueError(
+            f"sampler {sampler!r} has {len(stages)} stages, but declares rows_per_step {method.rows_per_step}"
+        )
+
+    def rows(of_stage: Sequence[Any], of_last_row: Any) -> NDArray[Any]:
+        """One column: the stages of each step in turn, then the last step's only row."""
+        per_step = np.stack([np.broadcast_to(each, visited[1:].shape) for each in of_stage], axis=1)
+        return np.append(per_step.ravel(), of_last_row)
+
+    timesteps = rows(
+        [visited[:-1] if stage.timesteps is None else stage.timesteps for stage in stages], visited[-1]
+    )
+    alphas_cumprod = schedule.alphas_cumprod[timesteps]
+    a, b = _x0_coefficients(prediction_type, alphas_cumprod)
+    columns = {"a": a, "b": b, "lo": np.full_like(a, lo), "hi": np.full_like(a, hi)}
+    for name, of_last_row in (("c", 1.0), ("d", 0.0), ("e", 0.0), ("f", 0.0), ("s", 0.0)):
+        columns[name] = rows([getattr(stage, name) for stage in stages], of_last_row)
+    return SamplerTable(
+        timesteps,
+        np.stack([columns[name] for name in COEFFICIENTS], axis=1),
+        np.append(alphas_cumprod, 1.0),
+        method.rows_per_step,
+    )
+
+
+def samplers_with_eta() -> list[str]:
+    """Names of the samplers in which `eta` has an effect."""
+    return [name for name, method in SAMPLERS.items() if method.uses_eta]
+
+
+def step(
+    row: Sequence[float] | Float64Array,
+    x: ArrayT,
+    out: ArrayT,
+    x0_previous: ArrayT | float,
+    z: ArrayT | float,
+    *,
+    columns: Sequence[str] = COEFFICIENTS,
+    x0_previous_2: ArrayT | float = 0.0,
+    variance: ArrayT | float = 0.0,
+) -> tuple[ArrayT, ArrayT]:
+    """Apply one row of a table. It uses only `+`, `*`, `**` and clip, so it accepts arrays and tensors.
+
+    Args:
+        row: one coefficient per column.
+        x: [batch, ...], the current sample.
+        out: [batch, ...], the network's raw output for x.
+        x0_previous: [batch, ...], x0 of the previous row, zeros in the first row.
+        z: [batch, ...], standard normal noise; any value if s is 0.
+        columns: names of the row's columns, see `SamplerTable`.
+        x0_previous_2: [batch, ...], x0 of two rows before, zeros in the first two rows; used if e2 is not 0.
+        variance: [batch, ...], the network's second output for x; used if g is not 0.
+
+    Returns:
+        The next x and this row's x0, both [batch, ...].
+    """
+    value = {name: float(number) for name, number in zip(columns, row, strict=True)}
+    x0 = (value["a"] * x + value["b"] * out).clip(value["lo"], value["hi"])
+    x_next = value["c"] * x0 + value["d"] * x + value["e"] * x0_previous
+    if e2 := value.get("e2", 0.0):
+        x_next = x_next + e2 * x0_previous_2
+    s = value["s"]
+    if g := value.get("g", 0.0):
+        s = s * math.e ** (g * variance)  # arrays and tensors have no exp in common
+    return x_next + value["f"] * out + s * z, x0
+
+
+def trajectory(
+    denoise: Callable[[Any, Any], Any], x: Any, table: SamplerTable, noise: Callable[[int], Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Run a table from noise to samples, yielding after every row.
+
+    Args:
+        denoise: function (x, timestep) -> the network's output, of x's shape. For a table of noise
+            levels, it receives the noise level instead of the timestep. For a table with the column g, it
+            returns a pair: the output and the variance.
+        x: [batch, ...], standard normal noise to start from.
+        table: table of the sampler.
+        noise: function (row index) -> fresh standard normal noise of x's shape. Called only for rows in
+            which s is not 0.
+
+    Yields:
+        (x, x0) after each row; the last x is the sample.
+    """
+    x0 = x0_previous = 0.0 * x
+    variance: Any = 0.0
+    rows = zip(table.network_levels, table.coefficients, table.column("s"), strict=True)
+    for index, (level, row, s) in enumerate(rows):
+        z = noise(index) if s else 0.0
+        out = denoise(x, level)
+        if "g" in table.columns:
+            out, variance = out
+        x0_previous_2, x0_previous = x0_previous, x0
+        x, x0 = step(
+            row,
+            x,
+            out,
+            x0_previous,
+            z,
+            columns=table.columns,
+            x0_previous_2=x0_previous_2,
+            variance=variance,
+        )
+        yield x, x0
+
+
+def last_sample(states: Iterator[tuple[Any, Any]]) -> Any:
+    """The final x of a `trajectory`; the states before it are not kept."""
+    return deque(states, maxlen=1).pop()[0]
+
+
+def with_learned_variance(smallest: SamplerTable, largest: SamplerTable) -> SamplerTable:
+    """Combine two tables that differ in s alone into one in which the network chooses between the two.
+
+    At a variance output of -1 a row's standard deviation is `smallest`'s, at 1 it is `largest`'s, and in
+    between their logarithms are interpolated.
+
+    Source: improved DDPM, arXiv:2102.09672, Eq. 15.
+    """
+    low, high = smallest.column("s"), largest.column("s")
+    noisy = low > 0.0
+    s, g = np.zeros_like(low), np.zeros_like(low)
+    s[noisy] = np.sqrt(low[noisy] * high[noisy])
+    g[noisy] = 0.5 * np.log(high[noisy] / low[noisy])
+    coefficients = np.column_stack([smallest.coefficients, g])
+    coefficients[:, smallest.columns.index("s")] = s
+    return replace(smallest, coefficients=coefficients, columns=(*smallest.columns, "g"))
+
+
+def _x0_coefficients(
+    prediction_type: PredictionType, alphas_cumprod_t: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Coefficients of x0 = a x_t + b out."""
+    if prediction_type == "epsilon":
+        return 1.0 / np.sqrt(alphas_cumprod_t), -np.sqrt((1.0 - alphas_cumprod_t) / alphas_cumprod_t)
+    if prediction_type == "sample":
+        return np.zeros_like(alphas_cumprod_t), np.ones_like(alphas_cumprod_t)
+    return np.sqrt(alphas_cumprod_t), -np.sqrt(1.0 - alphas_cumprod_t)
+
+
+def _epsilon_coefficients(
+    prediction_type: PredictionType, alphas_cumprod_t: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Coefficients of epsilon = a x_t + b out, from the raw output."""
+    if prediction_type == "epsilon":
+        return np.zeros_like(alphas_cumprod_t), np.ones_like(alphas_cumprod_t)
+    if prediction_type == "sample":
+        return 1.0 / np.sqrt(1.0 - alphas_cumprod_t), -np.sqrt(alphas_cumprod_t / (1.0 - alphas_cumprod_t))
+    return np.sqrt(1.0 - alphas_cumprod_t), np.sqrt(alphas_cumprod_t)
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")

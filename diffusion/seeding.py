@@ -1,0 +1,72 @@
+"""Random numbers of training as a function of seed and update, so that resuming needs no generator state.
+
+The order of the data, the timesteps and the noise of update u are drawn for the whole batch from
+(seed, u). They are therefore the same on every worker, for any number of workers, and after resuming.
+EDM's training loop (arXiv:2206.00364) reseeds each step in a similar way.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ORDER, _NOISE, _DROPOUT = 0, 1, 2  # independent streams of one seed
+
+
+def seed_of(seed: int, *counters: int) -> int:
+    """A 64-bit seed derived from `seed` and the counters; it differs if any of them differs."""
+    return int(np.random.SeedSequence((seed, *counters)).generate_state(1, np.uint64)[0])
+
+
+def noise_generator(seed: int, update: int, device: torch.device) -> torch.Generator:
+    """Generator of an update's timesteps, noise and horizontal flips, the same on every worker."""
+    return torch.Generator(device).manual_seed(seed_of(seed, _NOISE, update))
+
+
+def seed_dropout(seed: int, update: int, rank: int) -> None:
+    """Seed torch's global generator, which dropout uses, with a different stream on each worker."""
+    torch.manual_seed(seed_of(seed, _DROPOUT, update, rank))
+
+
+class ShuffledBatchSampler:
+    """Indices of the examples in each batch, in an order that is shuffled again in each epoch.
+
+    Every example occurs once per epoch. The epochs follow each other without a gap, so a batch may
+    contain the end of one epoch and the start of the next.
+
+    Args:
+        num_examples: number of examples in the training split.
+        batch_size: examples per batch, over all workers.
+        seed: seed of the order.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def batch(self, update: int) -> Tensor:
+        """Indices of a batch, int64 [batch_size] on the CPU; the first update is 0."""
+        start = update * self.batch_size
+        end = start + self.batch_size
+        pieces = []
+        while start < end:
+            epoch, offset = divmod(start, self.num_examples)
+            piece = self._epoch_order(epoch)[offset : offset + end - start]
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def batches(self, update: int, part: slice) -> Iterator[Tensor]:
+        """Endless iterator over the batches from `update` on; of each batch only one worker's `part`."""
+        while True:
+            yield self.batch(update)[part]
+            update += 1
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if epoch not in self._epochs:
+            # Keep only the previous epoch, with which a batch may begin.
+            self._epochs = {old: order for old, order in self._epochs.items() if old == epoch - 1}
+            generator = np.random.default_rng(np.random.SeedSequence((self.seed, _ORDER, epoch)))
+            self._epochs[epoch] = torch.from_numpy(generator.permutation(self.num_examples))
+        return self._epochs[epoch]

@@ -1,0 +1,200 @@
+"""One optimizer update, and the state that it changes: network, averaged weights and optimizer."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffusion.config import Config, TrainingConfig
+from diffusion.errors import InputError
+from diffusion.networks.build import build_network
+from diffusion.training.distributed import DistributedContext
+from diffusion.training.loss import DenoisingLoss
+
+_HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep:
+    """A network in training, with its averaged weights and optimizer.
+
+    Its state is the same on every worker after every update.
+
+    Args:
+        config: config of the network and its training.
+        shape: shape of one example.
+        distributed: the workers; gradients are those of the whole batch, whatever the number of workers.
+        num_classes: number of classes of a conditional network, else 0.
+
+    Attributes:
+        network: the network that the optimizer updates.
+        last_losses: [examples], `BatchLoss.per_example` of this worker's shard of the last batch.
+
+    Raises:
+        InputError: the network does not fit the shape, or the device does not support the precision.
+    """
+
+    def __init__(
+        self, config: Config, shape: tuple[int, ...], distributed: DistributedContext, num_classes: int = 0
+    ) -> None:
+        check_precision(config.training, distributed.device)
+        self._training, self._distributed = config.training, distributed
+        self._loss = DenoisingLoss(
+            config.schedule.build(),
+            prediction_type=config.prediction_type,
+            loss=config.training.loss,
+            weighting=config.training.weighting,
+            min_snr_gamma=config.training.min_snr_gamma,
+            device=distributed.device,
+        )
+        self.last_losses = torch.zeros(0, device=distributed.device)
+        torch.manual_seed(config.seed)
+        self.network = build_network(config, shape, num_classes).to(distributed.device)
+        self._averaged = AveragedModel(
+            self.network, multi_avg_fn=_averaging_function(config.training), use_buffers=False
+        )
+        self._averaged.requires_grad_(False)
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
+            fused=True,
+        )
+        self._scaler = torch.amp.GradScaler(
+            distributed.device.type, enabled=config.training.precision == "fp16"
+        )
+        self._parallel: nn.Module = self.network
+        if distributed.world_size > 1:
+            self._parallel = DistributedDataParallel(self.network)
+
+    @property
+    def averaged_network(self) -> nn.Module:
+        """The network with averaged weights, in evaluation mode: the one to evaluate and save."""
+        return self._averaged.module.eval()
+
+    def run(
+        self,
+        update: int,
+        x_0: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        """Update the weights once, from this worker's shard of the batch.
+
+        Args:
+            update: number of updates before this one.
+            x_0: [examples, *shape] clean data, normalised.
+            timesteps: int64 [examples].
+            noise: standard normal, of x_0's shape.
+            labels: int64 [examples] for a conditional network.
+            importance: [examples], weights that correct for timesteps that were not drawn uniformly.
+
+        Returns:
+            This worker's contribution to the batch's `BatchLoss.mse`, a scalar; the sum over the workers
+            is that of the batch.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._training.learning_rate * learning_rate_factor(self._training, update)
+        chunks = list(self._chunks(x_0, timesteps, noise, labels, importance))
+        mse, losses = torch.zeros((), device=x_0.device), []
+        for number, chunk in enumerate(chunks, start=1):
+            # Workers exchange gradients once per update, after the last chunk.
+            sync_gradients = number == len(chunks) or self._distributed.world_size == 1
+            with nullcontext() if sync_gradients else self._parallel.no_sync():  # type: ignore[operator]
+                with self._autocast():
+                    batch_loss = self._loss(self._parallel, *chunk)
+                fraction = len(chunk[0]) / self._training.batch_size
+                # The chunks are to be summed, but DistributedDataParallel averages over the workers.
+                self._scaler.scale(batch_loss.loss * fraction * self._distributed.world_size).backward()
+            mse += batch_loss.mse * fraction
+            losses.append(batch_loss.per_example)
+        self.last_losses = torch.cat(losses)
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self._training.max_gradient_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        self._averaged.update_parameters(self.network)
+        return mse
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from another model's weights; to be called before the first update."""
+        self.network.load_state_dict(weights)
+        self._averaged.module.load_state_dict(weights)
+
+    def state(self) -> dict[str, Any]:
+        """The state that `restore` needs, except for the averaged weights."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ema_updates": int(self._averaged.n_averaged),
+        }
+
+    def restore(self, state: Mapping[str, Any], averaged_weights: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned, and the averaged weights."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._averaged.module.load_state_dict(averaged_weights)
+        self._averaged.n_averaged.fill_(state["ema_updates"])
+
+    def _chunks(self, x_0: Tensor, *rest: Tensor | None) -> Any:
+        """The arguments split for gradient accumulation."""
+        count = min(self._training.accumulation_steps, len(x_0))
+        chunks = ([None] * count if each is None else each.tensor_split(count) for each in rest)
+        return zip(x_0.tensor_split(count), *chunks, strict=True)
+
+    def _autocast(self) -> Any:
+        dtype = _HALF_PRECISION.get(self._training.precision)
+        return nullcontext() if dtype is None else torch.autocast(self._distributed.device.type, dtype)
+
+
+def check_precision(training: TrainingConfig, device: torch.device) -> None:
+    """Check that a device supports the training's precision.
+
+    Raises:
+        InputError: it does not.
+    """
+    if training.precision == "fp16" and device.type != "cuda":
+        raise InputError("--training.precision fp16: only GPUs of NVIDIA support it; give bf16 or fp32")
+    if training.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("--training.precision bf16: this GPU does not support it; give fp16 or fp32")
+    if (
+        training.precision == "bf16"
+        and device.type == "mps"
+        and not torch.backends.mps.is_macos_or_newer(14, 0)
+    ):
+        raise InputError("--training.precision bf16: needs macOS 14 or newer; give fp32")
+
+
+def learning_rate_factor(training: TrainingConfig, num_updates_done: int) -> float:
+    """Fraction of the peak learning rate for the next update: linear warm-up, then a half cosine to 0."""
+    warmup = min(training.warmup_updates, training.num_updates // 10)
+    if num_updates_done < warmup:
+        return (num_updates_done + 1) / (warmup + 1)
+    progress = (num_updates_done - warmup) / max(1, training.num_updates - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def ema_decay(training: TrainingConfig, num_averaged: int) -> float:
+    """Decay of the averaged weights after `num_averaged` averaging steps.
+
+    A constant 0.9999 would leave most of the initial weights in a short training, so the average reaches
+    back over a twentieth of the planned updates at most, and over fewer at the start.
+    """
+    horizon = max(1.0, training.num_updates / 20.0)
+    return min(training.ema_decay, 1.0 - 1.0 / horizon, (1.0 + num_averaged) / (10.0 + num_averaged))
+
+
+def _averaging_function(training: TrainingConfig) -> Callable[..., None]:
+    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        get_ema_multi_avg_fn(ema_decay(training, int(num_averaged)))(averaged, current, num_averaged)
+
+    return average

@@ -1,0 +1,72 @@
+"""Command-line parsing: a parser with one-line errors, and the flags of `python -m export.sampler`."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from diffusion.process.schedules import Spacing
+from diffusion.registry import SAMPLERS
+from export.session import Provider
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line and exits with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit; argparse calls this for bad arguments."""
+        self.exit(2, f"error: {message}; --help shows what is allowed\n")
+
+
+def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:
+    """Build the parser of `python -m export.sampler`; `prog` is the name of the command in its help."""
+    parser = OneLineParser(prog=prog, description="Draw samples from a sampler.onnx.")
+    parser.add_argument("model", type=Path, nargs="?", help="the ONNX file")
+    parser.add_argument(
+        "--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points only)"
+    )
+    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument(
+        "--first-index", type=int, default=0, help="index of the first sample of the seed; default: 0"
+    )
+    add_sampling_flags(parser)
+    parser.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.npy",
+        help="value of a condition of the model, for all samples or one per sample: a file of numpy.save, or "
+        "a number; once for each condition",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: chosen by the size of the model")
+    parser.add_argument(
+        "--time-limit", type=float, help="fail if sampling takes longer than this, in seconds"
+    )
+    parser.add_argument("--doctor", action="store_true", help="report what this machine can run, and exit")
+    return parser
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose how samples are drawn, which several command lines share."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="default: the file's own")
+    parser.add_argument("--steps", type=int, help="number of sampling steps; default: the file's own")
+    parser.add_argument("--eta", type=float, help="fraction of fresh noise in DDIM, 0 to 1")
+    parser.add_argument("--spacing", choices=get_args(Spacing), help="how the timesteps are chosen")
+    parser.add_argument("--label", help="name of a class; default: cycle through all classes")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="1: the class as learned, more: exaggerated, 0: no class"
+    )
+    parser.add_argument("--provider", choices=get_args(Provider), default="auto")
+
+
+def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Convert the parsed sampling flags to keyword arguments of `export.sampler.Sampler.sample`."""
+    return {
+        "seed": options.seed,
+        "sampler": options.sampler,
+        "num_steps": options.steps,
+        "eta": options.eta,
+        "spacing": options.spacing,
+        "labels": options.label,
+        "guidance_scale": options.guidance_scale,
+    }

@@ -1,0 +1,139 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import judgement_report
+from benchmarks.judgement_data import POINTS, coloured
+from benchmarks.judgement_report import champion, finished, write_report
+from benchmarks.judgement_truth import DigitFeatures, of_pictures, of_points
+
+
+def rows(count, seed, *, scale=1.0, weight=0.3, noise=0.05):
+    """Two arcs; planted differences are those of their scale, of the weight of one, and of their noise."""
+    rng = np.random.default_rng(seed)
+    angle = np.pi * rng.random(count)
+    side = np.where(rng.random(count) < weight, 1.0, -1.0)
+    arcs = np.stack([np.cos(angle) + 0.5 * side, side * np.sin(angle)], axis=1)
+    return scale * (arcs + noise * rng.standard_normal((count, 2)))
+
+
+@pytest.fixture(scope="module", name="equal")
+def _equal():
+    return of_points(rows(1500, 2), rows(1500, 1))
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [{"scale": 1.1}, {"weight": 0.4}, {"noise": 0.1}, {"noise": 0.02}],
+    ids=lambda difference: "{}={}".format(*next(iter(difference.items()))),
+)
+def test_every_yardstick_of_points_sees_planted_differences(difference, equal):
+    planted = of_points(rows(1500, 2, **difference), rows(1500, 1))
+    for name, value in planted.items():
+        assert value > equal[name], name
+
+
+def test_samples_that_are_not_finite_are_judged_as_far_away():
+    fresh = rows(400, 1)
+    broken = rows(400, 2)
+    broken[:200] = np.nan
+    found = of_points(broken, fresh)
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["trees"] > 0.7
+
+
+def blobs(count, seed):
+    """Bright squares at one of two places, as many classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    images = rng.normal(20.0, 8.0, (count, 1, 14, 14))
+    images[labels == 0, :, 2:6, 2:6] += 150.0
+    images[labels == 1, :, 8:12, 8:12] += 150.0
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def test_the_yardsticks_of_pictures_see_wrong_colours_and_noise():
+    other, labels = blobs(120, 0)
+    features = DigitFeatures(coloured(other, np.random.default_rng(3)), labels, epochs=1)
+    equal, fresh = (coloured(blobs(120, seed)[0], np.random.default_rng(seed)) for seed in (1, 2))
+    saturated = (equal.astype(float) * np.array([1.6, 1.0, 0.5])[:, None, None]).clip(0, 255).astype(np.uint8)
+    noise = np.random.default_rng(4).integers(0, 256, equal.shape, dtype=np.uint8)
+    same, wrong, worst = (of_pictures(each, fresh, features) for each in (equal, saturated, noise))
+    for name in ("trees", "neighbours", "mean_colour"):
+        assert same[name] < wrong[name], name
+    for name in same:
+        assert same[name] < worst[name], name
+
+
+def test_every_law_gives_different_rows_for_different_seeds():
+    for name, law in POINTS.items():
+        one, other = (law(np.random.default_rng(seed), 300) for seed in (1, 2))
+        assert one.shape == other.shape and np.isfinite(one).all() and len(one) == 300, name
+        assert not np.array_equal(one, other), name
+
+
+@pytest.fixture(name="table")
+def _table():
+    """Sixteen trials: objective and AUC are the truth, the distance is its opposite, the MSE is chance."""
+    truth = np.random.default_rng(0).permutation(16) / 16.0
+    return pd.DataFrame(
+        {
+            "trial": range(16),
+            "seconds": 60.0,
+            "window end": 9.0,
+            "val/elbo_window": truth,
+            "val/mse": np.random.default_rng(1).random(16),
+            "sample/distance": -truth,
+            "sample/precision": -truth,
+            "sample/distance_se": 0.01,
+            "sample/auc": truth,
+            "sample/auc_se": 0.01,
+            "sample/num_samples": 1000,
+            "sample/network_evaluations": 100,
+            "parameters": 10,
+            **{f"paired {trial}": 0.001 for trial in range(16)},
+            "rung 10": truth + 1.0,
+            "rung 20": truth,
+            "truth trees": truth,
+            "truth cells": 2.0 * truth,
+        }
+    )
+
+
+def test_early_stopping_is_replayed_in_the_order_of_the_rows(table):
+    ends = finished(table)
+    assert ends[0], "the first trial has nothing to be compared with"
+    assert ends[int(table["val/elbo_window"].argmin())]
+    assert 1 < ends.sum() < len(table)
+
+
+def test_the_champion_is_that_of_the_objective_unless_both_distances_prefer_another(table):
+    order = np.argsort(table["val/elbo_window"].to_numpy())
+    assert champion(table) == order[0], "the two distances contradict each other"
+    assert champion(table.assign(**{"sample/auc": table["sample/distance"]})) == order[3]
+    assert champion(table.iloc[order[4:]]) == 0, "of a part of the trials"
+
+
+def test_the_report_says_what_was_measured_and_how_well(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(judgement_report, "FILE", tmp_path / "judgement.md")
+    monkeypatch.setattr(judgement_report, "RESULTS", tmp_path / "judgement")
+    monkeypatch.setattr(judgement_report, "_NUM_SWEEPS", 5)
+    monkeypatch.setattr(judgement_report, "_BOOTSTRAPS", 20)
+    (tmp_path / "judgement").mkdir()
+    diverged = pd.DataFrame({"trial": [16], "seconds": [60.0]})
+    pd.concat([table, diverged]).to_csv(tmp_path / "judgement" / "arcs-0.1.csv", index=False)
+    (tmp_path / "judgement" / "seeds").mkdir()
+    seeds = table.iloc[:3].assign(**{"val/elbo_window": [0.1, 0.2, 0.3]})
+    seeds.to_csv(tmp_path / "judgement" / "seeds" / "arcs-1.csv", index=False)
+    text = write_report()
+    assert "| arcs-1 | 3 | 0.1 | " in text, "the standard deviation over seeds"
+    assert text == (tmp_path / "judgement.md").read_text()
+    assert "| arcs | 0.1 | 20 | 17 | 1 | 9.00 | 17 |" in text
+    lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| `")}
+    assert lines["| `val/elbo_window`"].count("+1.00 (+1.00..+1.00), +1.00") == 3
+    assert "-1.00 (-1.00..-1.00), -1.00" in lines["| `sample/distance`"]
+    assert "+1.00" in lines["| `sample/precision`"], "a higher precision is better"
+    assert "sample/distance_se" not in text
+    position = next(line for line in text.splitlines() if line.startswith("| arcs-0.1"))
+    assert position.split(" | ")[1:3] == ["16", "12"]
+    assert "0.00 (0.00..0.00)" in position.split(" | ")[4], "the objective's pick is the best"

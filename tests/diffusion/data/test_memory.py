@@ -1,0 +1,175 @@
+"""Data in memory: the same data set as the file that holds the same examples, and one-line refusals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from diffusion import DataConfig, InputError, dataset_from_memory, load_dataset
+from diffusion.data.memory import memory_source
+from diffusion.data.sources import open_source
+
+RANDOM = np.random.default_rng(0)
+SPLITS = ("train", "val", "test")
+PIXELS = RANDOM.integers(0, 256, (40, 8, 9, 3), dtype=np.uint8)
+
+
+def same(dataset, other):
+    """Whether two data sets have the same examples, splits, labels and normalisation."""
+    specs = [each.spec.to_dict() | {"name": ""} for each in (dataset, other)]
+    return specs[0] == specs[1] and all(
+        torch.equal(getattr(dataset, split)[:], getattr(other, split)[:])
+        for split in ("train", "val", "test")
+    )
+
+
+class Pictures(Dataset):
+    """Pictures with numbered labels, as torchvision's sets have them."""
+
+    classes = ["cat", "dog", "eel"]
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index], index % 2
+
+
+class Stream(IterableDataset):
+    """Examples without a number and without an order."""
+
+    def __iter__(self):
+        return iter([])
+
+
+def test_a_data_frame_is_the_table_that_it_would_be_as_a_file(tmp_path):
+    frame = pd.DataFrame({"a": RANDOM.normal(size=60), "kind": list("xyz") * 20, "b": range(60)})
+    frame.to_parquet(tmp_path / "t.parquet")
+    config = DataConfig(name=str(tmp_path / "t.parquet"), label_column="kind")
+    ours = dataset_from_memory(frame, DataConfig(label_column="kind"))
+    assert same(ours, load_dataset(config))
+    assert (ours.spec.columns, ours.spec.classes) == (("a", "b"), ("x", "y", "z"))
+    assert (ours.spec.name, ours.spec.kind) == ("dataframe", "points")
+
+
+@pytest.mark.parametrize(
+    "convert", [np.asarray, torch.tensor, list, lambda points: TensorDataset(torch.tensor(points))]
+)
+def test_points_are_the_table_that_they_would_be_as_a_file(tmp_path, convert):
+    points = RANDOM.normal(size=(50, 3))
+    np.save(tmp_path / "t.npy", points)
+    ours = dataset_from_memory(convert(points))
+    assert same(ours, load_dataset(DataConfig(name=str(tmp_path / "t.npy"))))
+
+
+def test_the_layout_of_images_does_not_matter():
+    expected = dataset_from_memory(PIXELS)
+    assert expected.spec.shape == (3, 8, 9) and expected.spec.range == (0.0, 255.0)
+    assert same(dataset_from_memory(PIXELS.transpose(0, 3, 1, 2)), expected)
+    assert same(dataset_from_memory(PIXELS.astype(np.int64)), expected)
+    assert same(dataset_from_memory([Image.fromarray(each) for each in PIXELS]), expected)
+    assert dataset_from_memory(PIXELS[..., 0]).spec.shape == (1, 8, 9)
+
+
+def test_images_are_the_folder_that_they_would_be(tmp_path):
+    squares = PIXELS[:, :, :8]
+    for index, each in enumerate(squares):
+        Image.fromarray(each).save(tmp_path / f"{index:03}.png")
+    assert same(dataset_from_memory(squares), load_dataset(DataConfig(name=str(tmp_path))))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])
+def test_floats_keep_their_range(low, high):
+    images = (low + (high - low) * PIXELS / 255.0).astype(np.float32)
+    dataset = dataset_from_memory(images)
+    assert dataset.spec.range == (low, high)
+    train = dataset.raw(dataset.train[:])
+    assert train.min() >= low and train.max() <= high and train.shape[1:] == (3, 8, 9)
+
+
+def test_a_pytorch_dataset_brings_its_labels_and_the_names_of_its_classes():
+    dataset = dataset_from_memory(
+        Pictures([Image.fromarray(each) for each in PIXELS]), DataConfig(conditional=True)
+    )
+    assert (dataset.spec.name, dataset.spec.classes) == ("Pictures", ("cat", "dog", "eel"))
+    labels = torch.cat([getattr(dataset, split).labels for split in SPLITS])
+    assert labels.bincount().tolist() == [20, 20]
+    first = dataset.raw(dataset.train[:1])[0]  # labels stay with their examples
+    index = next(i for i, each in enumerate(PIXELS) if np.allclose(each.transpose(2, 0, 1), first))
+    assert int(dataset.train.labels[0]) == index % 2
+
+
+def test_labels_are_numbers_in_their_order_or_names():
+    def classes(labels):
+        return dataset_from_memory(PIXELS, DataConfig(conditional=True), labels).spec.classes
+
+    assert classes(np.tile([10, 9, 100, 2], 10)) == ("2", "9", "10", "100")
+    assert classes(["b", "a"] * 20) == ("a", "b")
+
+
+def test_a_dataset_of_tensors_is_read_once_and_in_order():
+    read = []
+
+    class Counting(Pictures):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    memory_source(Counting(list(torch.tensor(PIXELS))), DataConfig()).load()
+    assert read == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (RANDOM.normal(size=50), "data of shape .50,.: give points"),
+        (RANDOM.normal(size=(9, 2)) + 1j, "dtype complex128"),
+        (np.full((40, 2), np.inf), r"element \(0, 0\) is inf"),
+        (PIXELS[..., :2], r"C = 1 or 3"),
+        (PIXELS[:, :3], "here it could be either"),
+        (PIXELS.astype(float), "floats from 0 to 255: scale them"),
+        (PIXELS.astype(int) * 2, "integers from 0 to 510"),
+        ([], "the data are empty"),
+        (list(PIXELS[:5]) + [PIXELS[0, :4]], "item 5 of the data has shape"),
+        ([{"image": 1}], "item 0 of the data is dict"),
+        ([(1, 2, 3)], "item 0 of the data has 3 parts"),
+        ([(PIXELS[0], 1), PIXELS[1]], "1 of 2 items of the data have a label"),
+        (
+            type("Stream", (IterableDataset,), {"__iter__": lambda self: iter([])})(),
+            "data of type Stream: give a name",
+        ),
+        (3, "data of type int"),
+        (Pictures(list(PIXELS[:9])), "too few for three splits"),
+        (pd.DataFrame({"a": ["x"] * 40}), "the DataFrame: row 1, column a holds 'x'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(data, message):
+    with pytest.raises(InputError, match=message) as caught:
+        dataset_from_memory(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "labels", "message"),
+    [
+        ({"image_size": 8}, None, "only images of a folder are resized"),
+        ({"label_column": "a"}, None, "only tables have columns"),
+        ({"conditional": True}, None, "no classes"),
+        ({}, [1, 2], "2 labels for 40 examples"),
+        ({}, [0.5] * 40, "label 0.5: give numbers or names"),
+        ({}, ["a", 1] * 20, "label 'a': give numbers or names"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(config, labels, message):
+    with pytest.raises(InputError, match=message):
+        dataset_from_memory(PIXELS, DataConfig(**config), labels)
+
+
+def test_data_in_memory_cannot_be_opened_by_their_name():
+    with pytest.raises(InputError, match="pass them again"):
+        open_source(DataConfig(name="memory://array"))

@@ -1,0 +1,175 @@
+"""Tables of points: formats, label columns, and invalid cells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diffusion.data.tables import load_table
+from diffusion.errors import InputError
+
+SUFFIXES = (".csv", ".parquet", ".npy")
+
+
+def write(table: pd.DataFrame, path):
+    if path.suffix == ".npy":
+        np.save(path, table.to_numpy())
+    elif path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("width", [1, 3, 40])
+def test_a_table_is_read_whatever_its_format(tmp_path, suffix, width):
+    values = np.random.default_rng(0).normal(size=(30, width))
+    names = tuple(f"x{column}" for column in range(width))
+    path = write(pd.DataFrame(values, columns=names), tmp_path / f"points{suffix}")
+    table = load_table(path)
+    np.testing.assert_allclose(table.values, values, rtol=1e-12)
+    assert table.columns == names and table.labels is None and table.values.dtype == np.float64
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_label_column_is_removed_from_the_coordinates(tmp_path, suffix):
+    values = np.column_stack([np.arange(6.0), np.arange(6) % 3, -np.arange(6.0)])
+    path = write(pd.DataFrame(values, columns=["x0", "x1", "x2"]), tmp_path / f"points{suffix}")
+    table = load_table(path, "x1")
+    assert table.columns == ("x0", "x2") and table.labels == ["0", "1", "2", "0", "1", "2"]
+    np.testing.assert_array_equal(table.values, values[:, [0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["b", "a"], ["b", "a"]),
+        ([10, 9], ["10", "9"]),
+        ([True, False], ["True", "False"]),
+        ([0.5, 1.0], ["0.5", "1.0"]),
+        ([3.0, 1.0], ["3", "1"]),
+        (pd.Categorical(["x", "y"]), ["x", "y"]),
+        (pd.to_datetime(["2026-01-01", "2026-01-02"]), ["2026-01-01 00:00:00", "2026-01-02 00:00:00"]),
+    ],
+)
+def test_labels_are_the_text_of_their_cells_whatever_their_type(tmp_path, cells, labels):
+    path = write(pd.DataFrame({"x": [1.0, 2.0], "kind": cells}), tmp_path / "points.parquet")
+    assert load_table(path, "kind").labels == labels
+
+
+def test_a_missing_label_column_is_refused_with_the_existing_columns(tmp_path):
+    path = write(pd.DataFrame({"a": [1.0], "b": [2.0]}), tmp_path / "points.csv")
+    with pytest.raises(InputError, match="--label-column kind: .*; give one of a, b$"):
+        load_table(path, "kind")
+    path = write(pd.DataFrame({"a": [1.0], "b": [2.0]}), tmp_path / "points.npy")
+    with pytest.raises(InputError, match="; give one of x0, x1$"):
+        load_table(path, "a")
+
+
+def test_an_empty_label_is_named_by_its_row(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("x,kind\n1,a\n2,\n3,b\n")
+    with pytest.raises(InputError, match="row 2, label column kind is empty"):
+        load_table(path, "kind")
+
+
+def test_a_table_with_only_a_label_column_is_refused(tmp_path):
+    path = write(pd.DataFrame({"kind": ["a", "b"]}), tmp_path / "points.csv")
+    with pytest.raises(InputError, match="no columns of coordinates"):
+        load_table(path, "kind")
+
+
+@pytest.mark.parametrize("cell", ["nan", "", "many", "inf", "1e999", "2026-01-01"])
+def test_a_cell_that_is_not_a_number_is_named_by_row_and_column(tmp_path, cell):
+    path = tmp_path / "points.csv"
+    path.write_text(f"a,b\n1,2\n3,{cell}\n5,6\n")
+    with pytest.raises(InputError, match=r"row 2, column b") as caught:
+        load_table(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pd.to_datetime(["2026-01-01", "2026-01-02"]),
+        pd.to_timedelta(["1 day", "2 days"]),
+        [[1.0], [2.0]],
+        pd.Categorical(["low", "high"]),
+    ],
+)
+def test_columns_of_other_types_are_refused(tmp_path, cells):
+    """Times are stored as numbers, but those are not meant as coordinates."""
+    path = write(pd.DataFrame({"x": [1.0, 2.0], "odd": cells}), tmp_path / "points.parquet")
+    with pytest.raises(InputError, match="row 1, column odd holds"):
+        load_table(path)
+
+
+def test_missing_integers_in_parquet_are_named(tmp_path):
+    cells = pd.array([1, None, 3], dtype="Int64")
+    path = write(pd.DataFrame({"x": cells}), tmp_path / "points.parquet")
+    with pytest.raises(InputError, match="row 2, column x"):
+        load_table(path)
+
+
+@pytest.mark.parametrize("array", [np.ones((3, 2), dtype=complex), np.array([["1", "b"]])])
+def test_arrays_of_other_than_real_numbers_are_refused(tmp_path, array):
+    np.save(tmp_path / "points.npy", array)
+    with pytest.raises(InputError, match="row 1, column x"):
+        load_table(tmp_path / "points.npy")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", "uint8", "bool", ">f8"])
+def test_arrays_of_any_real_dtype_are_read(tmp_path, dtype):
+    array = np.array([[0, 1], [1, 0]]).astype(dtype)
+    np.save(tmp_path / "points.npy", array)
+    np.testing.assert_array_equal(load_table(tmp_path / "points.npy").values, [[0.0, 1.0], [1.0, 0.0]])
+
+
+def test_rows_longer_than_the_header_are_refused(tmp_path):
+    """pandas would use their first cells as row names, and a coordinate would be lost."""
+    (tmp_path / "points.csv").write_text("a,b\n1,2,3\n4,5,6\n")
+    with pytest.raises(InputError, match="more cells than its header"):
+        load_table(tmp_path / "points.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.csv", b""),
+        ("ragged.csv", b"a,b\n1,2\n3,4,5,6\n"),
+        ("binary.csv", bytes(range(256))),
+        ("not.parquet", b"PAR1 not at all"),
+        ("empty.parquet", b""),
+        ("not.npy", b"\x93NUMPY broken"),
+        ("empty.npy", b""),
+        ("cut.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order'"),
+        ("flat.npy", np.arange(5.0)),
+        ("solid.npy", np.zeros((2, 2, 2))),
+        ("pickle.npy", np.array([{"run": "this"}], dtype=object)),
+    ],
+)
+def test_a_file_that_is_not_a_table_is_refused_in_one_line(tmp_path, name, content):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(InputError) as caught:
+        load_table(path)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pickle_in_an_array_is_not_executed(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    np.save(tmp_path / "points.npy", np.array([[Payload()]], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="points.npy cannot be read"):
+        load_table(tmp_path / "points.npy")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_trailing_comma_in_every_row_is_not_a_column(tmp_path):
+    (tmp_path / "points.csv").write_text("a,b\n1,2,\n4,5,\n")
+    np.testing.assert_array_equal(load_table(tmp_path / "points.csv").values, [[1.0, 2.0], [4.0, 5.0]])

@@ -1,0 +1,155 @@
+"""Data-parallel training in several processes, over gloo."""
+
+import os
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from diffusion.training.distributed import DistributedContext
+from diffusion.training.loop import Request, Training, TrainingDiverged, TrainingStopped
+from tests.diffusion.conftest import make_gaussian_dataset, make_small_config
+
+CPU = torch.device("cpu")
+
+
+def test_shards_cover_all_items_and_differ_by_one_at_most():
+    for count in range(1, 30):
+        for world_size in range(1, count + 1):
+            shards = [
+                list(range(count))[DistributedContext(rank, world_size, CPU).shard(count)]
+                for rank in range(world_size)
+            ]
+            assert sum(shards, []) == list(range(count))
+            sizes = {len(shard) for shard in shards}
+            assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+
+
+def test_one_worker_needs_no_group():
+    distributed = DistributedContext.from_process_group(CPU)
+    assert distributed.is_main and distributed.shard(7) == slice(0, 7)
+    assert distributed.all_reduce_sum(1.5) == 1.5 and distributed.all_reduce_max(3) == 3
+    assert distributed.all_gather(torch.tensor([3.0, 4.0]), 2).tolist() == [3.0, 4.0]
+
+
+def _worker(rank, world_size, port, work, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    results.put((rank, work(rank)))
+    distributed.barrier()  # a worker that exits while another still communicates with it aborts
+    os._exit(0)  # gloo's threads may abort a process that exits normally
+
+
+def run_workers(work, world_size=2):
+    """Results of `work(rank)` in `world_size` processes, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=_worker, args=(rank, world_size, port, work, results))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * world_size
+    by_rank = dict(results.get() for _ in processes)
+    return [by_rank[rank] for rank in range(world_size)]
+
+
+def _gather(rank):
+    distributed = DistributedContext.from_process_group(CPU)
+    wholes = [torch.arange(1, 8), torch.arange(7) / 3.0, torch.arange(7).double() / 3.0, torch.ones(1)]
+    gathered = [distributed.all_gather(whole[distributed.shard(len(whole))], len(whole)) for whole in wholes]
+    with_nan = distributed.all_gather(torch.tensor([1.0, float("nan")][rank : rank + 1]), 2)
+    equal = [torch.equal(each, whole) for each, whole in zip(gathered, wholes, strict=True)]
+    same_types = [each.dtype for each in gathered] == [each.dtype for each in wholes]
+    return equal, same_types, with_nan.isnan().tolist()
+
+
+def test_gathered_shards_are_the_whole_in_order_on_every_worker():
+    """Also if one worker's shard is empty; NaN keeps its position."""
+    assert run_workers(_gather) == [([True] * 4, True, [False, True])] * 2
+
+
+def _config(**training):
+    # 15 examples cannot be divided equally, neither between two workers nor into two accumulation steps.
+    values = {"num_updates": 24, "batch_size": 15, "accumulation_steps": 2, "learning_rate": 1e-2}
+    return make_small_config(training=values | training)
+
+
+def _train(rank, **values):
+    reports = []
+    training = Training(_config(**values), make_gaussian_dataset(num_train=64, num_val=32), reports.append)
+    training.run()
+    live = {name: value.tolist() for name, value in training.train_step.network.state_dict().items()}
+    return live, [(result.updates, result.metrics["train/mse"]) for result in reports]
+
+
+def test_two_workers_have_equal_weights_and_learn_what_one_learns():
+    (weights, reports), (other_weights, other_reports) = run_workers(_train)
+    assert weights == other_weights
+    assert other_reports == [], "only rank 0 reports"
+    alone, reports_alone = _train(0)
+    for name, value in alone.items():
+        torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), atol=1e-4, rtol=1e-3)
+    assert [update for update, _ in reports] == [update for update, _ in reports_alone]
+    for (_, mse), (_, mse_alone) in zip(reports, reports_alone, strict=True):
+        assert mse == pytest.approx(mse_alone, rel=1e-4)
+
+
+def _train_by_importance(rank):
+    # 24 updates of 15 examples fill the loss history of ten timesteps.
+    return _train(rank, timestep_sampling="importance", weighting="min_snr", loss="huber")
+
+
+def test_two_workers_share_the_losses_for_importance_sampling():
+    (weights, reports), (other_weights, _) = run_workers(_train_by_importance)
+    assert weights == other_weights
+    alone, reports_alone = _train_by_importance(0)
+    uniform, _ = _train(0, weighting="min_snr", loss="huber")
+    for name, value in alone.items():
+        torch.testing.assert_close(torch.tensor(weights[name]), torch.tensor(value), atol=1e-4, rtol=1e-3)
+    assert alone["outward.weight"] != uniform["outward.weight"]
+    for (_, mse), (_, mse_alone) in zip(reports, reports_alone, strict=True):
+        assert mse == pytest.approx(mse_alone, rel=1e-4)
+
+
+def _stop_on_rank_1(rank):
+    saved = []
+    training = Training(
+        _config(num_updates=200, num_evaluations=1),
+        make_gaussian_dataset(num_train=64, num_val=32),
+        lambda result: None,
+        save=lambda model, state: saved.append(state.update),
+        request=lambda: Request.STOP if rank == 1 and training.updates >= 55 else Request.CONTINUE,
+    )
+    try:
+        training.run()
+    except TrainingStopped:
+        return training.updates, saved
+    return None
+
+
+def test_all_workers_stop_at_the_same_update_on_the_request_of_one():
+    assert run_workers(_stop_on_rank_1) == [(60, [60]), (60, [])]
+
+
+def _diverge(rank):
+    config = _config(weight_decay=1e12, warmup_updates=0, max_gradient_norm=1e30, learning_rate=1.0)
+    try:
+        Training(config, make_gaussian_dataset(num_train=64, num_val=32), lambda result: None).run()
+    except TrainingDiverged as error:
+        return str(error)
+    return None
+
+
+def test_all_workers_raise_when_the_training_diverges():
+    first, second = run_workers(_diverge)
+    assert first == second and "no longer a finite number" in first

@@ -1,0 +1,521 @@
+"""Command lines: accepted input, and one-line messages for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.config import Config
+from diffusion.data.dataset import load_source
+from diffusion.errors import InputError
+from diffusion.presets import preset
+from diffusion.registry import DATA_SOURCES
+from workflows.cli.parsing import parse_train_options, parse_tune_options
+from workflows.cli.process import run
+from workflows.cli.tune_options import UNLIMITED
+from workflows.storage.run_record import RunRecord
+from workflows.storage.storage import Storage
+
+ROOT = Path(__file__).parents[3]
+
+
+def tune_options(arguments):
+    """Complete options of a sweep: those of the command line and of the data."""
+    return parse_tune_options(arguments).open_data()[1]
+
+
+def train_options(arguments):
+    """Complete options of a training: those of the command line and of the data."""
+    return parse_train_options(arguments).open_data()[1]
+
+
+def test_a_searched_parameter_takes_one_value_a_range_or_choices():
+    options = tune_options(
+        "--search.num-train-timesteps 10 20 30 --search.beta-end 0.1 0.2 --search.learning-rate 0.002".split()
+    )
+    assert options.search.num_train_timesteps == (10, 20, 30)
+    assert options.search.beta_end == (0.1, 0.2)
+    assert options.search.learning_rate == (0.002,)
+
+
+def test_dotted_flags_reach_the_config():
+    options = tune_options(
+        "--data heart --training.num-updates 7 --sampler.name ddim --seed 5 --network.hidden-size 8".split()
+    )
+    config = options.config()
+    assert (config.data.name, config.training.num_updates, config.sampler.name) == ("heart", 7, "ddim")
+    assert (config.seed, config.network.hidden_size) == (5, 8)
+
+
+def test_num_workers_is_a_number_or_a_minimum_and_a_maximum():
+    workers = [train_options(["--num-workers", value]).workers for value in ("3", "2:8", "2:2")]
+    assert workers == [(3, 3), (2, 8), (2, 2)]
+
+
+def test_each_data_set_brings_its_own_defaults():
+    heart, digits = (tune_options(["--data", name]) for name in ("heart", "digits"))
+    assert heart.network != digits.network
+    assert tune_options([]) == digits and parse_tune_options([]).record is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--data nope", ["--data", "nope", "digits", "heart"]),
+        ("--data", ["--data"]),
+        ("--dat heart", ["--dat", "--help-all"]),
+        ("--num-trials 0", ["--num-trials", "0", "1 or more"]),
+        ("--num-trials many", ["--num-trials", "many", "whole number"]),
+        ("--seed -1", ["--seed", "-1"]),
+        ("--search.num-train-timesteps 0", ["--search.num-train-timesteps", "0", "from 1"]),
+        ("--search.beta-start 0.1 --search.beta-end 0.01", ["--search.beta-start", "0.1", "0.01"]),
+        ("--search.beta-end 0.3 0.1", ["--search.beta-end", "0.3 0.1", "lower"]),
+        ("--search.beta-end 1.5", ["--search.beta-end", "1.5", "above 0 and below 1"]),
+        ("--search.beta-start 0", ["--search.beta-start", "0", "above 0 and below 1"]),
+        ("--search.beta-start", ["--search.beta-start", "give"]),
+        ("--search.beta-start 1e-4 1e-3 1e-2", ["--search.beta-start", "range"]),
+        ("--search.time-embedding-size 1", ["--search.time-embedding-size", "1", "2 to 4096"]),
+        ("--search.learning-rate nan", ["--search.learning-rate", "nan"]),
+        ("--schedule.beta-end 0.1", ["--schedule.beta-end", "--search.beta-end"]),
+        (
+            "--network.time-embedding-size=8",
+            ["--network.time-embedding-size", "--search.time-embedding-size"],
+        ),
+        ("--network.hidden-size 0", ["--network.hidden-size", "0"]),
+        ("--sampler.name euler", ["--sampler.name", "euler", "ddpm", "ddim"]),
+        ("--sampler.eta 2", ["--sampler.eta", "2", "0 to 1"]),
+        ("--name a/b", ["--name", "a/b", "letters"]),
+        ("--name .hidden", ["--name", ".hidden"]),
+        (f"--name {'x' * 65}", ["--name", "64"]),
+        ("--experiment ../up", ["--experiment", "../up"]),
+        ("--output-dir s3://bucket/runs", ["--output-dir", "s3://bucket/runs"]),
+        ("--output-dir=", ["--output-dir", "empty"]),
+        ("--tracking-uri=", ["--tracking-uri", "empty"]),
+        ("--data=", ["--data", "empty"]),
+        ("--seed 4294967296", ["--seed", "4294967296"]),
+        ("--sampler.eta 0.5", ["--sampler.eta", "ddim"]),
+        ("--search.num-train-timesteps 1e3", ["--search.num-train-timesteps", "1e3", "numbers"]),
+        ("--search.schedule-kind wavy", ["--search.schedule-kind", "wavy", "cosine"]),
+        ("--search.hidden-size 64 0", ["--search.hidden-size", "0"]),
+        ("--search.algorithm grid", ["--search.algorithm", "grid", "tpe", "random"]),
+        ("--objective train/mse", ["--objective", "train/mse", "val/elbo_window"]),
+        ("--time-budget soon", ["--time-budget", "soon", "30m"]),
+        ("--time-budget 0m", ["--time-budget", "0m", "30m"]),
+        ("--gpus-per-worker 2", ["--gpus-per-worker", "2", "at most 1"]),
+        ("--gpus-per-worker 0.5 --workers-per-trial 2", ["--gpus-per-worker", "--workers-per-trial"]),
+        ("--final-epochs -1", ["--final-epochs", "-1"]),
+        ("--training-seed-error -1", ["--training-seed-error", "-1"]),
+        ("--final-workers 2", ["--final-workers", "--final-epochs"]),
+        ("--metrics.features eyes", ["--metrics.features", "eyes", "inception"]),
+        ("--resume --output-dir /nowhere/at/all", ["--resume", "/nowhere/at/all"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_flag_value_and_remedy(arguments, words):
+    with pytest.raises(InputError) as caught:
+        parse_tune_options(arguments.split())
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_name_that_exists_is_refused_and_nothing_is_touched(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "trials.csv").write_text("results")
+    options = tune_options(["--name", "mine", "--output-dir", str(tmp_path)])
+    with pytest.raises(InputError, match="mine exists; choose another name"):
+        options.run_directory()
+    assert (tmp_path / "mine" / "trials.csv").read_text() == "results"
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in ("file", "file/below"):
+        with pytest.raises(InputError, match="is a file"):
+            tune_options(["--output-dir", str(tmp_path / folder)]).run_directory()
+
+
+def test_without_a_name_each_run_gets_a_new_one(tmp_path):
+    options = tune_options(["--output-dir", str(tmp_path)])
+    first = options.run_directory()
+    first.mkdir()
+    second = options.run_directory()
+    assert first != second and second.name.startswith("digits-") and not second.exists()
+
+
+def test_a_time_budget_takes_hours_minutes_and_seconds_and_lifts_the_limit_on_trials():
+    for text, seconds in (("90s", 90.0), ("30m", 1800.0), ("1h30m", 5400.0), ("1.5h", 5400.0)):
+        options = tune_options(["--time-budget", text])
+        assert options.budget_seconds() == seconds and options.num_trials >= 10_000
+    both = tune_options(["--time-budget", "30m", "--num-trials", "7"])
+    assert both.num_trials == 7
+    assert tune_options([]).budget_seconds() is None
+
+
+def test_a_resumed_sweep_keeps_its_options(tmp_path):
+    flags = (
+        "--data heart --num-trials 7 --search.beta-end 0.1 0.2 --training.num-updates 50 --objective val/mse"
+    )
+    options = tune_options(flags.split())
+    record = RunRecord(
+        "mine", "e", "id", options.config().to_dict(), "f", command="tune", options=options.resume_options()
+    )
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    record.write(Storage(str(folder)), "running")
+    resume = ["--output-dir", str(tmp_path), "--resume"]
+    for arguments in (resume, [*resume, "--name", "mine"], [*resume, "--data", "heart", "--experiment", "e"]):
+        command_line = parse_tune_options(arguments)
+        (_, resumed), found_record = command_line.open_data(), command_line.record
+        assert found_record is not None and found_record.run_id == "id"
+        assert resumed.config() == options.config() and resumed.search == options.search
+        assert resumed.num_trials == 7 and resumed.name == "mine" and resumed.run_directory() == folder
+    assert tune_options([*resume, "--num-trials", "9"]).num_trials == 9
+    for arguments in ([*resume, "--data", "digits"], [*resume, "--name", "other"]):
+        with pytest.raises(InputError, match="no (unfinished|such) run"):
+            parse_tune_options(arguments)
+    with pytest.raises(InputError, match="run of tune.py"):
+        parse_train_options([*resume, "--name", "mine"])
+    record.write(Storage(str(folder)), "finished")
+    with pytest.raises(InputError, match="finished"):
+        parse_tune_options([*resume, "--name", "mine"])
+
+
+def test_bad_input_exits_with_status_2_and_one_line(monkeypatch, capsys):
+    def main(_arguments):
+        raise InputError("--x 1: give 2")
+
+    monkeypatch.setattr(sys, "argv", ["tune.py"])
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: --x 1: give 2\n"
+
+
+def test_help_is_short_and_help_all_shows_the_tree(capsys):
+    texts = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as caught:
+            parse_tune_options([flag])
+        assert caught.value.code in (0, None)
+        texts.append(capsys.readouterr().out)
+    short, full = texts
+    assert "--num-trials" in short and "--schedule." not in short and "--help-all" in short
+    assert "--search.beta-end" in full and "--training.batch-size" in full
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['tune.py', '--help']\n"
+        "from workflows import tune\n"
+        "try: tune.run(tune.main)\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--num-workers 0", ["--num-workers", "0", "1 or more"]),
+        ("--num-workers two", ["--num-workers", "two", "such as 2:8"]),
+        ("--num-workers 8:2", ["--num-workers 8:2", "the minimum comes first", "2:8"]),
+        ("--num-workers 2:300", ["--training.batch-size", "--num-workers 300"]),
+        (
+            "--num-workers 8 --training.batch-size 4",
+            ["--training.batch-size 4", "--num-workers 8", "8 or more"],
+        ),
+        (
+            "--num-workers 2 --training.batch-size 6 --training.accumulation-steps 4",
+            ["--training.batch-size 6", "--num-workers 2", "4 accumulation steps", "8 or more"],
+        ),
+        ("--keep-checkpoints 0", ["--keep-checkpoints", "0", "1 or more"]),
+        (
+            "--training.num-epochs 3 --training.num-updates 4",
+            ["--training.num-epochs", "--training.num-updates"],
+        ),
+        (
+            "--training.num_updates=4 --training.num-epochs=3",
+            ["--training.num-epochs", "--training.num-updates"],
+        ),
+        ("--training.num-epochs 0", ["--training.num-epochs", "0", "above 0"]),
+        ("--training.num-updates 0", ["--training.num-updates", "0", "from 1"]),
+        ("--training.precision fp8", ["--training.precision", "fp8", "fp32", "bf16", "fp16"]),
+        ("--training.checkpoint-minutes 0", ["--training.checkpoint-minutes", "0", "above 0"]),
+        ("--training.learning-rate nan", ["--training.learning-rate", "nan"]),
+        ("--image-size 4", ["--image-size", "4", "from 8"]),
+        ("--image-size big", ["--image-size", "big", "whole number"]),
+        ("--memory-limit-gb 0", ["--memory-limit-gb", "0", "above 0"]),
+        ("--init-from nowhere", ["--init-from", "nowhere", "no model there"]),
+        ("--resume", ["--resume", "no unfinished run"]),
+        ("--resume --name nope", ["--resume", "--name nope", "no such run"]),
+        ("--resume --data nope", ["--data", "nope", "digits"]),
+        ("--search.beta-end 0.1", ["--search.beta-end", "--help-all"]),
+        ("--num-trials 3", ["--num-trials", "--help-all"]),
+        ("--name a/b", ["--name", "a/b", "letters"]),
+        ("--output-dir=", ["--output-dir", "empty"]),
+        ("--data", ["--data"]),
+    ],
+)
+def test_bad_input_of_train_py_is_one_line_that_names_flag_value_and_remedy(
+    arguments, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        train_options(arguments.split()).config()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_py_takes_the_dotted_flags_and_its_own():
+    command_line = parse_train_options(
+        "--data heart --num-workers 2 --keep-checkpoints 5 --schedule.kind cosine --training.num-epochs 2 "
+        "--sampler.name dpmpp_2m --seed 5 --dry-run --output-dir s3://bucket/runs".split()
+    )
+    _, options = command_line.open_data()
+    config = options.config()
+    assert command_line.record is None and options.dry_run and not options.resume
+    assert (options.num_workers, options.keep_checkpoints) == (2, 5)
+    assert (config.schedule.kind, config.sampler.name, config.seed) == ("cosine", "dpmpp_2m", 5)
+    assert config.resolve_epochs(1000).training.num_updates == 8, "two passes in batches of 256"
+
+
+def test_a_training_and_a_sweep_start_from_the_same_config():
+    for data in ("heart", "digits"):
+        assert train_options(["--data", data]).config() == tune_options(["--data", data]).config()
+
+
+def test_help_of_train_py_is_short_and_help_all_shows_the_tree(capsys):
+    texts = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as caught:
+            parse_train_options([flag])
+        assert caught.value.code in (0, None)
+        texts.append(capsys.readouterr().out)
+    short, full = texts
+    for flag in ("--num-workers", "--resume", "--init-from", "--keep-checkpoints", "--dry-run", "--help-all"):
+        assert flag in short
+    assert (
+        "--schedule." not in short and "--schedule.kind" in full and "--training.accumulation-steps" in full
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--num-workers", "0"], ["--resume", "--name", "nope"]])
+def test_train_py_imports_nothing_heavy_before_its_input_is_checked(arguments, tmp_path):
+    code = (
+        f"import sys; sys.argv = ['train.py', *{arguments}]\n"
+        "from workflows import train\n"
+        "try: train.run(train.main)\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of images with sides of 8, 14 and 28 pixels, a table, an empty folder and a model."""
+    root = tmp_path_factory.mktemp("places")
+    for side in (4, 8, 14, 28):
+        folder = root / f"side{side}"
+        folder.mkdir()
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 256, (side, side), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    np.savetxt(root / "table.csv", np.eye(20, 2), delimiter=",", header="x,y", comments="")
+    for name in ("empty", "model"):
+        (root / name).mkdir()
+    network = {"network.hidden_size": 24, "network.raw_coordinates": False}
+    config = Config().with_values(network).to_dict()
+    (root / "model" / "config.json").write_text(json.dumps({"config": config}))
+    (root / "model" / "model.safetensors").touch()
+    return root
+
+
+MLP_OF_POINTS = {
+    "network.hidden_size": 64,
+    "network.num_blocks": 3,
+    "training.num_updates": 10_000,
+    "training.batch_size": 256,
+    "metrics.num_samples": 4000,
+}
+MLP_OF_IMAGES = {
+    "network.hidden_size": 384,
+    "network.num_blocks": 3,
+    "network.output_norm": False,
+    "network.dropout": 0.05,
+}
+SMALL_UNET = {
+    "network.kind": "unet",
+    "network.output_norm": False,
+    "network.channel_multipliers": (1, 2),
+    "training.batch_size": 32,
+    "training.num_evaluations": 4,
+    "sampler.num_steps": 50,
+    "metrics.num_samples": 256,
+    "metrics.num_examples": 64,
+}
+UNET = {**SMALL_UNET, "network.channel_multipliers": (1, 2, 2)}
+GIVEN = {
+    "": {},
+    "--training.batch-size 128 --network.hidden-size 256": {  # the general defaults, given on purpose
+        "training.batch_size": 128,
+        "network.hidden_size": 256,
+    },
+    "--training.num_updates=5 --training.accumulation-steps 32": {
+        "training.num_updates": 5,
+        "training.accumulation_steps": 32,
+    },
+    "--network.channel-multipliers 1 2 2 --network.no-raw-coordinates --network.dropout 0": {
+        "network.channel_multipliers": (1, 2, 2),
+        "network.raw_coordinates": False,
+        "network.dropout": 0.0,
+    },
+    "--sampler.no-clip --sampler.name ddim --sampler.eta 0.5 --sampler.num-steps 100": {
+        "sampler.clip": False,
+        "sampler.name": "ddim",
+        "sampler.eta": 0.5,
+        "sampler.num_steps": 100,
+    },
+    "--schedule.zero-terminal-snr --network.prediction-type v_prediction --seed 3": {
+        "schedule.zero_terminal_snr": True,
+        "network.prediction_type": "v_prediction",
+        "seed": 3,
+    },
+    "--conditional --memory-limit-gb 0.5 --skip-bad-images": {
+        "data.conditional": True,
+        "data.memory_limit_gb": 0.5,
+        "data.skip_bad_images": True,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "defaults"),
+    [
+        ("digits", MLP_OF_IMAGES),
+        ("heart", MLP_OF_POINTS),
+        ("mnist", UNET),
+        ("side8", MLP_OF_IMAGES),
+        ("side14", SMALL_UNET),
+        ("side28", UNET),
+        ("side28 --image-size 8", {**MLP_OF_IMAGES, "data.image_size": 8}),
+        ("side8 --image-size 16", {**UNET, "data.image_size": 16}),
+        ("table.csv", MLP_OF_POINTS),
+    ],
+)
+def test_given_flags_win_over_the_defaults_of_the_data(data, defaults, places, monkeypatch):
+    monkeypatch.chdir(places)
+    name = data.split()[0]
+    name = str(places / name) if (places / name).exists() else name
+    unet = "network.kind" in defaults
+    # All flags with one data set of each kind of defaults; with the others, the first flags only.
+    given = list(GIVEN.items())[: None if data in ("heart", "side8", "side14") else 1]
+    for flags, values in given:
+        arguments = ["--data", *data.split(), *flags.split()]
+        expected = Config().with_values({**defaults, "data.name": name, **values})
+        sweep = tune_options(arguments)
+        updates = {} if not unet or "training.num_updates" in values else {"training.num_updates": 1800}
+        assert sweep.config() == expected.with_values(updates)
+        assert sweep.num_trials == (6 if unet else 12)
+        updates = {} if not updates else {"training.num_updates": 6000}
+        assert train_options(arguments).config() == expected.with_values(updates)
+
+
+def test_a_number_of_trials_that_is_given_wins_over_that_of_a_u_net():
+    for flags, num_trials in (("--num-trials 12", 12), ("--time-budget 1h", UNLIMITED), ("", 6)):
+        assert tune_options(["--data", "mnist", *flags.split()]).num_trials == num_trials
+
+
+def test_init_from_gives_the_network_and_the_data_give_the_rest(places, monkeypatch):
+    monkeypatch.chdir(places)
+    for flags, width, raw in (
+        ("", 24, False),
+        ("--network.hidden-size 9 --network.raw-coordinates", 9, True),
+    ):
+        options = train_options(f"--data heart --init-from model {flags}".split())
+        expected = {"network.hidden_size": width, "network.num_blocks": 4, "network.raw_coordinates": raw}
+        assert options.config() == preset("heart", alone=True).with_values(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data heart --num-workers 257", "--training.batch-size 256 is smaller than --num-workers 257"),
+        ("--data side14 --training.accumulation-steps 33", "at most the batch size, which is 32"),
+        ("--data empty", "empty holds no images"),
+        ("--data side4", "--image-size 4: give 8 or more"),
+        ("--data heart --horizontal-flips", "--horizontal-flips: --data heart holds points"),
+        ("--data digits --label-column x", "--label-column x: only tables have columns"),
+        ("--data empty --seed -1", "--seed -1"),  # an error in a flag comes first
+    ],
+)
+def test_what_only_the_data_show_is_refused_when_they_are_opened(arguments, message, places, monkeypatch):
+    monkeypatch.chdir(places)
+    with pytest.raises(InputError, match=message):
+        train_options(arguments.split())
+    assert train_options("--data heart --num-workers 256".split()).workers == (256, 256)
+
+
+def test_parsing_a_command_line_opens_no_data(places, monkeypatch):
+    opened = []
+    scandir, open_image = os.scandir, Image.open
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scandir(path))
+    monkeypatch.setattr(Image, "open", lambda file, *args: opened.append(file) or open_image(file, *args))
+    for parse in (parse_train_options, parse_tune_options):
+        parse(["--data", str(places / "side28"), "--image-size", "16"])
+    assert opened == []
+
+
+def test_help_all_shows_the_defaults_of_the_data(places, capsys):
+    with pytest.raises(SystemExit):
+        parse_train_options(["--data", str(places / "side14"), "--help-all"])
+    assert "6000" in capsys.readouterr().out
+
+
+def test_a_data_source_of_an_installed_package_works_from_the_flag_to_the_dataset(tmp_path, monkeypatch):
+    (tmp_path / "spirals.py").write_text(
+        "import numpy as np\n"
+        "from diffusion.data.sources import DataSource, RawData\n"
+        "class Spiral(DataSource):\n"
+        "    kind = 'points'\n"
+        "    def load(self):\n"
+        "        a = np.linspace(0.0, 6.0, 200)\n"
+        "        return RawData(values=np.stack([a * np.cos(a), a * np.sin(a)], axis=1))\n"
+    )
+    metadata = tmp_path / "spirals-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spirals\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[ray_ddpm.data_sources]\nspiral = spirals:Spiral\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(DATA_SOURCES, "_loaded", {})
+    source, options = parse_train_options(["--data", "spiral", "--training.batch-size", "7"]).open_data()
+    expected = preset("heart", alone=True).with_values({"data.name": "spiral", "training.batch_size": 7})
+    assert options.config() == expected
+    assert load_source(source).spec.name == "spiral"
+
+
+def test_a_data_source_added_to_the_projects_own_works_from_the_flag_to_the_dataset(monkeypatch):
+    own = {**DATA_SOURCES._own, "hearts": "diffusion.data.named:Heart"}
+    monkeypatch.setattr(DATA_SOURCES, "_own", own)
+    monkeypatch.setattr(DATA_SOURCES, "_loaded", {})
+    source, options = parse_tune_options(["--data", "hearts"]).open_data()
+    assert options.config() == preset("heart").with_values({"data.name": "hearts"})
+    assert load_source(source).spec.shape == (2,)

@@ -1,0 +1,151 @@
+"""Files of a published model: each step alone, and their sequence."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.data.dataset import load_dataset
+from diffusion.networks.build import build_network
+from diffusion.presets import preset
+from diffusion.training.checkpoints import TrainedModel
+from export.parity import ParityCase, ParityError
+from export.sampler import Sampler
+from export.to_onnx import export_onnx
+from workflows.publishing import export
+from workflows.publishing.artifacts import write_model_artifacts
+from workflows.publishing.export import write_export
+from workflows.publishing.final_metrics import metrics_on_test_split
+from workflows.publishing.model_card import write_model_card
+from workflows.publishing.pictures import write_pictures
+
+SMALL = {
+    "schedule.num_train_timesteps": 20,
+    "network.hidden_size": 8,
+    "network.num_blocks": 1,
+    "network.time_embedding_size": 8,
+    "sampler.num_steps": 5,
+    "metrics.num_samples": 40,
+    "metrics.num_examples": 32,
+}
+EXPORTED = {"config.json", "model.safetensors", "sampler.onnx", "parity.json"}
+POINT_PICTURES = {"samples.png", "samples_onnx.png", "animation.gif"}
+
+
+def make_model(data):
+    """An untrained model of a data set, and the data set."""
+    config = preset(data).with_values(SMALL)
+    dataset = load_dataset(config.data)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(config, dataset.spec.shape)
+        torch.nn.init.normal_(network.outward.weight, std=0.1)
+    return TrainedModel(config, dataset.spec, network.eval().requires_grad_(False), {}), dataset
+
+
+@pytest.fixture(scope="module")
+def points():
+    return make_model("heart")
+
+
+@pytest.fixture(scope="module")
+def exported(points, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "new"
+    write_export(*points, None, folder)
+    return folder
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_export_writes_the_model_its_onnx_file_and_the_comparison(points, exported):
+    assert names(exported) >= EXPORTED
+    assert json.loads((exported / "parity.json").read_text())["passed"]
+    assert Sampler(exported / "sampler.onnx", provider="cpu").sample(3).shape == (3, 2)
+    assert TrainedModel.load(exported).config == points[0].config
+
+
+def test_an_export_that_fails_parity_writes_nothing(points, tmp_path, monkeypatch):
+    failed = ParityCase("distance", 1.0, 1.0, False, 1.0)
+    monkeypatch.setattr(export, "check_samples", lambda *_: [failed])
+    with pytest.raises(ParityError, match="nothing was written"):
+        write_model_artifacts(*points, None, tmp_path / "model", print)
+    assert not (tmp_path / "model").exists()
+
+
+def test_pictures_of_points_are_drawn_from_an_exported_model(points, exported, tmp_path):
+    (tmp_path / "sampler.onnx").write_bytes((exported / "sampler.onnx").read_bytes())
+    write_pictures(*points, tmp_path)
+    assert names(tmp_path) == POINT_PICTURES | {"sampler.onnx"}
+    ours, theirs = (
+        np.asarray(Image.open(tmp_path / name).convert("L"), dtype=float)[40:]
+        for name in ("samples.png", "samples_onnx.png")
+    )
+    assert ours.std() > 0 and np.abs(ours - theirs).mean() < 0.5
+    with Image.open(tmp_path / "animation.gif") as animation:
+        assert animation.n_frames > 6, "forward and reverse diffusion"
+
+
+def test_pictures_of_images_have_each_samples_nearest_training_image(tmp_path):
+    model, dataset = make_model("digits")
+    (tmp_path / "sampler.onnx").write_bytes(export_onnx(model)[0])
+    write_pictures(model, dataset, tmp_path)
+    assert names(tmp_path) == POINT_PICTURES | {"nearest.png", "sampler.onnx"}
+    with Image.open(tmp_path / "nearest.png") as pairs:
+        assert pairs.width > pairs.height > 0
+
+
+def test_the_sequence_writes_what_the_steps_write(points, exported, tmp_path):
+    write_model_artifacts(*points, None, tmp_path, print)
+    assert names(tmp_path) == EXPORTED | POINT_PICTURES | {"model_card.md"}
+    for name in EXPORTED:
+        assert (tmp_path / name).read_bytes() == (exported / name).read_bytes(), name
+
+
+def test_metrics_on_the_test_split_are_finite_and_the_same_again(points):
+    metrics, again = (metrics_on_test_split(*points, None) for _ in range(2))
+    assert metrics == again
+    assert {"test/elbo_window", "test/sample_distance", "test/sample_num_samples"} <= set(metrics)
+    assert all(name.startswith("test/") for name in metrics)
+    assert metrics["test/sample_num_samples"] == 2 * SMALL["metrics.num_samples"]
+
+
+PROVENANCE = {
+    "git_revision": "c82f3f7",
+    "git_clean": False,
+    "command": "workflows/tune.py --data heart",
+    "packages": {"python": "3.12.1", "ray-ddpm": "0.1.0", "onnx": None},
+    "hardware": {"cpu": "Xeon", "cores": 4, "memory_gb": 16.5, "gpus": ["NVIDIA H100", "NVIDIA H100"]},
+    "metrics": {"test/sample_distance": 0.125},
+    "trial_id": "t1",
+}
+
+
+def card(model, tmp_path, **changes):
+    write_model_card(dataclasses.replace(model, provenance=PROVENANCE | changes), tmp_path)
+    assert names(tmp_path) == {"model_card.md"}
+    return (tmp_path / "model_card.md").read_text()
+
+
+def test_the_model_card_has_metrics_parameters_and_provenance(points, tmp_path):
+    text = card(points[0], tmp_path)
+    assert "trial `t1`" in text and "| `test/sample_distance` | 0.125 |" in text
+    assert "| `network.hidden_size` | 8 |" in text and points[1].spec.fingerprint in text
+    section = text.split("## Provenance\n")[1].split("## Parameters")[0]
+    assert "workflows/tune.py --data heart" in section
+    assert "git revision `c82f3f7`, with uncommitted changes" in section
+    assert "packages: python 3.12.1, ray-ddpm 0.1.0\n" in section
+    assert "Xeon, 4 cores, 16.5 GB of memory; NVIDIA H100, NVIDIA H100" in section
+
+
+def test_the_model_card_says_what_is_not_known(points, tmp_path):
+    hardware = {"cpu": "Xeon", "cores": 4, "memory_gb": None, "gpus": []}
+    text = card(points[0], tmp_path, git_revision=None, git_clean=None, hardware=hardware)
+    assert "not in a git repository\n" in text and "Xeon, 4 cores; no NVIDIA GPU\n" in text
+    assert "uncommitted" not in card(points[0], tmp_path, git_clean=True)
+    write_model_card(points[0], tmp_path)
+    assert "Not recorded" in (tmp_path / "model_card.md").read_text()

@@ -1,0 +1,163 @@
+"""Records of runs, and the choice of the run to resume."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from diffusion.config import Config
+from diffusion.data.dataset import DataSpec
+from diffusion.errors import InputError
+from diffusion.networks.build import build_network
+from diffusion.presets import preset
+from diffusion.training.checkpoints import TrainedModel
+from workflows.cli.resume import model_folder, run_to_resume
+from workflows.cli.run_options import TrainFlags
+from workflows.storage.run_record import RunRecord, check_same_config, read_record
+from workflows.storage.storage import Storage
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Storage(str(tmp_path / "runs"))
+
+
+def write_record(runs, name, status="stopped", started=1.0, data="heart", experiment="shapes"):
+    config = json.loads(json.dumps(preset(data).to_dict()))  # as it is read back: JSON has no tuples
+    record = RunRecord(name, experiment, "0" * 32, config, "f" * 64, started=started)
+    return record.write(runs.child(name), status)
+
+
+def flags(runs, **options):
+    return TrainFlags(output_dir=str(runs.path), **options)
+
+
+def test_a_written_record_is_read_back_with_its_config(runs):
+    record = write_record(runs, "one")
+    assert read_record(runs.child("one")) == record and record.status == "stopped"
+    assert Config.from_dict(read_record(runs.child("one")).config) == preset("heart")
+    record.write(runs.child("one"), "finished")
+    assert read_record(runs.child("one")) == replace(record, status="finished")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", '{"name": "one"}', '{"colour": 1}'])
+def test_a_record_that_cannot_be_read_is_none(runs, text):
+    if text is not None:
+        runs.child("one").write_text("run.json", text)
+    assert read_record(runs.child("one")) is None
+
+
+def test_the_newest_unfinished_run_is_resumed_by_default(runs):
+    write_record(runs, "a", started=3.0, status="failed")
+    write_record(runs, "b", started=5.0, status="running")
+    write_record(runs, "c", started=4.0)
+    write_record(runs, "d", started=9.0, status="finished")
+    runs.child("sweep").write_text("trials.csv", "")
+    assert run_to_resume(flags(runs), None, "train").name == "b"
+
+
+def test_data_and_experiment_restrict_which_run_is_resumed(runs):
+    write_record(runs, "hearts", started=1.0)
+    write_record(runs, "digits", started=2.0, data="digits")
+    write_record(runs, "others", started=3.0, experiment="other")
+    assert run_to_resume(flags(runs), "digits", "train").name == "digits"
+    assert run_to_resume(flags(runs, experiment="shapes"), "heart", "train").name == "hearts"
+    with pytest.raises(InputError, match="no unfinished run"):
+        run_to_resume(flags(runs, experiment="other"), "digits", "train")
+
+
+def test_a_named_run_is_resumed_unless_it_is_finished(runs):
+    for status in ("running", "stopped", "failed"):
+        write_record(runs, status, status)
+        assert run_to_resume(flags(runs, name=status), None, "train").name == status
+    write_record(runs, "over", "finished")
+    with pytest.raises(InputError, match="--resume --name over: this run is finished"):
+        run_to_resume(flags(runs, name="over"), None, "train")
+
+
+def test_a_named_run_killed_before_its_record_was_written_starts_from_scratch(runs):
+    (runs.path / "early").mkdir(parents=True)
+    assert run_to_resume(flags(runs, name="early"), None, "train") is None
+    with pytest.raises(InputError, match="never: no such run in "):
+        run_to_resume(flags(runs, name="never"), None, "train")
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"training.learning_rate": 0.5}, "--training.learning-rate 0.5"),
+        ({"seed": 3}, "--seed 3"),
+        ({"data.image_size": 16}, "--image-size 16"),
+        ({"data.label_column": "kind"}, "--label-column kind"),
+        ({"data.name": "digits"}, "--data digits"),
+        ({"network.hidden_size": 3}, "--network.hidden-size 3"),
+        ({"schedule.beta_end": 0.03}, "--schedule.beta-end 0.03"),
+    ],
+)
+def test_a_changed_value_is_named_by_its_flag(values, flag):
+    recorded = preset("heart")
+    check_same_config(preset("heart"), recorded)
+    with pytest.raises(InputError) as caught:
+        check_same_config(recorded.with_values(values), recorded)
+    assert str(caught.value).startswith(f"{flag}: the run to be resumed was started with ")
+
+
+def test_the_memory_limit_may_change():
+    recorded = preset("heart")
+    check_same_config(recorded.with_values({"data.memory_limit_gb": 1e-6}), recorded)
+
+
+def test_every_other_value_of_a_config_must_stay():
+    """The recorded config went through JSON, as in run.json."""
+    recorded = Config.from_dict(json.loads(json.dumps(preset("heart").to_dict())))
+    check_same_config(preset("heart"), recorded)
+    for name, value in recorded.flat().items():
+        changed = {**recorded.flat(), name: object()}
+
+        class Given:
+            def flat(self, changed=changed):
+                return changed
+
+        if name == "data.memory_limit_gb":
+            check_same_config(Given(), recorded)
+        else:
+            with pytest.raises(InputError, match="was started with"):
+                check_same_config(Given(), recorded)
+        assert recorded.flat()[name] == value
+
+
+@pytest.fixture
+def model():
+    config = preset("heart").with_values({"network.hidden_size": 8, "network.num_blocks": 1})
+    spec = DataSpec(
+        name="heart",
+        kind="points",
+        shape=(2,),
+        mean=[0.0, 0.0],
+        std=[1.0, 1.0],
+        range=None,
+        columns=("x", "y"),
+        clip=(-3.0, 3.0),
+        log_snr_window=(-8.0, 5.0),
+        fingerprint="f" * 64,
+    )
+    return TrainedModel(config, spec, build_network(config, (2,)))
+
+
+def test_a_model_is_found_in_its_folder_its_run_or_its_newest_checkpoint(model, tmp_path):
+    run = tmp_path / "run"
+    for update in ("000000100", "000000200"):
+        model.save(run / "checkpoints" / update)
+    assert model_folder(str(run)) == run / "checkpoints" / "000000200"
+    shutil.rmtree(run / "checkpoints" / "000000200")
+    (run / "checkpoints" / "000000300").mkdir()
+    assert model_folder(str(run)) == run / "checkpoints" / "000000100", "an incomplete checkpoint is skipped"
+    for name in ("champion", "model"):
+        model.save(run / name)
+        assert model_folder(str(run)) == run / name
+    assert model_folder(str(run / "champion")) == run / "champion"
+    (run / "champion" / "model.safetensors").unlink()
+    for path in (run / "champion", tmp_path, run / "run.json", tmp_path / "missing"):
+        with pytest.raises(InputError, match="--init-from .*: no model there"):
+            model_folder(str(path))

@@ -1,0 +1,136 @@
+"""One trial, run in this process; a list collects what it reports to Tune."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.data.dataset import load_dataset
+from diffusion.presets import preset
+from diffusion.training.checkpoints import TrainedModel
+from diffusion.training.loss import DenoisingLoss
+from workflows.data.load import LoadedData
+from workflows.sweep import trial
+from workflows.sweep.trial import TrialContext, run_trial
+from workflows.sweep.trial_records import OUT_OF_MEMORY
+from workflows.training.worker_group import WorkerResources
+
+
+@pytest.fixture(scope="module")
+def context():
+    config = preset("heart").with_values(
+        {
+            "training.num_updates": 20,
+            "training.num_evaluations": 2,
+            "metrics.num_samples": 50,
+            "sampler.num_steps": 5,
+        }
+    )
+    return TrialContext(
+        config,
+        LoadedData(load_dataset(config.data)),
+        WorkerResources(1, 1, uses_gpus=False),
+        provenance={"run_id": "r"},
+    )
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """The reports so far: (result, model or None)."""
+    reported = []
+
+    def report(result, checkpoint=None):
+        model = None
+        if checkpoint is not None:
+            folder = Path(checkpoint.path)
+            assert (folder / "samples.png").stat().st_size > 0
+            model = TrainedModel.load(folder)
+        reported.append((result, model))
+
+    monkeypatch.setattr(trial.tune, "report", report)
+    return reported
+
+
+VALUES = {"schedule.num_train_timesteps": 20, "training.learning_rate": 1e-3}
+
+
+def test_a_trial_reports_objective_metrics_and_model(context, reports):
+    run_trial(VALUES, context)
+    assert [(result["updates"], result["status"]) for result, _ in reports] == [
+        (10, "running"),
+        (20, "running"),
+    ]
+    result, model = reports[-1]
+    assert result["objective"] == result["metrics"]["val/elbo_window"]
+    expected = {"train/mse", "val/mse", "sample/distance", "schedule/alphas_cumprod_T", "schedule/prior_kl"}
+    assert expected <= set(result["metrics"])
+    assert "sample/distance" not in reports[0][0]["metrics"], "computed at the end only"
+    assert model.config.schedule.num_train_timesteps == 20
+    assert model.provenance["run_id"] == "r"
+
+
+def test_a_trial_does_not_depend_on_the_one_before_it_in_the_same_process(context, reports):
+    run_trial(VALUES, context)
+    before = reports[-1][1].network.state_dict()
+    run_trial({**VALUES, "training.learning_rate": 0.5}, context)
+    torch.rand(17)
+    run_trial(VALUES, context)
+    after = reports[-1][1].network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_infeasible_schedule_is_pruned_without_training(context, reports):
+    run_trial({"schedule.num_train_timesteps": 2000, "schedule.beta_end": 0.5}, context)
+    ((result, model),) = reports
+    assert (result["status"], result["updates"], model) == ("pruned", 0, None)
+    assert math.isinf(result["objective"]) and "alphas_cumprod_T" in result["reason"]
+
+
+def test_a_training_with_a_loss_that_is_not_finite_has_diverged(context, reports, monkeypatch):
+    original = DenoisingLoss.__call__
+
+    def not_a_number(*arguments):
+        batch = original(*arguments)
+        return replace(batch, loss=batch.loss * math.nan)
+
+    monkeypatch.setattr(DenoisingLoss, "__call__", not_a_number)
+    run_trial(VALUES, context)
+    result, _ = reports[-1]
+    assert result["status"] == "diverged" and math.isinf(result["objective"])
+    assert "finite" in result["reason"]
+
+
+def test_values_that_contradict_each_other_are_pruned(context, reports):
+    config = context.config.with_values({"network.prediction_type": "v_prediction"})
+    config = config.with_values({"schedule.zero_terminal_snr": True})
+    run_trial({"network.prediction_type": "epsilon"}, replace(context, config=config))
+    ((result, _),) = reports
+    assert result["status"] == "pruned" and "zero-terminal-snr" in result["reason"]
+
+
+def test_another_objective_is_computed_at_every_evaluation(context, reports):
+    for objective in ("val/mse", "sample/distance"):
+        reports.clear()
+        run_trial({**VALUES, "metrics.objective": objective}, context)
+        assert [result["objective"] for result, _ in reports] == [
+            result["metrics"][objective] for result, _ in reports
+        ]
+
+
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_out_of_memory_fails_only_with_a_whole_gpu(context, reports, monkeypatch, fraction):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("diffusion.training.train_step.TrainStep.run", out_of_memory)
+    on_gpu = replace(context, resources=WorkerResources(1, 1, uses_gpus=True, gpus_per_worker=fraction))
+    assert on_gpu.resources.per_worker == {"CPU": 1.0, "GPU": fraction}
+    if fraction == 1.0:
+        with pytest.raises(torch.OutOfMemoryError):
+            run_trial(VALUES, on_gpu)
+        return
+    run_trial(VALUES, on_gpu)
+    ((result, model),) = reports
+    assert (result["status"], model) == (OUT_OF_MEMORY, None) and math.isinf(result["objective"])

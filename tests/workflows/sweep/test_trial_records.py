@@ -1,0 +1,157 @@
+"""Records of trials: ranking, trials.csv, files and the journal."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workflows.sweep.trial_records import INTERRUPTED, TrialRecords, read_journal
+
+
+@pytest.fixture
+def records(tmp_path):
+    records = TrialRecords(tmp_path)
+    for trial_id, status, objective in (
+        ("a", "stopped", 0.5),
+        ("b", "finished", 2.0),
+        ("c", "finished", 1.0),
+        ("d", "diverged", 0.1),
+        ("e", "pruned", None),
+        ("f", "failed", 0.2),
+    ):
+        records.start(trial_id, {"schedule.beta_end": 0.1})
+        if objective is not None:
+            records.add_evaluation(trial_id, 10, {"objective": objective, "val/mse": 0.3})
+        records.end(trial_id, status, "", 1.5)
+    return records
+
+
+def test_trials_are_ranked_by_objective_however_they_ended(records):
+    assert [record.trial_id for record in records.ranked()] == ["a", "c", "b"]
+
+
+def evaluated(records, trial_id, *objectives, best, status="finished", mse=0.5):
+    """Add a trial with these objectives, whose best evaluation is number `best`; the step is 10 updates."""
+    records.start(trial_id, {"metrics.objective": "val/elbo_window"})
+    for number, objective in enumerate(objectives, start=1):
+        is_after = number >= best
+        metrics = {
+            "objective": objective,
+            "val/mse": mse,
+            "best_update": 10 * (best if is_after else number),
+            "best_objective": objectives[best - 1] if is_after else objective,
+        }
+        records.add_evaluation(trial_id, 10 * number, metrics)
+    records.end(trial_id, status, "", 1.0)
+    records.folder(trial_id).mkdir(parents=True)
+    (records.folder(trial_id) / "model.safetensors").touch()
+
+
+def test_a_trials_objective_is_that_of_its_best_weights_also_after_a_restart(tmp_path):
+    records = TrialRecords(tmp_path)
+    evaluated(records, "a", 0.9, 0.5, 0.7, best=2)
+    for each in (records["a"], TrialRecords(tmp_path)["a"]):
+        assert (each.objective, each.best_update, each.updates) == (0.5, 20, 30)
+    row = pd.read_csv(records.write_csv()).iloc[0]
+    assert (row["objective"], row["best_update"], row["updates"]) == (0.5, 20, 30)
+    assert "best_objective" not in row.index
+
+
+def test_a_trial_that_was_cut_is_a_finalist_if_its_objective_leads(tmp_path):
+    """Five trained to the end; the best objective is that of one that the time budget cut."""
+    records = TrialRecords(tmp_path)
+    for number in range(5):
+        evaluated(records, f"t{number}", 1.0 + 0.1 * number, best=1)
+    evaluated(records, "cut", 0.5, best=1, status="stopped")
+    evaluated(records, "diverged", 0.1, best=1, status="diverged")
+    assert list(records.finalists(0.001)) == ["cut", "t0", "t1", "t2"]
+    assert records.finalists(0.001)["cut"] == records.folder("cut")
+    assert len(records.finalists(1.0)) == 6, "a training seed could have changed their order"
+
+
+def test_a_trial_without_a_model_is_no_finalist(tmp_path):
+    records = TrialRecords(tmp_path)
+    evaluated(records, "a", 0.5, best=1)
+    (records.folder("a") / "model.safetensors").unlink()
+    assert records.finalists(0.001) == {}
+
+
+def test_the_pick_of_the_mean_squared_error_is_known(tmp_path):
+    records = TrialRecords(tmp_path)
+    assert records.picked_by_mse() == ""
+    evaluated(records, "a", 0.5, best=1, mse=0.3)
+    evaluated(records, "b", 0.9, best=1, mse=0.2)
+    evaluated(records, "c", 0.1, best=1, mse=0.1, status="failed")
+    assert records.picked_by_mse() == "b"
+
+
+def test_no_trial_is_ranked_if_none_finished_or_was_stopped(tmp_path):
+    records = TrialRecords(tmp_path)
+    records.start("d", {})
+    records.add_evaluation("d", 1, {"objective": 0.1})
+    records.end("d", "diverged", "", 0.0)
+    assert records.ranked() == []
+
+
+def test_trials_csv_has_one_row_per_trial_and_the_documented_columns(records):
+    table = pd.read_csv(records.write_csv())
+    assert list(table.columns[:5]) == ["trial_id", "status", "seconds", "updates", "objective"]
+    assert {"schedule.beta_end", "val/mse"} <= set(table.columns)
+    assert list(table["trial_id"]) == list("abcdef")
+
+
+def test_paired_errors_exclude_what_all_trials_share(records, tmp_path):
+    """Examples differ a lot, but trials only by a constant: their difference has no error."""
+    examples = np.random.default_rng(0).normal(size=50)
+    for trial_id, shift in (("a", 0.5), ("b", 1.0), ("c", 0.0)):
+        records.folder(trial_id).mkdir(parents=True)
+        np.save(records.folder(trial_id) / "elbo_per_example.npy", examples + shift)
+    records.add_paired_errors()
+    for trial_id in "abc":
+        assert records[trial_id].metrics["val/elbo_window_paired_se"] == pytest.approx(0.0, abs=1e-12)
+    assert "val/elbo_window_paired_se" not in records["d"].metrics
+
+
+def test_newer_files_replace_older_ones(records, tmp_path):
+    for content in ("old", "new"):
+        checkpoint = tmp_path / content
+        checkpoint.mkdir()
+        for name in ("config.json", "model.safetensors", "samples.png", "elbo_per_example.npy"):
+            (checkpoint / name).write_text(content)
+        records.save_files("a", checkpoint)
+    folder = records.folder("a")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "elbo_per_example.npy",
+        "model.safetensors",
+        "samples.png",
+    ]
+    assert (folder / "model.safetensors").read_text() == "new"
+
+
+def test_another_process_reads_the_same_records(records, tmp_path):
+    again = TrialRecords(tmp_path)
+    assert [vars(record) for record in again] == [vars(record) for record in records]
+    assert again.elapsed >= again.previous_seconds > 0.0
+    assert not any(record.unfinished for record in again)
+
+
+def test_a_trial_that_starts_again_loses_its_evaluations_and_keeps_its_position(records):
+    records.end("a", "stopped", INTERRUPTED, 1.0)
+    assert records["a"].unfinished
+    records.start("a", {"schedule.beta_end": 0.1})
+    assert records["a"].evaluations == {} and records["a"].status == "running"
+    assert [record.trial_id for record in records] == list("abcdef")
+
+
+def test_a_journal_cut_off_at_any_byte_keeps_its_complete_events(records, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    content = path.read_bytes()
+    num_events = len(content.splitlines())
+    for length in range(0, len(content), 37):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / "journal.jsonl").write_bytes(content[:length])
+        TrialRecords(folder).start("z", {"schedule.beta_end": 0.2})
+        num_complete = content[:length].count(b"\n")
+        assert len(read_journal(folder / "journal.jsonl")) == num_complete + 1 <= num_events
+        assert TrialRecords(folder)["z"].params == {"schedule.beta_end": 0.2}

@@ -1,0 +1,233 @@
+"""MlflowTracker: the content of a real MLflow store afterwards."""
+
+import socket
+import time
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from diffusion.errors import InputError
+from workflows.tracking import registry
+from workflows.tracking.mlflow_tracker import MlflowTracker
+from workflows.tracking.tracker import RegistrationError, resolve_tracking_uri
+
+
+@pytest.fixture
+def uri(database_uri):
+    return database_uri
+
+
+def test_a_sweep_is_one_parent_with_one_child_per_trial(uri):
+    tracker = MlflowTracker(uri, "shapes")
+    parent = tracker.start("sweep", {"data.name": "heart"})
+    for trial_id, status in (
+        ("a", "finished"),
+        ("b", "stopped"),
+        ("c", "pruned"),
+        ("d", "failed"),
+        ("e", "diverged"),
+    ):
+        tracker.start_trial(trial_id, {"schedule.beta_end": 0.1})
+        tracker.log({"val/mse": 0.5}, 10, trial_id)
+        tracker.log({"val/mse": 0.25}, 20, trial_id)
+        tracker.log_picture(Image.new("L", (4, 4)), 20, trial_id)
+        tracker.end_trial(trial_id, status, "because" if status == "pruned" else "")
+    tracker.log({"test/elbo_window": 1.0}, 0)
+    tracker.tag({"champion": "a"})
+    tracker.close("finished")
+    assert tracker.unsent == 0
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([tracker.experiment_id])
+    assert len(runs) == 6
+    children = {run.info.run_name: run for run in runs if run.info.run_id != parent}
+    assert {name: run.info.status for name, run in children.items()} == {
+        "a": "FINISHED",
+        "b": "FINISHED",
+        "c": "KILLED",
+        "d": "FAILED",
+        "e": "FAILED",
+    }
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for run in children.values())
+    assert children["c"].data.tags["reason"] == "because"
+    assert children["a"].data.params == {"schedule.beta_end": "0.1"}
+    history = client.get_metric_history(children["a"].info.run_id, "val/mse")
+    assert [(metric.step, metric.value) for metric in history] == [(10, 0.5), (20, 0.25)]
+    assert client.list_artifacts(children["a"].info.run_id, "images")
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert client.get_run(parent).data.tags["champion"] == "a"
+
+
+def test_artifacts_of_a_database_are_stored_next_to_it(uri, tmp_path):
+    tracker = MlflowTracker(uri, "shapes")
+    run_id = tracker.start("sweep", {})
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "note.txt").write_text("x")
+    tracker.log_files(tmp_path / "files", "champion")
+    tracker.close("failed")
+    files = list((tmp_path / "mlartifacts").rglob("champion/note.txt"))
+    assert len(files) == 1 and run_id in str(files[0])
+    assert MlflowClient(uri).get_run(run_id).info.status == "FAILED"
+
+
+def test_a_second_sweep_uses_the_same_experiment(uri):
+    first = MlflowTracker(uri, "shapes")
+    second = MlflowTracker(uri, "shapes")
+    assert first.experiment_id == second.experiment_id
+    for tracker in (first, second):
+        tracker.start("sweep", {})
+        tracker.close("finished")
+
+
+def test_entries_are_retried_until_the_server_is_back(uri, monkeypatch):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    real_create_run, failures = tracker.client.create_run, []
+
+    def create_run(*args, **kwargs):
+        if len(failures) < 2:
+            failures.append(1)
+            raise MlflowException("API request failed with exception: connection refused")
+        return real_create_run(*args, **kwargs)
+
+    monkeypatch.setattr(tracker.client, "create_run", create_run)
+    tracker.start_trial("a", {})
+    tracker.log({"val/mse": 1.0}, 1, "a")
+    tracker.end_trial("a", "finished", "")
+    tracker.close("finished")
+    assert len(failures) == 2 and tracker.unsent == 0
+    names = [run.info.run_name for run in MlflowClient(uri).search_runs([tracker.experiment_id])]
+    assert sorted(names) == ["a", "sweep"], "one child, not one per attempt"
+
+
+def test_an_unreachable_server_is_reported_within_five_seconds():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        MlflowTracker(f"http://someone:secret@127.0.0.1:{port}", "shapes")
+    assert time.monotonic() - started < 5
+    message = str(caught.value)
+    assert str(port) in message and "give another URI" in message
+    assert "secret" not in message and "\n" not in message
+
+
+def test_a_file_that_is_no_database_is_refused_in_one_line_and_kept(tmp_path):
+    path = tmp_path / "mlflow.db"
+    path.write_text("not a database, but somebody's notes " * 100)
+    with pytest.raises(InputError) as caught:
+        MlflowTracker(f"sqlite:///{path}", "shapes")
+    assert "\n" not in str(caught.value)
+    assert path.read_text().startswith("not a database")
+
+
+@pytest.mark.parametrize("path", ["", "nowhere/mlflow.db"])
+def test_an_impossible_database_path_is_refused_in_one_line(tmp_path, path):
+    with pytest.raises(InputError, match="--tracking-uri") as caught:
+        resolve_tracking_uri(f"sqlite:///{tmp_path}/{path}")
+    assert "\n" not in str(caught.value) and not (tmp_path / "nowhere").exists()
+
+
+def test_an_entry_that_cannot_be_sent_is_counted_and_does_not_stop_the_others(uri, monkeypatch):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    tracker.log({"val/mse": 1.0}, 1, "never started")
+    monkeypatch.setattr(tracker.client, "log_image", lambda *_args, **_kwargs: 1 / 0)
+    tracker.log_picture(Image.new("L", (4, 4)), 1)
+    tracker.start_trial("a", {})
+    tracker.end_trial("a", "finished", "")
+    tracker.close("finished")
+    assert tracker.unsent == 2
+    (child,) = MlflowClient(uri).search_runs([tracker.experiment_id], "attributes.run_name = 'a'")
+    assert child.info.status == "FINISHED"
+
+
+def test_an_experiment_deleted_in_mlflow_is_named(uri):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    tracker.close("finished")
+    MlflowClient(uri).delete_experiment(tracker.experiment_id)
+    with pytest.raises(InputError, match="--experiment shapes was deleted"):
+        MlflowTracker(uri, "shapes")
+
+
+def test_uris_become_absolute_and_plain_folders_are_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_tracking_uri(f"sqlite:///{tmp_path}/x.db") == f"sqlite:///{tmp_path}/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
+    assert resolve_tracking_uri(None) == "http://there:5000"
+    for folder in ("mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(InputError, match="needs a server or a database"):
+            resolve_tracking_uri(folder)
+
+
+def test_a_resumed_sweep_keeps_its_runs_and_deletes_those_of_unknown_trials(uri):
+    first = MlflowTracker(uri, "shapes")
+    parent = first.start("sweep", {}, "/there")
+    for trial_id in ("ended", "unfinished", "unknown"):
+        first.start_trial(trial_id, {})
+        first.log({"objective": 1.0}, 10, trial_id)
+    first.end_trial("ended", "finished", "")
+    first.flush()  # the session ends here, as if killed
+
+    second = MlflowTracker(uri, "shapes")
+    assert second.resume_sweep(parent, {"ended", "unfinished", "new"}) == {"ended"}
+    for trial_id in ("unfinished", "new"):
+        second.start_trial(trial_id, {})
+        for step in (10, 20):
+            second.log({"objective": 1.0}, step, trial_id)
+        second.end_trial(trial_id, "finished", "")
+    second.close("finished")
+    client = MlflowClient(uri)
+    runs = client.search_runs([second.experiment_id])
+    children = {run.data.tags["trial_id"]: run for run in runs if run.info.run_id != parent}
+    assert set(children) == {"ended", "unfinished", "new"} and len(runs) == 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for trial_id, expected in (("ended", [10]), ("unfinished", [10, 20]), ("new", [10, 20])):
+        history = client.get_metric_history(children[trial_id].info.run_id, "objective")
+        assert [entry.step for entry in history] == expected
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_is_reused(uri):
+    killed = MlflowTracker(uri, "shapes").start("sweep", {"seed": 0}, "/there/sweep")
+    second = MlflowTracker(uri, "shapes")
+    assert second.start("sweep", {"seed": 0}, "/there/sweep") != killed, "reuse was not asked for"
+    assert second.start("other", {"seed": 0}, "/there/other", reuse=True) != killed
+    assert second.start("sweep", {"seed": 0}, "/there/sweep", reuse=True) == killed
+    second.close("finished")
+    assert MlflowTracker(uri, "shapes").start("sweep", {"seed": 0}, "/there/sweep", reuse=True) != killed, (
+        "a finished run is not reused"
+    )
+
+
+def test_a_sweep_of_another_store_cannot_be_resumed(uri):
+    with pytest.raises(InputError, match="no run 0123"):
+        MlflowTracker(uri, "shapes").resume_sweep("0123", set())
+
+
+def test_a_description_that_is_too_long_is_cut_at_a_line(uri):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    tracker.describe("\n".join(f"line {number}" for number in range(2000)))
+    tracker.close("finished")
+    note = MlflowClient(uri).get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    *lines, _, last = note.split("\n")
+    assert 7900 < len(note) <= 8000 and "model_card.md" in last
+    assert lines == [f"line {number}" for number in range(len(lines))]
+
+
+def test_a_refused_registration_does_not_show_the_password(uri, tmp_path, monkeypatch):
+    def refuse(*values, **flags):
+        raise RegistrationError("http://me:s3cr3t@host refused it")
+
+    monkeypatch.setattr(registry, "register", refuse)
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    with pytest.raises(RegistrationError, match=r"http://\*\*\*@host refused it"):
+        tracker.register("a-model", tmp_path / "sampler.onnx", {}, may_promote=True)
+    tracker.close("failed")

@@ -1,0 +1,127 @@
+"""A registered champion, served by MLflow and loaded as a sampler."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from diffusion.config import SamplerConfig
+from diffusion.errors import InputError
+from export.sampler import Sampler
+from export.to_onnx import export_onnx
+from tests.export.conftest import POINTS, make_model
+from workflows.tracking.mlflow_tracker import MlflowTracker
+from workflows.tracking.registry import register
+
+TAGS = {"data_fingerprint": "f", "test_num_samples": 100, "test_distance": 1.0}
+
+
+@pytest.fixture(scope="module", name="registered")
+def _registered(tmp_path_factory):
+    """URI of a store with a champion, and the path of its sampler.onnx."""
+    folder = tmp_path_factory.mktemp("store")
+    file = folder / "sampler.onnx"
+    file.write_bytes(export_onnx(make_model(POINTS, SamplerConfig(name="ddim", num_steps=4)))[0])
+    uri = f"sqlite:///{folder}/mlflow.db"
+    tracker = MlflowTracker(uri, "points")
+    run_id = tracker.start("sweep", {})
+    version, is_champion = register(MlflowClient(uri), uri, run_id, "points", file, TAGS, may_promote=True)
+    tracker.close("finished")
+    assert (version, is_champion) == (1, True)
+    return uri, file
+
+
+@pytest.fixture(autouse=True)
+def _store(registered, monkeypatch):
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    mlflow.set_tracking_uri(registered[0])
+
+
+def test_the_model_has_a_signature_and_an_example(registered):
+    model = mlflow.pyfunc.load_model("models:/points@champion")
+    assert model.metadata.signature.inputs.input_names() == ["num_samples", "seed"]
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 2)
+    assert model.predict(model.input_example).shape == (4, 2)
+    samples = model.predict(pd.DataFrame({"num_samples": [3], "seed": [1]}))
+    expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
+    np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-5 * expected.std())
+
+
+@pytest.mark.parametrize("uri", ["models:/points@champion", "models:/points/1", "models:/points/latest"])
+def test_a_sampler_is_loaded_from_the_registry(registered, uri):
+    sampler = Sampler.from_registry(uri, provider="cpu")
+    np.testing.assert_array_equal(sampler.sample(3), Sampler(registered[1], provider="cpu").sample(3))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["models:/none@champion", "models:/points@other", "models:/points/9", "models:/", "points", "runs:/a/b"],
+)
+def test_a_missing_model_is_refused_in_one_line(uri):
+    with pytest.raises(InputError) as caught:
+        Sampler.from_registry(uri)
+    assert uri in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_champion(registered, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/points@champion"]
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        server = subprocess.Popen(
+            [*command, "--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"],
+            cwd=tmp_path,
+            env=os.environ
+            | {
+                "MLFLOW_TRACKING_URI": registered[0],
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                # MLflow finds uvicorn through PATH.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_records": [{"num_samples": 3, "seed": 1}]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        response = wait_for_response(request, server, log)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, 15)
+        server.wait(timeout=30)
+    expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
+    np.testing.assert_allclose(response["predictions"], expected, rtol=0, atol=1e-5 * expected.std())
+
+
+def wait_for_response(request, server, log):
+    deadline = time.monotonic() + 120.0
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()[:2000]) from error
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not respond")

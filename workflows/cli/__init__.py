@@ -1,0 +1,1 @@
+"""Command lines of train.py and tune.py: flags, defaults, checks. Imports neither torch, ray nor mlflow."""

@@ -1,0 +1,81 @@
+"""The command `ray-ddpm`: `ray-ddpm tune --data digits`; `python -m workflows` is the same.
+
+Each command is imported when it is called, so `sample` works where only the sampler is installed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from diffusion.errors import InputError, nearest
+from diffusion.files import package_version
+from workflows.cli.process import run
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command: its module, whose `main` takes arguments and `prog`; the extra it needs; what it does."""
+
+    module: str
+    extra: str | None
+    summary: str
+
+
+_COMMANDS = {
+    "tune": _Command("workflows.tune", "train", "run a sweep and export the best model"),
+    "train": _Command("workflows.train", "train", "train one model and export it"),
+    "sample": _Command("export.sampler", None, "draw samples from a sampler.onnx"),
+    "generate": _Command("workflows.generate", "train", "draw many samples on all cores, GPUs or machines"),
+    "export": _Command("export.to_onnx", "train", "export a trained model to ONNX"),
+    "ui": _Command("workflows.ui", "train", "show the runs in MLflow's web interface"),
+    "cluster": _Command("workflows.cluster.__main__", "train,cluster", "check a cluster's YAML"),
+}
+_OWN_PACKAGES = ("diffusion", "export", "workflows")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names, and return its exit status.
+
+    Raises:
+        InputError: there is no such command, its own arguments are invalid, or an extra is not installed.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "--version":
+        print(f"ray-ddpm {package_version('ray-ddpm') or 'of an unknown version'}")
+        return 0
+    if name not in _COMMANDS:
+        raise InputError(f"ray-ddpm {name}: no such command; {nearest(name, _COMMANDS)}")
+    command = _COMMANDS[name]
+    try:
+        status: int = import_module(command.module).main(rest, prog=f"ray-ddpm {name}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if command.extra is None or package in _OWN_PACKAGES:
+            raise
+        raise InputError(
+            f"ray-ddpm {name} needs {package}: pip install 'ray-ddpm[{command.extra}]'"
+        ) from error
+    return status
+
+
+def script() -> None:
+    """Entry point of the console command."""
+    run(main)
+
+
+def _help() -> str:
+    width = max(map(len, _COMMANDS))
+    return "\n".join(
+        [
+            "usage: ray-ddpm COMMAND ...",
+            "",
+            "Denoising diffusion models: sweeps and training on Ray, samplers in ONNX.",
+            "",
+            *(f"  {name:{width}}  {command.summary}" for name, command in _COMMANDS.items()),
+            "",
+            "ray-ddpm COMMAND --help shows the flags of a command, ray-ddpm --version the version.",
+        ]
+    )

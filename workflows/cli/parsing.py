@@ -1,0 +1,174 @@
+"""Parse command lines into options; bad input gives a one-line message and exit status 2."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro import _errors as tyro_errors  # private: tyro is pinned in constraints.txt
+
+from diffusion.data.sources import open_source, resolve
+from diffusion.errors import InputError
+from workflows.cli.request import OptionsT, RunRequest, train_defaults, tune_defaults
+from workflows.cli.run_options import RunFlags, TrainFlags, TrainOptions
+from workflows.cli.search_space import search_flag_for
+from workflows.cli.tune_options import TuneFlags, TuneOptions
+from workflows.storage.run_record import Command, RunRecord
+
+_T = TypeVar("_T")
+
+
+def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRequest[TuneOptions]:
+    """Parse the options of a sweep, and find the record of the sweep to resume, if any.
+
+    Args:
+        arguments: command-line arguments.
+        prog: name of the program in its help.
+
+    Raises:
+        InputError: an unknown flag or data set, or a value that is not allowed.
+        SystemExit: help was asked for and has been printed.
+    """
+    early_flags = _parse_early_flags(arguments, prog, TuneFlags)
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if search_flag := search_flag_for(flag):
+            raise InputError(f"{flag} is searched by a sweep: use {search_flag} with one value to fix it")
+    record = _record_to_resume(arguments, early_flags, "tune")
+    defaults, kept = tune_defaults(record, limits_time=_is_given("--time-budget", arguments))
+    return _request(TuneOptions, prog, arguments, early_flags, defaults, record, kept)
+
+
+def parse_train_options(arguments: Sequence[str], prog: str = "train.py") -> RunRequest[TrainOptions]:
+    """Parse the options of a training, and find the record of the run to resume, if any.
+
+    The defaults depend on the data. A resumed run keeps its own config, and `--init-from` sets the network.
+
+    Args:
+        arguments: command-line arguments.
+        prog: name of the program in its help.
+
+    Raises:
+        InputError: an unknown flag, data set or run, or a value that is not allowed.
+        SystemExit: help was asked for and has been printed.
+    """
+    early_flags = _parse_early_flags(arguments, prog, TrainFlags)
+    record = _record_to_resume(arguments, early_flags, "train")
+    defaults, kept = train_defaults(record, early_flags.init_from)
+    return _request(TrainOptions, prog, arguments, early_flags, defaults, record, kept)
+
+
+def _request(
+    kind: type[OptionsT],
+    prog: str,
+    arguments: Sequence[str],
+    early_flags: argparse.Namespace,
+    defaults: OptionsT,
+    record: RunRecord | None,
+    kept: Mapping[str, Any],
+) -> RunRequest[OptionsT]:
+    """Parse the arguments.
+
+    Args:
+        kind: class of the options.
+        prog: name of the program in messages.
+        arguments: the arguments.
+        early_flags: their early flags.
+        defaults: default options; complete if a run is resumed.
+        record: record of the run to resume, or None.
+        kept: values among the defaults that those of the data do not replace, by dotted name.
+    """
+    if record is None:
+        image_size = _image_size(early_flags.image_size)
+        if "--help-all" in arguments:  # shows the defaults, for which the data have to be opened
+            data = RunFlags.data if early_flags.data is None else early_flags.data
+            options = dataclasses.replace(defaults, data=data, image_size=image_size)
+            defaults = options.with_preset(open_source(options.data_config()), kept)
+    options = parse(kind, arguments, prog=prog, default=defaults)
+    options.data_config()  # fails if the data do not exist
+    return RunRequest(options, {**kept, **options.given_values(arguments)}, record)
+
+
+def _record_to_resume(
+    arguments: Sequence[str], early_flags: argparse.Namespace, command: Command
+) -> RunRecord | None:
+    """Find the record of the run to resume; None without --resume, or if that run has no record yet."""
+    if "--resume" not in arguments:
+        return None
+    from workflows.cli.resume import run_to_resume
+
+    output_dir = early_flags.output_dir or (TrainFlags() if command == "train" else TuneFlags()).output_dir
+    flags = RunFlags(name=early_flags.name, experiment=early_flags.experiment, output_dir=output_dir)
+    return run_to_resume(flags, resolve(early_flags.data) if early_flags.data else None, command)
+
+
+def _parse_early_flags(arguments: Sequence[str], prog: str, flags: type) -> argparse.Namespace:
+    """Parse the flags on which defaults of other flags depend; --help prints the short help and exits."""
+    if {"-h", "--help"} & set(arguments):
+        print_short_help(prog, flags)
+    if all(_is_given(flag, arguments) for flag in ("--training.num-epochs", "--training.num-updates")):
+        raise InputError(
+            "--training.num-epochs and --training.num-updates both set the length: give one of them"
+        )
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--data", "--image-size", "--name", "--experiment", "--output-dir", "--init-from"):
+        parser.add_argument(flag, nargs="?")
+    return parser.parse_known_args(list(arguments))[0]
+
+
+def _is_given(flag: str, arguments: Sequence[str]) -> bool:
+    return flag in {argument.split("=", 1)[0].replace("_", "-") for argument in arguments}
+
+
+def _image_size(text: str | None) -> int | None:
+    if text is not None and not text.isdecimal():
+        raise InputError(f"--image-size {text}: give a whole number of pixels")
+    return None if text is None else int(text)
+
+
+def parse(options: type[_T], arguments: Sequence[str], *, prog: str, default: _T) -> _T:
+    """Parse with tyro, turning its error boxes into one-line InputErrors."""
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    with tyro_errors.on_parse_error(_raise_as_input_error):
+        return tyro.cli(
+            options, prog=prog, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+
+
+def print_short_help(prog: str, flags: type) -> None:
+    """Print the help of the most used flags, and exit."""
+    try:
+        tyro.cli(flags, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
+    finally:
+        print("--help-all shows all flags, including every parameter of the config")
+
+
+def _raise_as_input_error(event: tyro_errors.ParseErrorEvent) -> None:
+    match event:
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
+            message = f"unknown argument {' '.join(tokens)}: --help-all shows every flag"
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            message = f"{argument.lowered.name_or_flags[0]} {value}: choose one of {', '.join(choices)}"
+        case tyro_errors.BadValue(argument=argument):
+            message = f"{argument.lowered.name_or_flags[0]} needs a value: --help-all shows which"
+        case tyro_errors.InstantiationFailure(message=text, argument=argument):
+            message = _reword_number_error(text)
+            if argument is not None and not message.startswith("--"):
+                message = f"{argument.lowered.name_or_flags[0]} {message}"
+        case _:
+            return  # tyro prints its own error box and exits with status 2
+    raise InputError(" ".join(message.split()))
+
+
+def _reword_number_error(text: str) -> str:
+    """Return a clearer message for a value that is not a number."""
+    if text.startswith("Could not find valid parse"):
+        return f"{text.split(': ', 1)[-1].strip('[]')}: give numbers of the right kind"
+    for start, expected in (
+        ("invalid literal for int", "a whole number"),
+        ("could not convert string to float", "a number"),
+    ):
+        if text.startswith(start):
+            return f"{text.rsplit(': ', 1)[-1]}: give {expected}"
+    return text

@@ -1,0 +1,97 @@
+"""Find the stored runs that flags refer to: the run to resume, the model to start from."""
+
+from pathlib import Path
+
+from diffusion.errors import InputError
+from diffusion.files import FormatError
+from workflows.cli.run_options import RunFlags
+from workflows.storage.run_record import Command, RunRecord, read_record
+from workflows.storage.storage import Storage
+
+
+def output_storage(flags: RunFlags) -> Storage:
+    """Open the storage of --output-dir, a local folder or a bucket.
+
+    Raises:
+        InputError: the storage cannot be reached or written to.
+    """
+    try:
+        return Storage(flags.output_dir if "://" in flags.output_dir else str(flags.output_folder()))
+    except InputError as error:
+        raise InputError(f"--output-dir: {error}") from None
+
+
+def run_to_resume(flags: RunFlags, data: str | None, command: Command) -> RunRecord | None:
+    """Find the run that `--resume` refers to: the one of --name, or the newest unfinished one.
+
+    Args:
+        flags: flags with the name, the experiment and the output folder.
+        data: resolved name of the data that the run must use, or None for any data.
+        command: command that must have started the run.
+
+    Returns:
+        The record of the run, or None if its folder exists but has no record yet: the run then starts from
+        scratch.
+
+    Raises:
+        InputError: there is no such run, it is finished, or only another version of ray-ddpm can read it.
+    """
+    not_found = InputError(
+        f"--resume --name {flags.name}: no such run in {flags.output_dir}; start it without --resume"
+        if flags.name is not None
+        else f"--resume: no unfinished run of {command}.py in {flags.output_dir}; start one without --resume"
+    )
+    if "://" not in flags.output_dir and not flags.output_folder().is_dir():
+        raise not_found
+    runs = output_storage(flags)
+    if flags.name is not None:
+        record = read_record(runs.child(flags.name))
+        if record is None and flags.name not in runs.names():
+            raise not_found
+        if record is not None and record.command != command:
+            raise InputError(
+                f"--resume --name {flags.name}: this is a run of {record.command}.py; resume it with that"
+            )
+        if record is not None and record.status == "finished":
+            raise InputError(
+                f"--resume --name {flags.name}: this run is finished; give another --name for a new run"
+            )
+        return record
+    records: list[RunRecord | None] = []
+    unreadable: FormatError | None = None
+    for name in runs.names():
+        try:
+            records.append(read_record(runs.child(name)))
+        except FormatError as error:
+            unreadable = error
+    matching = [
+        record
+        for record in records
+        if record is not None
+        and (record.command, record.status != "finished") == (command, True)
+        and data in (None, record.config["data"]["name"])
+        and flags.experiment in (None, record.experiment)
+    ]
+    if not matching:
+        raise unreadable or not_found
+    return max(matching, key=lambda record: record.started)
+
+
+def model_folder(path: str) -> Path:
+    """Find the folder of the model that `--init-from` refers to.
+
+    Args:
+        path: folder of a model, of a checkpoint or of a run. A run gives its final model or champion, or else
+            its newest checkpoint.
+
+    Raises:
+        InputError: there is no model.
+    """
+    root = Path(path).expanduser().absolute()
+    checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
+    for folder in (root, root / "model", root / "champion", *checkpoints):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise InputError(
+        f"--init-from {path}: no model there; give a run's folder, its model/, or one of its checkpoints/"
+    )

@@ -1,0 +1,304 @@
+"""Command-line options of train.py, and those that it shares with tune.py: flags, defaults, checks.
+
+The docstring under a field is the help text of its flag.
+
+Imports neither torch, ray nor mlflow.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from diffusion.config import (
+    MAX_SEED,
+    Config,
+    DataConfig,
+    MetricsConfig,
+    NetworkConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+from diffusion.data.sources import DataSource, open_source, resolve, short_name
+from diffusion.errors import InputError
+from diffusion.presets import source_preset
+from workflows.environment import default_output_dir
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags that train.py and tune.py share."""
+
+    data: str = "digits"
+    """digits, heart, mnist, fashion-mnist, cifar10, or the path of a folder of images or a table of points.
+    Tables are .csv, .parquet or .npy files."""
+    image_size: int | None = None
+    """Side in pixels, 8 to 4096, to which images of a folder are resized and cropped.
+    By default the shorter side of the first image, at most 64."""
+    horizontal_flips: bool = False
+    """Mirror each training image left to right with probability 0.5."""
+    conditional: bool = False
+    """Train a class-conditional model; classes are a folder's subfolders or those of a named data set."""
+    label_column: str | None = None
+    """Table column that holds the class of each row; the model is conditioned on it."""
+    skip_bad_images: bool = False
+    """Skip unreadable images of a folder instead of failing."""
+    memory_limit_gb: float = 4.0
+    """Stream images of a folder from disk if they exceed this size as uint8, in GB (10^9 bytes)."""
+    name: str | None = None
+    """Name of the run and of its folder; by default made of the data's name and the time."""
+    experiment: str | None = None
+    """MLflow experiment; by default the data's name."""
+    output_dir: str = field(default_factory=lambda: default_output_dir(buckets=True))
+    """Parent of the run's folder, or s3://bucket/prefix; on a cluster by default its shared storage."""
+    tracking_uri: str | None = None
+    """MLflow server or database; by default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db if it is not set."""
+    seed: int = 0
+    """Seed of all random numbers, 0 to 4294967295."""
+    resume: bool = False
+    """Resume the run named by --name, or without --name the newest unfinished run."""
+    dry_run: bool = False
+    """Print what would run, on which hardware and for how long, plot the noise schedule, and exit."""
+    progress: bool = True
+    """Show progress and a summary."""
+    verbose: bool = False
+    """Show logs and warnings of Ray, MLflow and the workers."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 to {MAX_SEED}")
+        for flag, value in (("--name", self.name), ("--experiment", self.experiment)):
+            if value is not None and not _NAME.fullmatch(value):
+                raise InputError(
+                    f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', "
+                    "the first a letter or a digit"
+                )
+        for flag, text in (("--output-dir", self.output_dir), ("--tracking-uri", self.tracking_uri)):
+            if text is not None and not text.strip():
+                raise InputError(f"{flag} is empty: give a value, or leave the flag out")
+
+    def data_config(self) -> DataConfig:
+        """Return the data config, with a path made absolute."""
+        return DataConfig(
+            name=resolve(self.data),
+            image_size=self.image_size,
+            horizontal_flips=self.horizontal_flips,
+            conditional=self.conditional,
+            label_column=self.label_column,
+            skip_bad_images=self.skip_bad_images,
+            memory_limit_gb=self.memory_limit_gb,
+        )
+
+    def output_folder(self) -> Path:
+        """Return the absolute path of the local folder that holds runs; it may not exist yet.
+
+        Raises:
+            InputError: the folder cannot be created or written to.
+        """
+        parent = Path(self.output_dir).expanduser().absolute()
+        existing = next(path for path in (parent, *parent.parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"--output-dir {self.output_dir}: {existing} is a file; give a folder")
+        if not os.access(existing, os.W_OK):
+            raise InputError(
+                f"--output-dir {self.output_dir}: {existing} is not writable; give another folder"
+            )
+        return parent
+
+    def free_name(self, taken: Callable[[str], bool]) -> str:
+        """Return the name given by --name, or a new one.
+
+        Args:
+            taken: whether a run of this name exists.
+
+        Raises:
+            InputError: the name given by --name is taken.
+        """
+        if self.name is not None:
+            if taken(self.name):
+                path = f"{self.output_dir}/{self.name}"
+                raise InputError(f"--name {self.name}: {path} exists; choose another name or remove it")
+            return self.name
+        stem = time.strftime(f"{short_name(self.data_config())}-%Y%m%d-%H%M")
+        candidates = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+        return next(name for name in candidates if not taken(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(RunFlags):
+    """The shared flags, and every parameter of a training as a dotted flag."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    trains_one_model: ClassVar[bool] = True
+    """Whether the preset of the data is that of a single training, rather than that of a sweep's trials."""
+
+    @classmethod
+    def for_data(cls, data: str, image_size: int | None = None) -> Self:
+        """Return the default options for a data set, which is opened for this only.
+
+        Raises:
+            InputError: no data set has that name or path.
+        """
+        options = cls(data=data, image_size=image_size)
+        return options.with_preset(open_source(options.data_config()), {})
+
+    def given_values(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Return the values of the dotted flags that a command line gives, by dotted name.
+
+        Args:
+            arguments: command line that these options were parsed from.
+        """
+        flags = {flag_name(argument) for argument in arguments}
+        flat = {
+            f"{section}.{name}": value
+            for section, part in sections(self).items()
+            for name, value in asdict(part).items()
+        }
+        # A boolean that is true by default has the flag --section.no-name.
+        return {name: value for name, value in flat.items() if flags & {name, ".no_".join(name.split("."))}}
+
+    def with_preset(self, source: DataSource, given: Mapping[str, Any]) -> Self:
+        """Return a copy in which the preset of the data replaces all values but the given ones.
+
+        Args:
+            source: the opened data.
+            given: values to keep, by dotted name.
+
+        Raises:
+            InputError: a given value does not fit the preset, or a folder cannot be read.
+        """
+        config = source_preset(source, alone=self.trains_one_model)
+        return replace(self, **sections(config.with_values(dict(given))))
+
+    def config(self) -> Config:
+        """Return the config of a training."""
+        return Config(
+            data=self.data_config(),
+            schedule=self.schedule,
+            network=self.network,
+            training=self.training,
+            sampler=self.sampler,
+            metrics=self.metrics,
+            seed=self.seed,
+        )
+
+    def check_batch(self, flag: str, num_workers: int) -> None:
+        """Check that a batch gives every worker an example in each of its accumulation steps.
+
+        Args:
+            flag: the flag that sets the number of workers, for the message.
+            num_workers: maximum number of data-parallel workers.
+
+        Raises:
+            InputError: the batch is too small.
+        """
+        batch, steps = self.training.batch_size, self.training.accumulation_steps
+        if batch < num_workers * steps:
+            times = f" times {steps} accumulation steps" if steps > 1 else ""
+            raise InputError(
+                f"--training.batch-size {batch} is smaller than {flag} {num_workers}{times}: give "
+                f"{num_workers * steps} or more, or fewer workers"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(RunFlags):
+    """Train one diffusion model on one machine or on a cluster, with checkpoints, and export it to ONNX."""
+
+    num_workers: int | str = 1
+    """Data-parallel workers, one per GPU, otherwise on CPU cores.
+    2:8 is elastic: between 2 and 8, as many as the cluster has room for."""
+    init_from: str | None = None
+    """Folder of a run, model or checkpoint whose weights and network a new training starts from."""
+    keep_checkpoints: int = 3
+    """Number of recent checkpoints to keep, in addition to the best one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        min_workers, max_workers = self.workers
+        check_positive({"--num-workers": min_workers, "--keep-checkpoints": self.keep_checkpoints})
+        if min_workers > max_workers:
+            raise InputError(
+                f"--num-workers {self.num_workers}: the minimum comes first, "
+                f"such as {max_workers}:{min_workers}"
+            )
+        if self.resume and self.init_from is not None:
+            raise InputError("--init-from starts a new run: leave out --resume, or --init-from")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Minimum and maximum number of workers; equal unless the training is elastic.
+
+        Raises:
+            InputError: --num-workers is neither N nor MIN:MAX.
+        """
+        minimum, _, maximum = str(self.num_workers).partition(":")
+        try:
+            return int(minimum), int(maximum or minimum)
+        except ValueError as error:
+            raise InputError(
+                f"--num-workers {self.num_workers}: give a number, or a minimum and a maximum such as 2:8"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainFlags, RunOptions):
+    """Every flag of train.py."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_batch("--num-workers", self.workers[1])
+
+    @classmethod
+    def for_config(cls, config: Config, **flags: Any) -> "TrainOptions":
+        """Return the options that reproduce an earlier run's config."""
+        data = {name: getattr(config.data, name) for name in DATA_FLAGS}
+        return cls(data=config.data.name, seed=config.seed, **data, **sections(config), **flags)
+
+
+DATA_FLAGS = (
+    "image_size",
+    "horizontal_flips",
+    "conditional",
+    "label_column",
+    "skip_bad_images",
+    "memory_limit_gb",
+)
+
+
+def flag_name(argument: str) -> str:
+    """Return the name of the flag that an argument gives: --sampler.num-steps=5 gives sampler.num_steps."""
+    return argument.split("=", 1)[0].removeprefix("--").replace("-", "_") if argument[:2] == "--" else ""
+
+
+def sections(config: Config | RunOptions) -> dict[str, Any]:
+    """Return the sections of a config that appear as dotted flags, by name."""
+    return {
+        "schedule": config.schedule,
+        "network": config.network,
+        "training": config.training,
+        "sampler": config.sampler,
+        "metrics": config.metrics,
+    }
+
+
+def check_positive(flags: dict[str, int]) -> None:
+    """Check that the value of each flag is 1 or more.
+
+    Raises:
+        InputError: a value is below 1.
+    """
+    for flag, value in flags.items():
+        if value < 1:
+            raise InputError(f"{flag} {value}: give 1 or more")

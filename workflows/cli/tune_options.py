@@ -1,0 +1,198 @@
+"""Command-line options of tune.py: flags, defaults, checks.
+
+The docstring under a field is the help text of its flag.
+
+Imports neither torch, ray nor mlflow.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from diffusion.config import Config
+from diffusion.data.sources import DataSource
+from diffusion.errors import InputError
+from diffusion.presets import source_preset
+from diffusion.registry import OBJECTIVES
+from workflows.cli.run_options import (
+    DATA_FLAGS,
+    RunFlags,
+    RunOptions,
+    check_positive,
+    flag_name,
+    sections,
+)
+from workflows.cli.search_space import SearchSpace
+from workflows.environment import default_output_dir
+
+_DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
+_UNET_TRIALS = 6  # by default; each takes longer than that of an MLP
+UNLIMITED = 10_000  # number of trials when only --time-budget limits a sweep
+_SAVED_FOR_RESUME = (
+    "num_trials",
+    "time_budget",
+    "workers_per_trial",
+    "gpus_per_worker",
+    "start_from",
+    "final_epochs",
+    "final_workers",
+    "training_seed_error",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneFlags(RunFlags):
+    """Search noise schedules, embedding sizes and learning rates; export the best model to ONNX."""
+
+    output_dir: str = field(default_factory=lambda: default_output_dir(buckets=False))
+    """Local parent of the run's folder; on a cluster by default one that outlives the workers."""
+    num_trials: int = 12
+    """Number of trials, including those stopped early; 6 by default for a U-Net."""
+    time_budget: str | None = None
+    """Time after which all trials are stopped, such as 30m or 1h30m.
+    Their number is then unlimited unless --num-trials is given."""
+    workers_per_trial: int = 1
+    """Data-parallel workers per trial, one per GPU, otherwise on CPU cores."""
+    gpus_per_worker: float = 1.0
+    """Fraction of a GPU per trial; 0.25 packs four small trials on each GPU."""
+    objective: str | None = None
+    """Metric to minimise: val/elbo_window (the default), val/mse or sample/distance.
+    val/mse cannot compare models with different noise schedules."""
+    start_from: tuple[str, ...] = ()
+    """config.json files, such as those of earlier trials, whose values are tried first."""
+    final_epochs: float | None = None
+    """Retrain the champion's config from scratch for this many epochs, and export the better model."""
+    training_seed_error: float | None = None
+    """Standard deviation of the objective over training seeds, 0 or more, in the objective's units.
+    By default 0.007 (points) or 0.001 (images) nats per dimension of val/elbo_window, and 0 of other
+    objectives."""
+    final_workers: int = 1
+    """Data-parallel workers of the training that --final-epochs asks for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(
+            {
+                "--num-trials": self.num_trials,
+                "--workers-per-trial": self.workers_per_trial,
+                "--final-workers": self.final_workers,
+            }
+        )
+        if not 0.0 < self.gpus_per_worker <= 1.0:
+            raise InputError(
+                f"--gpus-per-worker {self.gpus_per_worker:g}: give a fraction above 0, at most 1"
+            )
+        if self.gpus_per_worker < 1.0 and self.workers_per_trial > 1:
+            raise InputError(
+                f"--gpus-per-worker {self.gpus_per_worker:g}: data-parallel workers need one GPU each; "
+                "leave out --workers-per-trial, or give 1"
+            )
+        if self.final_epochs is not None and not 0.0 < self.final_epochs < 1e6:
+            raise InputError(f"--final-epochs {self.final_epochs:g}: give a number above 0, such as 50")
+        error = self.training_seed_error
+        if error is not None and not 0.0 <= error < float("inf"):
+            raise InputError(f"--training-seed-error {error:g}: give 0 or more, such as 0.001")
+        if self.final_workers > 1 and self.final_epochs is None:
+            raise InputError(f"--final-workers {self.final_workers}: give --final-epochs as well")
+        self.budget_seconds()
+        if self.objective is not None:
+            OBJECTIVES.check(self.objective, "objective")
+        if "://" in self.output_dir:
+            raise InputError(
+                f"--output-dir {self.output_dir}: a sweep can be written to local folders and mounts only"
+            )
+
+    def budget_seconds(self) -> float | None:
+        """Return the time budget in seconds, or None if --time-budget is not given.
+
+        Raises:
+            InputError: --time-budget is not a duration.
+        """
+        if self.time_budget is None:
+            return None
+        parts = _DURATION.fullmatch(self.time_budget.strip())
+        seconds = (
+            sum(
+                float(amount) * unit
+                for amount, unit in zip(parts.groups(), (3600, 60, 1), strict=True)
+                if amount
+            )
+            if parts
+            else 0.0
+        )
+        if seconds <= 0.0:
+            raise InputError(
+                f"--time-budget {self.time_budget}: give hours, minutes or seconds, such as 2h, 30m or 1h30m"
+            )
+        return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TuneFlags, RunOptions):
+    """Every flag of tune.py."""
+
+    search: SearchSpace = field(default_factory=SearchSpace)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_batch("--workers-per-trial", self.workers_per_trial)
+
+    trains_one_model: ClassVar[bool] = False
+
+    def given_values(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Return the values that a command line gives: those of dotted flags, and `num_trials`."""
+        given = super().given_values(arguments)
+        if "num_trials" in map(flag_name, arguments):
+            given["num_trials"] = self.num_trials
+        return given
+
+    def with_preset(self, source: DataSource, given: Mapping[str, Any]) -> Self:
+        """Return a copy with the preset of the data, which for a U-Net includes `num_trials`.
+
+        See `RunOptions.with_preset`.
+        """
+        values = {name: value for name, value in given.items() if name != "num_trials"}
+        options = super().with_preset(source, values)
+        if "num_trials" in given or source_preset(source).network.kind != "unet":
+            return options
+        return replace(options, num_trials=_UNET_TRIALS)
+
+    @classmethod
+    def for_run(cls, config: Config, saved: dict[str, Any], **flags: Any) -> "TuneOptions":
+        """Return the options of an earlier sweep.
+
+        Args:
+            config: config of the sweep.
+            saved: other options of the sweep, as returned by `resume_options`.
+            **flags: Further options by name, such as `name` and `experiment`.
+        """
+        data = {name: getattr(config.data, name) for name in DATA_FLAGS}
+        space: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in saved["search"].items()
+        }
+        search = SearchSpace(**space)
+        restored = {**saved, "search": search, "start_from": tuple(saved["start_from"])}
+        return cls(data=config.data.name, seed=config.seed, **data, **sections(config), **restored, **flags)
+
+    def run_directory(self) -> Path:
+        """Return the absolute path of the sweep's folder, which exists only if the sweep is resumed.
+
+        Raises:
+            InputError: the name given by --name is taken, or the output folder cannot be created.
+        """
+        parent = self.output_folder()
+        if self.resume and self.name is not None:
+            return parent / self.name
+        return parent / self.free_name(lambda name: (parent / name).exists())
+
+    def resume_options(self) -> dict[str, Any]:
+        """Return the options, other than the config, that a resumed sweep needs; fit for JSON."""
+        return {name: getattr(self, name) for name in _SAVED_FOR_RESUME} | {"search": asdict(self.search)}
+
+    def config(self) -> Config:
+        """Return the config into which each trial puts the values that it tries."""
+        config = super().config()
+        return config.with_values({"metrics.objective": self.objective}) if self.objective else config

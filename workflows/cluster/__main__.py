@@ -1,0 +1,100 @@
+"""Tools for clusters, in addition to Ray's: `python -m workflows.cluster check ray_cluster.yaml`.
+
+`init` writes the project's files into a folder, for `ray up` without a checkout.
+`check` finds mistakes in a cluster's YAML before they cost anything, and estimates the cost of the cluster.
+`mlflow` starts or stops the MLflow server, on the head node.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion.errors import InputError
+from export.cli import OneLineParser
+from workflows.cli.process import run
+from workflows.cluster.check import find_problems
+from workflows.cluster.config_file import prepare_with_ray, read_cluster_file
+from workflows.cluster.cost import PRICES, hourly_cost, read_prices
+from workflows.cluster.project_files import write_project
+from workflows.environment import STORAGE, cluster_storage, set_defaults
+from workflows.tracking.mlflow_server import ensure_server, stop_server
+
+_FOLDER = "mlflow"
+
+
+def main(arguments: Sequence[str], prog: str = "python -m workflows.cluster") -> int:
+    """Run `init`, `check` or `mlflow` and return the exit status, which is 2 if the YAML has problems.
+
+    Args:
+        arguments: command-line arguments.
+        prog: name of the command in its help.
+    """
+    parser = OneLineParser(prog=prog, description="Tools for clusters, in addition to Ray's.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="init | check | mlflow")
+    init = commands.add_parser(
+        "init", help="write the cluster files and the code that they copy into a new folder"
+    )
+    init.add_argument("folder", type=Path, nargs="?", default=Path("ray-ddpm"), help="default: ray-ddpm")
+    check = commands.add_parser("check", help="find mistakes in a cluster's YAML and estimate its cost")
+    check.add_argument("file", type=Path, help="ray_cluster.yaml or cluster/on-prem.yaml")
+    check.add_argument("--prices", type=Path, default=PRICES, help="table of machine types and prices")
+    serve = commands.add_parser("mlflow", help="on the head node: start MLflow's server if it is not running")
+    serve.add_argument("--port", type=int, default=5000, help="port of the server (default: 5000)")
+    serve.add_argument("--stop", action="store_true", help="stop the server instead")
+    options = parser.parse_args(arguments)
+    set_defaults(verbose=False)
+    if options.command == "init":
+        return _init(options.folder)
+    if options.command == "check":
+        return _check(options.file, options.prices)
+    return _stop() if options.stop else _serve(options.port)
+
+
+def _init(folder: Path) -> int:
+    write_project(folder)
+    print(
+        f"{folder} has the files of a cluster. Next: cd {folder}, set your values at the top of "
+        "ray_cluster.yaml or cluster/on-prem.yaml, and run python -m workflows.cluster check with that file"
+    )
+    return 0
+
+
+def _check(path: Path, prices_path: Path) -> int:
+    config, prices = read_cluster_file(path), read_prices(prices_path)
+    problems = list(dict.fromkeys(find_problems(config, prices)))
+    for problem in problems:
+        print(f"error: {path}: {problem}", file=sys.stderr)
+    if problems:
+        return 2
+    if config["provider"]["type"] == "aws":
+        print("\n".join(hourly_cost(prepare_with_ray(config), prices)))
+    print(f"{path} is in order. Next: ray up {path}")
+    return 0
+
+
+def _serve(port: int) -> int:
+    storage = cluster_storage()
+    if storage is None:
+        raise InputError(
+            f"{STORAGE} is not set, and there is no metadata.storage of a cluster here: run this on the head "
+            "node of a cluster that `ray up` started"
+        )
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port {port}: give a number from 1 to 65535")
+    try:
+        started = ensure_server(Path.home() / _FOLDER, f"{storage.rstrip('/')}/mlflow", port)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"MLflow's server {'started' if started else 'is already running'} on http://127.0.0.1:{port}")
+    return 0
+
+
+def _stop() -> int:
+    was_running = stop_server(Path.home() / _FOLDER)
+    print("MLflow's server was stopped" if was_running else "MLflow's server is not running here")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Data loading of a run; image folders larger than memory are decoded by Ray Data."""

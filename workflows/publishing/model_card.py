@@ -1,0 +1,113 @@
+"""The model card: what a model is, where it comes from, its training data, metrics and limits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.evaluation.sample_metrics import copies_training_data
+from diffusion.metrics import COPIED, FLOOR, KERNEL, TEST_SAMPLE_PREFIX
+from diffusion.training.checkpoints import TrainedModel
+
+MODEL_CARD = "model_card.md"
+
+
+def write_model_card(model: TrainedModel, directory: Path) -> None:
+    """Write model_card.md into an existing folder."""
+    (directory / MODEL_CARD).write_text(model_card(model))
+
+
+def copying_summary(metrics: Mapping[str, float]) -> str:
+    """One sentence on whether the model copies training examples, from its `test/...` metrics."""
+    name = TEST_SAMPLE_PREFIX + COPIED
+    if name not in metrics:
+        return "Whether it copies training examples was not measured."
+    copied, floor = (100.0 * metrics[each] for each in (name, name + FLOOR))
+    copies = copies_training_data(dict(metrics), TEST_SAMPLE_PREFIX)
+    verdict = "It copies training examples" if copies else "No sign of copying"
+    return (
+        f"{verdict}: {copied:.1f}% of its samples are less than a third as far from the nearest training "
+        f"example as from the next; of held-out examples, {floor:.1f}% are."
+    )
+
+
+def model_card(model: TrainedModel) -> str:
+    """The model card in Markdown: what the model is, its training data, its metrics and parameters."""
+    config, data = model.config, model.data
+    metrics: Mapping[str, float] = model.provenance.get("metrics", {})
+    trial_id = model.provenance.get("trial_id")
+    origin = f"trial `{trial_id}` of a ray-ddpm sweep" if trial_id else "a ray-ddpm training"
+    if (update := model.provenance.get("update")) is not None:
+        planned = config.training.num_updates
+        origin += f": its weights after update {update} of {planned}, the evaluation with the best objective"
+    metric_rows = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in sorted(metrics.items()))
+    param_rows = "\n".join(f"| `{name}` | {value} |" for name, value in config.flat().items())
+    compared_by = "coordinates" if data.kind == "points" else f"{config.metrics.features} features"
+    # The distance of models of earlier versions is another metric.
+    distance = (
+        f"`sample_distance` is a kernel distance of {compared_by} (0: equal distributions), `sample_auc` how "
+        "well a classifier tells samples from the data (0.5: not at all, 1: always); lower is better."
+        if TEST_SAMPLE_PREFIX + KERNEL in metrics
+        else "`sample_distance` is the main distance of the version that measured it; lower is better."
+    )
+    return f"""# A diffusion model of {data.name}
+
+A denoising diffusion model of {data.kind} of shape {list(data.shape)}, from
+{origin}. `sampler.onnx` draws samples without PyTorch:
+`python -m export.sampler sampler.onnx --num-samples 64 --output samples.png`.
+
+## Data
+`{data.name}`, fingerprint `{data.fingerprint}`.
+Values are normalised with mean {data.mean} and standard deviation {data.std}.
+
+## Metrics
+`val/...` on the validation split (in a sweep, with fresh seeds), `test/...` computed once on the test split.
+{distance}
+A floor is the value for as many training examples in place of samples.
+
+| metric | value |
+|---|---|
+{metric_rows}
+
+{_decision_section(model.provenance)}## Limitations
+It reproduces the distribution of the training data, including its errors and gaps.
+{copying_summary(metrics)}
+
+## Provenance
+{_provenance_section(model.provenance)}
+
+## Parameters
+| name | value |
+|---|---|
+{param_rows}
+"""
+
+
+def _decision_section(provenance: Mapping[str, Any]) -> str:
+    """Why the model was chosen among those of a sweep; empty if it was not."""
+    if not provenance.get("decision"):
+        return ""
+    reasons = "\n".join(f"- {reason}." for reason in provenance["decision"])
+    return f"## Why this model\nWhy trial `{provenance['trial_id']}` of the sweep:\n\n{reasons}\n\n"
+
+
+def _provenance_section(provenance: Mapping[str, Any]) -> str:
+    """How, with which code and on which machine the model was made, as far as it was recorded."""
+    if "command" not in provenance:
+        return "Not recorded: the model comes from an earlier version of ray-ddpm."
+    packages, hardware = provenance["packages"], provenance["hardware"]
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    revision = provenance["git_revision"]
+    code = f"git revision `{revision}`" if revision else "not in a git repository"
+    if provenance["git_clean"] is False:
+        code += ", with uncommitted changes"
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores"
+    if hardware["memory_gb"]:
+        machine += f", {hardware['memory_gb']:g} GB of memory"
+    gpus = ", ".join(hardware["gpus"]) or "no NVIDIA GPU"
+    return f"""```
+{provenance["command"]}
+```
+
+- code: {code}
+- packages: {versions}
+- machine: {machine}; {gpus}"""

@@ -1,0 +1,100 @@
+"""Pictures of a model's samples, by PyTorch and by ONNX Runtime, and an animation of the diffusion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion.data.dataset import Dataset
+from diffusion.evaluation.sample_metrics import nearest_training_examples
+from diffusion.plots import draw_samples, image_grid, plane_limits, samples_per_picture, save_animation
+from diffusion.process.forward import q_sample
+from diffusion.process.generate import cycling_condition, sample_states
+from diffusion.training.checkpoints import TrainedModel
+from export.noise import normal_noise
+from export.sampler import Sampler
+from workflows.publishing.export import SAMPLER
+
+_MAX_FRAMES = 40
+_NUM_PAIRS, _NUM_COLUMNS = 32, 16
+_MAX_POINTS_FOR_LIMITS = 10_000
+
+
+def write_pictures(model: TrainedModel, dataset: Dataset, directory: Path) -> None:
+    """Draw samples.png by PyTorch, samples_onnx.png by ONNX Runtime, and animation.gif.
+
+    For images there is also nearest.png: samples, each with the nearest training image to its right.
+
+    Args:
+        model: model that draws the samples.
+        dataset: data that it was trained on.
+        directory: folder of its sampler.onnx, into which the pictures are written.
+    """
+    frames = _reverse_frames(model)
+    is_points = model.data.kind == "points"
+    limits = plane_limits(dataset.raw(dataset.train[:_MAX_POINTS_FOR_LIMITS])) if is_points else None
+
+    def draw(x: np.ndarray, title: str) -> Any:
+        return draw_samples(x, model.data.range, limits, title, model.data.num_classes)
+
+    draw(frames[-1], "samples (PyTorch)").save(directory / "samples.png")
+    if not is_points:
+        _nearest_pairs(model, dataset, frames[-1][:_NUM_PAIRS]).save(directory / "nearest.png")
+    onnx_samples = Sampler(directory / SAMPLER, provider="cpu").sample(_num_pictured(model), seed=0)
+    draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
+    reverse = [draw(frame, "reverse diffusion") for frame in _evenly_thinned(frames)]
+    forward = (
+        [draw(frame, "forward diffusion") for frame in _forward_frames(model, dataset)] if is_points else []
+    )
+    save_animation([*forward, *reverse], directory / "animation.gif")
+
+
+def _nearest_pairs(model: TrainedModel, dataset: Dataset, samples: np.ndarray) -> Any:
+    """Picture of samples, in data units, each with the nearest training image to its right."""
+    spec = model.data
+    normalised = torch.from_numpy((samples - np.array(spec.mean)) / np.array(spec.std)).float()
+    nearest = dataset.raw(nearest_training_examples(dataset, normalised))
+    pairs = np.stack([samples, nearest], axis=1).reshape(-1, *spec.shape)
+    assert spec.range is not None
+    return image_grid(pairs, spec.range, columns=_NUM_COLUMNS)
+
+
+def _num_pictured(model: TrainedModel) -> int:
+    return samples_per_picture(model.data.kind, model.data.num_classes)
+
+
+def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
+    """PyTorch's sampling steps from noise to samples, in data units.
+
+    The noise is that of the exported sampler with seed 0.
+    """
+    shape = model.data.shape
+    count, num_classes = _num_pictured(model), model.data.num_classes
+    indices = np.arange(count)
+    condition = cycling_condition(count, num_classes, model.config.sampler.guidance_scale)
+
+    def noise(row: int) -> torch.Tensor:
+        return torch.from_numpy(normal_noise(0, indices, row + 1, shape))
+
+    start = noise(-1)
+    states = sample_states(model.network, model.table, start, noise, condition)
+    return [model.data.denormalise(x.numpy()) for x in (start, *(x for x, _ in states))]
+
+
+def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:
+    """Training points with increasing noise, at the sampler's timesteps, in data units."""
+    x_0 = dataset.train[: samples_per_picture("points")]
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    frames = [x_0]
+    for t in _evenly_thinned(list(model.table.timesteps[::-1])):
+        timesteps = torch.full((len(x_0),), int(t), dtype=torch.int64)
+        frames.append(q_sample(model.schedule, x_0, timesteps, noise))
+    return [model.data.denormalise(frame.numpy()) for frame in frames]
+
+
+def _evenly_thinned(items: Sequence[Any]) -> list[Any]:
+    """At most `_MAX_FRAMES` of the items, evenly spaced, with the first and the last."""
+    indices = np.unique(np.linspace(0, len(items) - 1, min(len(items), _MAX_FRAMES)).round().astype(int))
+    return [items[index] for index in indices]

@@ -1,0 +1,1 @@
+"""Ray itself: starting or joining it, its resources, placement groups and preemption."""

@@ -1,0 +1,94 @@
+"""Ray session of this process: start or join Ray without log output, and stop cleanly on SIGTERM."""
+
+import logging
+import os
+import signal
+import socket
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from diffusion.errors import InputError
+from workflows.environment import ray_address
+from workflows.terminal import waiting
+
+_CONNECT_TIMEOUT_SECONDS = 5.0
+_started_here = False  # whether `start_ray` started the Ray session of this process, which is its only one
+
+
+def treat_sigterm_as_interrupt() -> None:
+    """Handle SIGTERM like Ctrl-C: a clean stop that closes every run. Only the main thread may do so."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+@contextmanager
+def restored_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers that Ray, Tune and this project replace, at the end."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        numbers = []
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # None: not installed by Python, which cannot restore it either
+                signal.signal(number, handler)
+
+
+def start_ray(verbose: bool) -> None:
+    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; does nothing if Ray is running.
+
+    Args:
+        verbose: show Ray's logs.
+
+    Raises:
+        InputError: there is no such cluster, or it refuses the connection.
+    """
+    global _started_here
+    if ray.is_initialized():
+        return
+    address = ray_address()
+    try:
+        if address:
+            _check_listening(address)
+        with waiting("joining the cluster" if address else "starting Ray"):
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
+    except Exception as error:  # Ray raises many types for a missing cluster or a wrong token
+        if not address:
+            raise
+        reason = textwrap.shorten(" ".join(str(error).split()), 160, placeholder=" ...")
+        raise InputError(
+            f"RAY_ADDRESS {address}: this cluster cannot be joined ({reason}): start it with ray up, or "
+            "unset RAY_ADDRESS to run on this machine alone"
+        ) from error
+    _started_here = True
+    treat_sigterm_as_interrupt()  # replaces the handler that ray.init installs, which leaves runs open
+
+
+def stop_ray() -> None:
+    """End the Ray session that `start_ray` started; one that was running before is left alone."""
+    global _started_here
+    if _started_here:
+        ray.shutdown()
+    _started_here = False
+
+
+def _check_listening(address: str) -> None:
+    """Check that something listens at host:port, since Ray would retry for minutes.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_SECONDS).close()

@@ -1,0 +1,100 @@
+"""`run.json`: the record by which train.py and tune.py find and resume a run; each run has its own folder.
+
+Its format version is that of the whole folder, with the checkpoints or the trials in it.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from diffusion.config import Config
+from diffusion.errors import InputError
+from diffusion.files import check_format, package_version
+from workflows.status import Status
+from workflows.storage.storage import Storage
+
+_FILE = "run.json"
+# Raise it when earlier versions of ray-ddpm cannot resume a run from what this one writes into its folder.
+FORMAT_VERSION = 2
+# Format 1, which does not state its version, has no `provenance`; its other fields are those of format 2.
+_READABLE_FORMATS = (1, 2)
+Command = Literal["train", "tune"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is needed to resume a run.
+
+    Attributes:
+        name: name of the run and of its folder.
+        experiment: name of its MLflow experiment.
+        run_id: ID of its MLflow run.
+        config: its config as nested dictionaries.
+        data_fingerprint: fingerprint of the data it trains on.
+        status: last known status; `running` may also mean that the process was killed.
+        command: program that created the run.
+        started: start time in seconds since 1970.
+        options: options of a sweep that are not part of its config, see `TuneOptions.resume_options`.
+        provenance: origin of each session of the run, oldest first: command line, packages, hardware, code.
+            Sessions of format 1 are missing.
+    """
+
+    name: str
+    experiment: str
+    run_id: str
+    config: dict[str, Any]
+    data_fingerprint: str
+    status: Status = "running"
+    command: Command = "train"
+    started: float = field(default_factory=time.time)
+    options: dict[str, Any] = field(default_factory=dict)
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+
+    def with_session(self, provenance: dict[str, Any]) -> "RunRecord":
+        """The record with the origin of one more session."""
+        return replace(self, provenance=[*self.provenance, provenance])
+
+    def write(self, folder: Storage, status: Status) -> "RunRecord":
+        """Write the record with a new status into the run's folder, and return it."""
+        record = replace(self, status=status)
+        format = {"format_version": FORMAT_VERSION, "ray_ddpm_version": package_version("ray-ddpm")}
+        folder.write_text(_FILE, json.dumps(format | asdict(record), indent=2) + "\n")
+        return record
+
+
+def read_record(folder: Storage) -> RunRecord | None:
+    """Record in a run's folder, or None if it is missing or damaged.
+
+    Raises:
+        FormatError: another version of ray-ddpm wrote it, in a format that this one does not know.
+    """
+    try:
+        tree = json.loads(folder.read_text(_FILE) or "null")
+    except ValueError:
+        return None
+    if not isinstance(tree, dict):
+        return None
+    written_by = tree.pop("ray_ddpm_version", None)
+    check_format(f"{folder}/{_FILE}", tree.pop("format_version", 1), _READABLE_FORMATS, written_by)
+    try:
+        return RunRecord(**tree)
+    except TypeError:
+        return None
+
+
+def check_same_config(given: Config, recorded: Config) -> None:
+    """Check that a run is resumed with the config it was started with.
+
+    Raises:
+        InputError: a parameter differs; the message names it.
+    """
+    old = recorded.flat()
+    for name, value in given.flat().items():
+        # The memory limit decides where the data are kept, which does not change the training.
+        if value != old[name] and name != "data.memory_limit_gb":
+            flag = "data" if name == "data.name" else name.removeprefix("data.").replace("_", "-")
+            raise InputError(
+                f"--{flag} {value}: the run to be resumed was started with {old[name]}; leave the flag out, "
+                "or start a new run"
+            )

@@ -1,0 +1,329 @@
+"""Entry point of a sweep: runs the trials, selects and publishes the champion, prints a summary.
+
+`run_sweep` checks the options, loads the data and opens the sweep's folder and tracker (`SweepLogger`). It
+then runs the trials on Ray Tune (`tuner.run_trials`), each of which trains one config (`trial`) and is stored
+in the `TrialRecords`. The best trials go to `select_champion`, which exports one, `record_decision` records
+why it was chosen, and `write_report` writes report.html. Finally the champion is uploaded to the tracker and
+registered there.
+"""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from diffusion.config import Config
+from diffusion.data.sources import DataSource
+from diffusion.devices import default_device
+from diffusion.metrics import (
+    AUC,
+    DISTANCE,
+    FEATURES_ACCURACY,
+    RUNG_SPEARMAN,
+    SAMPLE_PREFIX,
+    STANDARD_ERROR,
+    VAL_CONFIRMED,
+    VAL_ELBO_WINDOW,
+    Objective,
+)
+from diffusion.networks.build import build_network
+from diffusion.registry import OBJECTIVES
+from diffusion.training.train_step import check_precision
+from export.to_onnx import ParityError
+from workflows.cli.search_space import contains, start_values
+from workflows.cli.tune_options import UNLIMITED, TuneOptions
+from workflows.data.load import LoadedData, load_or_stream, prepare_data
+from workflows.publishing.provenance import provenance
+from workflows.publishing.registration import register_model, upload_model
+from workflows.publishing.summary import file_lines, next_lines, quality_lines
+from workflows.ray_runtime.session import start_ray, stop_ray
+from workflows.status import Outcome, Status
+from workflows.storage.run_record import RunRecord
+from workflows.sweep.champion import Champion, select_champion
+from workflows.sweep.decision import TRAINING_SEED_ERRORS
+from workflows.sweep.final_training import FinalTraining
+from workflows.sweep.report import write_report
+from workflows.sweep.sweep_logger import SweepLogger
+from workflows.sweep.trial import TrialContext
+from workflows.sweep.trial_records import TrialRecords
+from workflows.sweep.tuner import Search, SweepCallback, run_trials
+from workflows.terminal import display_path
+from workflows.tracking.tracker import Tracker, resolve_tracking_uri, tracker_class
+from workflows.training.dry_run import describe_sweep
+from workflows.training.worker_group import WorkerResources, max_concurrent_groups, plan_workers
+
+_FINAL_CHECKPOINTS = "final"
+
+
+def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None) -> Outcome:
+    """Run or resume a sweep.
+
+    Args:
+        options: options from the command line.
+        source: the opened data.
+        record: record of the sweep to resume, or None to start a new one.
+
+    Raises:
+        InputError: the tracking store or the data cannot be used, the network does not fit the data, or the
+            options differ from those of the sweep to resume.
+    """
+    uri = resolve_tracking_uri(options.tracking_uri)
+    if not options.dry_run:
+        tracker_class(uri).check_store(uri, may_create=True)  # fail early: loading the data can take long
+    dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
+    fixed, searched = options.search.fixed_and_searched(options.config(), dataset.spec.kind)
+    build_network(options.config().with_values(fixed), dataset.spec.shape, dataset.spec.num_classes)
+    base_config, data = prepare_data(options.config(), dataset)
+    config = base_config.with_values(fixed)
+    search = make_search(options, config, searched)
+    start_ray(options.verbose)
+    resources = _plan_resources(options)
+    if not resources.uses_gpus:
+        check_precision(config.training, default_device(use_cuda=False, num_workers=resources.num_workers))
+    if options.final_epochs is not None:
+        plan_workers(options.final_workers, "--final-workers")  # fail now rather than after hours of trials
+    if options.dry_run:
+        describe_sweep(
+            config,
+            data,
+            resources,
+            searched,
+            options.num_trials,
+            max_concurrent_groups(resources),
+            search.time_budget,
+        )
+        stop_ray()
+        return Outcome("finished")
+    fixed_params = {name: value for name, value in config.flat().items() if name not in searched}
+    params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
+    log = SweepLogger.open(options, base_config, dataset, record, uri, params)
+    return _sweep(log, options, search, config, data, resources)
+
+
+def _sweep(
+    log: SweepLogger,
+    options: TuneOptions,
+    search: Search,
+    config: Config,
+    data: LoadedData,
+    resources: WorkerResources,
+) -> Outcome:
+    records, tracker, view = log.records, log.tracker, log.view
+    status: Status = "failed"
+    try:
+        view.print(f"Sweep {log.directory.name}: {_budget(options)} on {options.data}")
+        objective: Objective = OBJECTIVES[config.metrics.objective]
+        if objective.warning is not None:
+            view.print(objective.warning)
+        if data.features is not None and data.features.accuracy is not None:
+            tracker.log({FEATURES_ACCURACY: data.features.accuracy}, 0)
+        for record in records:
+            if not record.unfinished:
+                view.restore(record, search.space)
+        origin = provenance(tracker.run_id, data.dataset)
+        shared_data = data if resources.num_workers == 1 else ray.put(data)
+        with view:
+            interrupted, correlations = run_trials(
+                TrialContext(config, shared_data, resources, origin),
+                search,
+                records,
+                log.shared,
+                SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
+                verbose=options.verbose,
+            )
+        stop_ray()
+        records.add_paired_errors()
+        records.write_csv()
+        tracker.log({f"{RUNG_SPEARMAN}{rung}": value for rung, value in correlations.items()}, 0)
+        if interrupted:
+            planned = f" of {options.num_trials}" if options.num_trials < UNLIMITED else ""
+            view.print(
+                f"Interrupted after {len(records)}{planned} trials; selecting the champion among those."
+            )
+        finalists = records.finalists(
+            training_seed_error(options, config.metrics.objective, data.dataset.spec.kind)
+        )
+        if not finalists:
+            status = "stopped" if interrupted else "failed"
+            reason = f"no trial produced a usable model; see the reasons in {log.directory / 'trials.csv'}"
+            view.print(f"{reason[0].upper()}{reason[1:]}.")
+            return Outcome(status, str(log.directory), reason=reason)
+        champion = _select_champion(log, options, config, data, origin, finalists)
+        write_report(log.directory, records, search.space, champion, correlations)
+        for line in _publish(log, champion, data, interrupted=interrupted):
+            view.print(line)
+        status = "stopped" if interrupted else "finished"
+    except ParityError as error:
+        view.print(f"error: {error}")
+        return Outcome(status, str(log.directory), reason=str(error))
+    except KeyboardInterrupt:
+        status = "stopped"
+        raise
+    finally:
+        stop_ray()
+        log.close(status)
+    return Outcome(status, str(log.directory), has_model=True)
+
+
+def _budget(options: TuneOptions) -> str:
+    parts = [f"{options.num_trials} trials"] if options.num_trials < UNLIMITED else []
+    return ", ".join([*parts, *([f"at most {options.time_budget}"] if options.time_budget else [])])
+
+
+def _select_champion(
+    log: SweepLogger,
+    options: TuneOptions,
+    config: Config,
+    data: LoadedData,
+    origin: dict[str, Any],
+    finalists: Mapping[str, Path],
+) -> Champion:
+    """Select the champion, write it to `champion/`, and record why it was chosen."""
+    records = log.records
+    champion = select_champion(
+        finalists,
+        data,
+        log.directory / "champion",
+        origin,
+        log.view.print,
+        _final_training(options, log),
+        seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
+        picked_by_mse=records.picked_by_mse(),
+    )
+    record_decision(champion, records, log.tracker)
+    records.write_csv()
+    return champion
+
+
+def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrupted: bool) -> list[str]:
+    """Upload the champion and the report, register the model, and return the summary's lines."""
+    records, tracker = log.records, log.tracker
+    tracker.log(champion.metrics, 0)
+    upload_model(tracker, champion.directory, "champion")
+    tracker.log_file(log.directory / "report.html")
+    registered = register_model(
+        tracker,
+        f"ray-ddpm-{log.experiment}",
+        champion.directory,
+        champion.metrics,
+        champion.data_fingerprint,
+        data.features.name if data.features else "none",
+        interrupted=interrupted,
+    )
+    # Tune's checkpoints are no longer needed: trials/ contains a copy of each trial's newest model.
+    for folder in ("tune", _FINAL_CHECKPOINTS):
+        with suppress(OSError):  # best-effort cleanup
+            log.shared.delete(folder)
+    return _summary(champion, records, tracker, registered)
+
+
+def make_search(options: TuneOptions, config: Config, searched: dict[str, tuple[Any, ...]]) -> Search:
+    """The search that the options ask for.
+
+    Args:
+        options: options from the command line.
+        config: the sweep's config.
+        searched: choices, or ends of a range, by dotted name.
+    """
+    return Search(
+        searched,
+        options.search.algorithm,
+        options.seed,
+        options.num_trials,
+        options.budget_seconds(),
+        _initial_points(options, config, searched),
+    )
+
+
+def training_seed_error(options: TuneOptions, objective: str, kind: str) -> float:
+    """Standard deviation of the objective over training seeds: as given, or as measured for the ELBO."""
+    if options.training_seed_error is not None:
+        return options.training_seed_error
+    return TRAINING_SEED_ERRORS[kind] if objective == VAL_ELBO_WINDOW else 0.0
+
+
+def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker) -> None:
+    """Add to the finalists' records, and to the tracker, how the champion was chosen.
+
+    Finalists get `val/confirmed_distance` and `val/confirmed_auc` with their standard errors, their rank,
+    and why each is the champion or is not.
+    """
+    decision, reasons = champion.decision, " ".join(f"{reason}." for reason in champion.reasons)
+    sentences = dict(zip(decision.ranking[1:], decision.sentences(), strict=False))
+    for rank, trial_id in enumerate(decision.ranking, start=1):
+        record, confirmed = records[trial_id], champion.confirmations[trial_id]
+        if trial_id == champion.trial_id:
+            record.decision = f"champion: {reasons}"
+        elif rank == 1:
+            record.decision = "the best, but it cannot be exported"
+        else:
+            record.decision = f"trial {decision.champion} was {sentences[trial_id]}"
+        record.rank = rank
+        metrics = {
+            f"{VAL_CONFIRMED}{name}{suffix}": confirmed.get(f"{SAMPLE_PREFIX}{name}{suffix}", math.nan)
+            for name in (DISTANCE, AUC)
+            for suffix in ("", STANDARD_ERROR)
+        }
+        record.extra_metrics |= metrics
+        tracker.log(metrics | {"rank": rank}, 0, trial_id)
+        tracker.tag({"rank": str(rank), "decision": record.decision}, trial_id)
+    tracker.tag({"champion": champion.trial_id, "decision": reasons})
+
+
+def _initial_points(
+    options: TuneOptions, config: Config, searched: dict[str, tuple[Any, ...]]
+) -> list[dict[str, Any]]:
+    """Points to try first: those of --start-from, then the config's own values if the space contains them."""
+    given = [start_values(path, searched) for path in options.start_from]
+    flat = config.flat()
+    own = {name: flat[name] for name in searched}
+    return [*given, *([own] if contains(searched, own) and own not in given else [])]
+
+
+def _final_training(options: TuneOptions, log: SweepLogger) -> FinalTraining | None:
+    if options.final_epochs is None:
+        return None
+    return FinalTraining(
+        options.final_epochs,
+        options.final_workers,
+        log.shared.child(_FINAL_CHECKPOINTS),
+        log.tracker.log,
+        log.view.print,
+        options.verbose,
+    )
+
+
+def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, registered: str) -> list[str]:
+    folder = Path(display_path(champion.directory))
+    objective = records[champion.trial_id].params["metrics.objective"]
+    weights = "" if champion.update is None else f", weights of update {champion.update}"
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.status] = counts.get(record.status, 0) + 1
+    return [
+        "",
+        f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.items())}",
+        f"champion: trial {champion.trial_id}, objective ({objective}) {champion.objective:.4f}{weights}",
+        *(f"  {reason}" for reason in champion.reasons),
+        *quality_lines(champion.metrics),
+        "",
+        f"{display_path(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
+        f"{display_path(folder.parent / 'report.html')}    the sweep on one page",
+        *file_lines(str(folder)),
+        registered,
+        "",
+        *next_lines(str(folder), tracker, is_local=True),
+    ]
+
+
+def _plan_resources(options: TuneOptions) -> WorkerResources:
+    resources = plan_workers(options.workers_per_trial, "--workers-per-trial")
+    if options.workers_per_trial > 1:
+        return resources
+    # Several single-threaded trials side by side use a machine better than threads within one trial.
+    return replace(resources, threads=1, gpus_per_worker=options.gpus_per_worker)

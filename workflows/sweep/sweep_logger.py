@@ -1,0 +1,89 @@
+"""Opens and closes what a sweep writes: its folder, its trial records and its run in the tracker.
+
+`open` creates these for a new sweep, or restores them for one that is resumed.
+"""
+
+from collections.abc import Container
+from typing import Any
+
+from PIL import Image
+
+from diffusion.config import Config
+from diffusion.errors import InputError
+from workflows.cli.tune_options import UNLIMITED, TuneOptions
+from workflows.environment import shared_location
+from workflows.storage.run_record import RunRecord
+from workflows.storage.storage import Storage
+from workflows.sweep.table_view import SweepTable
+from workflows.sweep.trial_records import TrialRecords
+from workflows.tracking.tracker import Tracker
+from workflows.training.base_logger import BaseLogger
+
+
+class SweepLogger(BaseLogger[TuneOptions]):
+    """The outputs of a sweep in progress; made by `open`.
+
+    Attributes:
+        directory: folder of the sweep.
+        shared: storage that all machines of a cluster can access: `directory` itself, or a bucket.
+        experiment: name of the tracker's experiment.
+        records: records of the sweep's trials, those of earlier sessions included.
+        tracker: tracker of the sweep and its trials.
+        view: live table in the terminal.
+    """
+
+    command = "tune"
+    view: SweepTable
+
+    def __init__(self, folder: Storage, record: RunRecord, tracker: Tracker, options: TuneOptions) -> None:
+        super().__init__(folder, record, tracker, options)
+        num_trials = options.num_trials if options.num_trials < UNLIMITED else None
+        num_updates = Config.from_dict(record.config).training.num_updates
+        self.view = SweepTable(record.name, num_trials, num_updates, quiet=not options.progress)
+        self.directory, self.experiment = folder.path, record.experiment
+        self.records = TrialRecords(folder.path)
+        self.shared = Storage(shared_location(folder.path))
+
+    @classmethod
+    def saved_options(cls, options: TuneOptions) -> dict[str, Any]:
+        """The search space, the budget and how trials are run."""
+        return options.resume_options()
+
+    @classmethod
+    def fixed_options(cls, options: TuneOptions) -> dict[str, Any]:
+        """The search space and the workers; the budget may change."""
+        saved = options.resume_options()
+        return {name: saved[name] for name in ("search", "workers_per_trial")}
+
+    @classmethod
+    def create_folder(cls, folder: Storage, options: TuneOptions) -> None:
+        """Create the folder, which may exist if the sweep was killed before it wrote its record."""
+        try:
+            folder.path.mkdir(parents=True, exist_ok=options.resume)
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be created ({error.strerror}): give another --output-dir"
+            ) from error
+
+    def resume(self, run_id: str) -> None:
+        """Continue the sweep in the tracker, and send it what a killed session may not have sent."""
+        self._send_missing(self.tracker.resume_sweep(run_id, self.records.ids))
+        self.shared.delete("tune")
+
+    def _send_missing(self, sent: Container[str]) -> None:
+        """Send completed trials to the tracker that a killed session recorded but may not have sent.
+
+        Args:
+            sent: IDs of the trials that the tracker has completely.
+        """
+        for record in self.records:
+            if record.unfinished or record.trial_id in sent:
+                continue  # unfinished trials run again
+            self.tracker.start_trial(record.trial_id, record.params)
+            for updates, metrics in sorted(record.evaluations.items()):
+                self.tracker.log(metrics, updates, record.trial_id)
+            picture = self.records.folder(record.trial_id) / "samples.png"
+            if picture.exists():
+                with Image.open(picture) as file:
+                    self.tracker.log_picture(file.copy(), record.best_update, record.trial_id)
+            self.tracker.end_trial(record.trial_id, record.status, record.reason)

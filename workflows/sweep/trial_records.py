@@ -1,0 +1,300 @@
+"""Records of a sweep's trials: in memory, in a journal, in trials.csv and in one folder per trial.
+
+`tuner.SweepCallback` records each event of a trial here. A resumed sweep reads the journal,
+`journal.jsonl`, to find out which trials are completed. trials.csv is written from memory whenever a trial
+ends. `run_sweep` ranks the trials and takes the finalists' models from their folders.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diffusion.evaluation.measured_objective import MeasuredObjective
+from diffusion.files import replacing, sync
+from diffusion.metrics import (
+    BEST_OBJECTIVE,
+    BEST_UPDATE,
+    OBJECTIVE,
+    VAL_ELBO_WINDOW,
+    VAL_ELBO_WINDOW_PAIRED_SE,
+    VAL_MSE,
+    metrics_of_best,
+)
+from workflows.status import OUT_OF_MEMORY, TrialStatus
+from workflows.sweep.decision import choose_finalists, with_training_seed
+from workflows.training.evaluation_files import FILES as EVALUATION_FILES
+from workflows.training.evaluation_files import read_objective
+
+INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
+_JOURNAL_FILE = "journal.jsonl"
+_NAMED = (OBJECTIVE, BEST_UPDATE, BEST_OBJECTIVE)  # metrics that have columns of their own
+
+
+@dataclass
+class TrialRecord:
+    """The record of one trial.
+
+    Attributes:
+        trial_id: ID of the trial in every file and in the tracker.
+        params: all parameters by dotted name.
+        status: see `workflows.status`.
+        seconds: seconds from start to end.
+        evaluations: metrics of each evaluation, `objective` among them, by the number of updates.
+        reason: why the trial was pruned, stopped or failed.
+        extra_metrics: metrics that are computed after the trial's end.
+        rank: place among the finalists, from 1; None for the other trials.
+        decision: why a finalist is the champion, or is not.
+    """
+
+    trial_id: str
+    params: dict[str, Any]
+    status: TrialStatus = "running"
+    seconds: float = 0.0
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    reason: str = ""
+    extra_metrics: dict[str, float] = field(default_factory=dict)
+    rank: int | None = None
+    decision: str = ""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps at the last evaluation."""
+        return max(self.evaluations, default=0)
+
+    @property
+    def best_update(self) -> int:
+        """Optimizer steps at the best evaluation, whose weights are the trial's model."""
+        return int(self.metrics.get(BEST_UPDATE, self.updates))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the trial's model, and `extra_metrics`."""
+        return {**metrics_of_best(self.evaluations), **self.extra_metrics}
+
+    @property
+    def objective(self) -> float:
+        """Objective of the trial's model; lower is better."""
+        return self.metrics.get(OBJECTIVE, math.nan)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the trial has to run again when the sweep is resumed."""
+        return self.status in ("running", OUT_OF_MEMORY) or self.reason == INTERRUPTED
+
+
+class TrialRecords:
+    """The trials of a sweep in the order of their start, those of earlier sessions included.
+
+    Args:
+        directory: the sweep's folder.
+
+    Attributes:
+        previous_seconds: seconds that earlier sessions of the sweep took.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._records: dict[str, TrialRecord] = {}
+        self.previous_seconds = 0.0
+        for event in read_journal(directory / _JOURNAL_FILE):
+            self._apply(event)
+            self.previous_seconds = event["at"]
+        self._journal = Journal(directory / _JOURNAL_FILE)
+        self._start_time = time.monotonic()
+
+    def __getitem__(self, trial_id: str) -> TrialRecord:
+        return self._records[trial_id]
+
+    def __iter__(self) -> Iterator[TrialRecord]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def ids(self) -> set[str]:
+        """IDs of all trials."""
+        return set(self._records)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that this session and earlier ones took."""
+        return self.previous_seconds + time.monotonic() - self._start_time
+
+    def start(self, trial_id: str, params: Mapping[str, Any]) -> None:
+        """Record that a trial starts; an earlier one of this ID starts from scratch."""
+        self._record(event="begin", trial_id=trial_id, params=dict(params))
+
+    def add_evaluation(self, trial_id: str, updates: int, metrics: Mapping[str, float]) -> None:
+        """Record a trial's metrics after a number of updates."""
+        self._record(event="evaluated", trial_id=trial_id, updates=updates, metrics=dict(metrics))
+
+    def end(self, trial_id: str, status: TrialStatus, reason: str, seconds: float) -> None:
+        """Record how a trial ended."""
+        self._record(event="end", trial_id=trial_id, status=status, reason=reason, seconds=seconds)
+
+    def folder(self, trial_id: str) -> Path:
+        """Folder of a trial's config, weights and picture."""
+        return self._directory / "trials" / trial_id
+
+    def save_files(self, trial_id: str, checkpoint: Path) -> None:
+        """Copy the files of a Tune checkpoint into the trial's folder, in place of earlier ones."""
+        folder = self.folder(trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in EVALUATION_FILES:
+            with replacing(folder / name) as part:
+                shutil.copyfile(checkpoint / name, part)
+
+    def ranked(self) -> list[TrialRecord]:
+        """Trials with a usable model, best objective first: the finished and the stopped ones.
+
+        A trial that was cut by the time budget or stopped early counts with the weights that it has.
+        """
+        usable = [
+            record
+            for record in self
+            if record.status in ("finished", "stopped") and np.isfinite(record.objective)
+        ]
+        return sorted(usable, key=lambda record: (record.objective, record.trial_id))
+
+    def measured_objective(self, trial_id: str) -> MeasuredObjective:
+        """The objective of a trial's model, per example if that is known."""
+        record = self[trial_id]
+        objective = record.params.get("metrics.objective", VAL_ELBO_WINDOW)
+        return read_objective(self.folder(trial_id), objective, record.metrics)
+
+    def finalists(self, seed_error: float) -> dict[str, Path]:
+        """Folders of the trials that compete for the champion, by ID, see `decision.choose_finalists`.
+
+        Args:
+            seed_error: standard deviation of an objective over training seeds.
+        """
+        objectives = {
+            record.trial_id: self.measured_objective(record.trial_id)
+            for record in self.ranked()
+            if (self.folder(record.trial_id) / "model.safetensors").exists()
+        }
+        if not objectives:
+            return {}
+        best = next(iter(objectives.values()))
+        differences = {
+            trial_id: with_training_seed(objective.minus(best), seed_error)
+            for trial_id, objective in objectives.items()
+        }
+        return {trial_id: self.folder(trial_id) for trial_id in choose_finalists(differences)}
+
+    def picked_by_mse(self) -> str:
+        """ID of the trial with a usable model whose mean squared error is lowest; empty if there is none."""
+        known = [record for record in self.ranked() if np.isfinite(record.metrics.get(VAL_MSE, np.nan))]
+        return min(known, key=lambda record: record.metrics[VAL_MSE]).trial_id if known else ""
+
+    def add_paired_errors(self) -> None:
+        """Add the standard error of the difference between each trial's ELBO and the best trial's.
+
+        All trials are evaluated on the same examples with the same noise, so their differences are known much
+        more precisely than their values.
+        """
+        ranked = self.ranked()
+        if not ranked:
+            return
+        best, *_ = bounds = [
+            read_objective(self.folder(record.trial_id), VAL_ELBO_WINDOW, record.metrics) for record in ranked
+        ]
+        for record, bound in zip(ranked, bounds, strict=True):
+            if bound.per_example is not None:
+                record.extra_metrics[VAL_ELBO_WINDOW_PAIRED_SE] = bound.minus(best).standard_error
+
+    def write_csv(self) -> Path:
+        """Write trials.csv, one row per trial, atomically."""
+        rows = [
+            {
+                "trial_id": record.trial_id,
+                "status": record.status,
+                "seconds": round(record.seconds, 3),
+                "updates": record.updates,
+                OBJECTIVE: record.objective,
+                "best_update": record.best_update,
+                "rank": record.rank,
+                "decision": record.decision,
+                **record.params,
+                **{name: value for name, value in sorted(record.metrics.items()) if name not in _NAMED},
+                "reason": record.reason,
+            }
+            for record in self
+        ]
+        path = self._directory / "trials.csv"
+        with replacing(path) as part:
+            pd.DataFrame(rows).to_csv(part, index=False)
+        return path
+
+    def _record(self, **event: Any) -> None:
+        self._journal.write({**event, "at": round(self.elapsed, 3)})
+        self._apply(event)
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        """Update the records in memory with an event of the journal."""
+        trial_id = event["trial_id"]
+        match event["event"]:
+            case "begin":
+                self._records[trial_id] = TrialRecord(trial_id, dict(event["params"]))
+            case "evaluated":
+                self._records[trial_id].evaluations[event["updates"]] = dict(event["metrics"])
+            case "end":
+                record = self._records[trial_id]
+                record.status, record.reason = event["status"], event["reason"]
+                record.seconds = event["seconds"]
+
+
+class Journal:
+    """An append-only file of events, one JSON object per line, that survives crashes and power cuts.
+
+    Args:
+        path: path of the file; created if missing. An incomplete last line is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _prepare_for_append(path)
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Append an event; it is on disk when this returns.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        with self._path.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Read the events of a journal in order; a missing file has none.
+
+    An incomplete last line, left by a crash during a write, is skipped.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def _prepare_for_append(path: Path) -> None:
+    """Create the file if it is missing, else cut off an incomplete last line."""
+    if not path.exists():
+        path.touch()
+        sync(path.parent)
+        return
+    content = path.read_bytes()
+    complete_size = content.rfind(b"\n") + 1
+    if complete_size < len(content):
+        os.truncate(path, complete_size)

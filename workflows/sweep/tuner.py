@@ -1,0 +1,342 @@
+"""Runs a sweep's trials on Ray Tune.
+
+`run_trials` sets up a Tuner: Optuna suggests parameters, `asha.SuccessiveHalving` stops trials that fall
+behind, and Tune calls `trial.run_trial` (or a `trial.WorkersTrial`) with each suggestion. `SweepCallback`
+receives Tune's events in the driver and passes them to the trial records, the tracker and the live table.
+When a sweep is resumed, trials that did not finish run first, under the IDs they had before.
+"""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import RandomSampler, TPESampler
+from PIL import Image
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+from diffusion.metrics import OBJECTIVE
+from diffusion.training.loop import evaluation_points
+from workflows.cli.search_space import is_range
+from workflows.ray_runtime.placement_groups import kill_orphan_cleaners, remove_placement_groups
+from workflows.status import OUT_OF_MEMORY, TrialStatus
+from workflows.storage.storage import Storage
+from workflows.sweep.asha import SuccessiveHalving
+from workflows.sweep.table_view import SweepTable
+from workflows.sweep.trial import TrialContext, WorkersTrial, run_trial
+from workflows.sweep.trial_records import INTERRUPTED, TrialRecord, TrialRecords
+from workflows.tracking.tracker import Tracker
+from workflows.training.worker_group import max_concurrent_groups
+
+OUT_OF_TIME = "the time budget was used up"  # reason of a trial that it cut
+_SECONDS_BETWEEN_CLEANUPS = 2.0
+_HEAD_NODE = "node:__internal_head__"  # Ray adds one such resource to each head node
+
+
+class SweepCallback(tune.Callback):
+    """Passes Tune's events to the trial records, to the tracker and to the live table.
+
+    Trials have IDs of their own: Tune gives a trial that runs again a new ID, the sweep does not.
+
+    Args:
+        records: records of the sweep's trials.
+        tracker: tracker of the sweep.
+        view: live table.
+        flat_config: the sweep's parameters by dotted name, which each trial's own values override.
+        num_updates: optimizer steps of a complete training.
+    """
+
+    def __init__(
+        self,
+        records: TrialRecords,
+        tracker: Tracker,
+        view: SweepTable,
+        flat_config: Mapping[str, Any],
+        num_updates: int,
+    ) -> None:
+        self._records, self._tracker, self._view = records, tracker, view
+        self._flat_config, self._num_updates = flat_config, num_updates
+        self._trial_ids: dict[str, str] = {}  # by Tune's ID
+        self._unfinished_params: dict[str, dict[str, Any]] = {}
+        self._start_times: dict[str, float] = {}
+        self._failed_tune_ids: set[str] = set()
+        self._last_cleanup = 0.0
+
+    def __reduce__(self) -> Any:
+        """Pickle as an empty callback: Tune saves its callbacks, and open connections cannot be pickled."""
+        return tune.Callback, ()
+
+    def match_unfinished_trials(self) -> None:
+        """From now on, give a trial with the parameters of an unfinished one that one's ID."""
+        self._unfinished_params = {
+            record.trial_id: record.params for record in self._records if record.unfinished
+        }
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that a trial started."""
+        if trial.trial_id in self._trial_ids:
+            return
+        params = {**self._flat_config, **trial.config}
+        trial_id = self._trial_ids[trial.trial_id] = self._assign_id(trial, params)
+        self._start_times[trial_id] = time.monotonic()
+        self._records.start(trial_id, params)
+        self._tracker.start_trial(trial_id, params)
+        self._view.add(trial_id, trial.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Record an evaluation, or why a trial cannot continue."""
+        trial_id, updates = self._trial_ids[trial.trial_id], result["updates"]
+        record = self._records[trial_id]
+        record.status, record.reason = result["status"], result["reason"]
+        if record.status != "running":
+            return
+        self._records.add_evaluation(trial_id, updates, result["metrics"])
+        self._tracker.log(result["metrics"], updates, trial_id)
+        self._view.update(trial_id, updates, record.objective, record.metrics)
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
+        """Log the picture of a trial's samples, and copy its model if no earlier one is better."""
+        trial_id = self._trial_ids[trial.trial_id]
+        record = self._records[trial_id]
+        if record.status != "running":
+            return  # the checkpoint of a pruned or diverged trial is empty
+        with checkpoint.as_directory() as folder:  # downloads it if trials store checkpoints in a bucket
+            if record.best_update == record.updates:
+                self._records.save_files(trial_id, Path(folder))
+            with Image.open(Path(folder) / "samples.png") as file:
+                picture = file.copy()
+        self._tracker.log_picture(picture, record.updates, trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that a trial ended by itself or was stopped early."""
+        record = self._records[self._trial_ids[trial.trial_id]]
+        if record.status == OUT_OF_MEMORY:
+            return  # it runs again, with a GPU to itself
+        status: TrialStatus = "finished" if record.updates >= self._num_updates else "stopped"
+        self._end(record, status if record.status == "running" else record.status, record.reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that a trial raised or that its process died."""
+        self._failed_tune_ids.add(trial.trial_id)
+        self._end(self._records[self._trial_ids[trial.trial_id]], "failed", failure_reason(trial))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Free what failed trials reserved, repeatedly: their workers may have been about to start."""
+        if self._failed_tune_ids and time.monotonic() > self._last_cleanup + _SECONDS_BETWEEN_CLEANUPS:
+            remove_placement_groups(self._failed_tune_ids)
+            kill_orphan_cleaners()
+            self._last_cleanup = time.monotonic()
+
+    def end_running_trials(self, reason: str) -> bool:
+        """End all running trials: as "stopped" if they were evaluated, else as "failed".
+
+        Args:
+            reason: reason to record.
+
+        Returns:
+            Whether there were any.
+        """
+        running = [record for record in self._records if record.status == "running"]
+        for record in running:
+            if record.trial_id not in self._start_times:  # of an earlier session, and not started again
+                self._tracker.start_trial(record.trial_id, record.params)
+                self._view.add(record.trial_id, {})
+            self._end(record, "stopped" if record.updates else "failed", reason)
+        return bool(running)
+
+    def _assign_id(self, trial: Any, params: Mapping[str, Any]) -> str:
+        """ID of an unfinished trial with these parameters, or else a new one.
+
+        A new ID is Tune's with a letter in front: Tune's may consist of digits alone, or of digits and an
+        "e", and would pass for a number in trials.csv.
+        """
+        for trial_id, unfinished in self._unfinished_params.items():
+            if all(unfinished[key] == params[key] for key in trial.config):
+                del self._unfinished_params[trial_id]
+                return trial_id
+        trial_id = f"t{trial.trial_id}"
+        while trial_id in self._records.ids:
+            trial_id += "x"
+        return trial_id
+
+    def _end(self, record: TrialRecord, status: TrialStatus, reason: str) -> None:
+        seconds = time.monotonic() - self._start_times.get(record.trial_id, time.monotonic())
+        self._records.end(record.trial_id, status, reason, seconds)
+        self._records.write_csv()
+        self._tracker.end_trial(record.trial_id, status, reason)
+        self._view.finish(record.trial_id, status, reason)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search: its space, algorithm and budget.
+
+    Attributes:
+        space: searched parameters by dotted name, each with its choices or the two ends of its range.
+        algorithm: "tpe" or "random".
+        seed: seed of the search.
+        num_trials: number of trials of the whole sweep, pruned ones included.
+        time_budget: seconds after which running trials are stopped, or None.
+        initial_points: points to try first.
+    """
+
+    space: Mapping[str, tuple[Any, ...]]
+    algorithm: str
+    seed: int
+    num_trials: int
+    time_budget: float | None = None
+    initial_points: Sequence[Mapping[str, Any]] = ()
+
+
+def run_trials(
+    context: TrialContext,
+    search: Search,
+    records: TrialRecords,
+    storage: Storage,
+    callback: SweepCallback,
+    *,
+    verbose: bool,
+) -> tuple[bool, dict[int, float]]:
+    """Run the remaining trials, until all are done, the time is up or the user presses Ctrl-C.
+
+    Args:
+        context: what all trials share.
+        search: search to run.
+        records: records of the sweep's trials so far; unfinished ones run first.
+        storage: storage that all machines can access; Tune's own files go to `tune` in it.
+        callback: receives all of Tune's events.
+        verbose: whether Tune and Optuna print their logs.
+
+    Returns:
+        Whether the sweep was interrupted, and the rank correlation between the objectives at each rung and
+        the final ones, by the rung's updates.
+    """
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the records hold why a trial failed
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+    correlations = _run(context, search, records, storage, callback, verbose)
+    if any(record.status == OUT_OF_MEMORY for record in records):
+        whole_gpu = replace(context, resources=replace(context.resources, gpus_per_worker=1.0))
+        correlations = _run(whole_gpu, search, records, storage, callback, verbose)
+    within_budget = search.time_budget is None or records.elapsed < search.time_budget
+    callback.end_running_trials(INTERRUPTED if within_budget else OUT_OF_TIME)
+    return within_budget and len(_completed(records)) < search.num_trials, correlations
+
+
+def remaining_seconds(search: Search, elapsed: float) -> float | None:
+    """Seconds that are left for the trials, at least 1; None if time is unlimited.
+
+    Args:
+        search: the search.
+        elapsed: seconds that all sessions of the sweep took so far.
+    """
+    return None if search.time_budget is None else max(search.time_budget - elapsed, 1.0)
+
+
+def _run(
+    context: TrialContext,
+    search: Search,
+    records: TrialRecords,
+    storage: Storage,
+    callback: SweepCallback,
+    verbose: bool,
+) -> dict[int, float]:
+    config, completed = context.config, _completed(records)
+    callback.match_unfinished_trials()
+    scheduler = SuccessiveHalving(evaluation_points(config.training))
+    for record in completed:
+        scheduler.observe(record.trial_id, record.evaluations)
+    # With several workers, the trial's own process only drives them. It reserves no CPU, which might be the
+    # one that its workers wait for, and it runs on the head node, which is never preempted.
+    in_process = context.resources.num_workers == 1
+    resources = {name.lower(): amount for name, amount in context.resources.per_worker.items()}
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial if in_process else WorkersTrial, context=context),
+        resources if in_process else {_HEAD_NODE: 0.001},
+    )
+    path, files = storage.for_ray()
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=search.num_trials - len(completed),
+            time_budget_s=remaining_seconds(search, records.elapsed),
+            search_alg=build_searcher(search, records) if search.space else None,
+            scheduler=scheduler,
+            reuse_actors=in_process,
+            max_concurrent_trials=None if in_process else max_concurrent_groups(context.resources),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=path,
+            storage_filesystem=files,
+            callbacks=[callback],
+            verbose=1 if verbose else 0,
+            # A function trainable decides by itself when to save a checkpoint; a class does not.
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=1,
+                **({} if in_process else {"checkpoint_frequency": 1, "checkpoint_at_end": True}),
+            ),
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+    return scheduler.rank_correlations()
+
+
+def _completed(records: TrialRecords) -> list[TrialRecord]:
+    return [record for record in records if not record.unfinished]
+
+
+def build_searcher(search: Search, records: TrialRecords) -> OptunaSearch:
+    """Optuna's search, with the results of the completed trials.
+
+    It suggests the unfinished trials' parameters first, or the search's initial points in a new sweep.
+    """
+    space: dict[str, BaseDistribution] = {
+        name: FloatDistribution(*values, log=True) if is_range(name) else CategoricalDistribution(values)
+        for name, values in search.space.items()
+    }
+    # A different seed in each session, or a resumed sweep would repeat the first session's draws.
+    seed = (search.seed + len(records)) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its multivariate option experimental
+        sampler = (
+            RandomSampler(seed) if search.algorithm == "random" else TPESampler(seed=seed, multivariate=True)
+        )
+
+    def point(record: TrialRecord) -> dict[str, Any]:
+        return {name: record.params[name] for name in search.space}
+
+    unfinished = [point(record) for record in records if record.unfinished]
+    initial_points = [] if len(records) else [dict(values) for values in search.initial_points]
+    searcher = OptunaSearch(
+        space,
+        metric=OBJECTIVE,
+        mode="min",
+        sampler=sampler,
+        points_to_evaluate=unfinished or initial_points,
+    )
+    for record in _completed(records):
+        usable = math.isfinite(record.objective) and record.status in ("finished", "stopped")
+        searcher.add_evaluated_point(point(record), record.objective, error=not usable)
+    return searcher
+
+
+def failure_reason(trial: Any) -> str:
+    """Why a trial failed: the last line of the error file that Tune wrote for it."""
+    try:
+        lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
+    except (OSError, TypeError):
+        lines = []
+    return lines[-1][:500] if lines else "the trial's process died"

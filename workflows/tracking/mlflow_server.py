@@ -1,0 +1,114 @@
+"""Start, check and stop an MLflow server on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import IO
+
+from workflows.environment import mlflow_server_environment
+
+_HOST = "127.0.0.1"
+_START_TIMEOUT = 90  # seconds
+_PID_FILE = "server.pid"
+
+
+def start_server(
+    uri: str, port: int, log: IO[bytes], artifacts: str | None = None, folder: Path | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a server that only this machine can reach, in its own process group.
+
+    Args:
+        uri: URI of the database.
+        port: port on which the server listens.
+        log: file that receives the server's output.
+        artifacts: folder or bucket in which the server stores artifacts; with None, clients write artifacts
+            to storage themselves.
+        folder: working directory of the server.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", _HOST, "--port", str(port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    if artifacts is not None:
+        command += ["--artifacts-destination", artifacts]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=mlflow_server_environment(),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+
+
+def is_healthy(port: int) -> bool:
+    """Whether an MLflow server responds on this port of this machine."""
+    try:
+        with urllib.request.urlopen(f"http://{_HOST}:{port}/health", timeout=2) as response:
+            return bool(response.read().strip() == b"OK")
+    except OSError:
+        return False
+
+
+def wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
+    """Wait until the server responds.
+
+    Args:
+        server: process of the server.
+        port: port on which the server listens.
+        log: file with the server's output, which is quoted if the server exits.
+
+    Raises:
+        RuntimeError: the server exited, or did not respond within 90 seconds.
+    """
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            log.seek(0)
+            raise RuntimeError(
+                f"the MLflow server exited while starting:\n{log.read().decode(errors='replace')[-2000:]}"
+            )
+        if is_healthy(port):
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"the MLflow server did not respond within {_START_TIMEOUT} s")
+
+
+def ensure_server(folder: Path, artifacts: str, port: int) -> bool:
+    """Start a server that outlives this process, unless one is already running.
+
+    Args:
+        folder: folder of the server's database mlflow.db and its log.
+        artifacts: folder or bucket in which the server stores artifacts.
+        port: port on which the server listens.
+
+    Returns:
+        Whether a server was started.
+
+    Raises:
+        RuntimeError: the server does not start.
+    """
+    if is_healthy(port):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "server.log", "w+b") as log:
+        server = start_server("sqlite:///mlflow.db", port, log, artifacts, folder)
+        (folder / _PID_FILE).write_text(str(server.pid))
+        wait_until_healthy(server, port, log)
+    return True
+
+
+def stop_server(folder: Path) -> bool:
+    """Stop the server that `ensure_server` started; return whether it was running."""
+    try:
+        pid = int((folder / _PID_FILE).read_text())
+        if b"mlflow" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # another process has this id now
+            return False
+        os.killpg(pid, signal.SIGTERM)
+    except (OSError, ValueError):
+        return False
+    return True

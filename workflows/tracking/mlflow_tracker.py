@@ -1,0 +1,385 @@
+"""Log runs to MLflow: one run per training; per sweep a parent run with a child run per trial.
+
+Only the driver talks to MLflow, never workers or trials. Entries are queued and sent by one background
+thread, so a slow server delays nothing, and entries that could not be sent are retried until the server
+is back.
+"""
+
+import queue
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Container, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from PIL import Image
+
+from diffusion.errors import InputError
+from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE
+from workflows.environment import set_mlflow_requests
+from workflows.redaction import redact
+from workflows.status import Status, TrialStatus
+from workflows.tracking.tracker import Registration, RegistrationError, Tracker
+
+_MAX_TAG = 8000  # characters that a tag may have in MLflow, which cuts longer ones with a warning
+_CONNECT_TIMEOUT = 4  # seconds
+_REQUEST_TIMEOUT = 30  # seconds; uploads take longer than a first response
+_FLUSH_TIMEOUT = 30.0  # seconds
+_FOLDER_TAG = "folder"
+_TRANSIENT_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+_RUN_STATUS: dict[Status, str] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+    "running": "RUNNING",
+}
+_TRIAL_STATUS: dict[TrialStatus, str] = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
+
+
+def runs_page(experiment_id: str) -> str:
+    """Return the URL path of the page that lists an experiment's runs; MLflow's start page does not."""
+    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Connect to a store, or fail within seconds.
+
+    Raises:
+        InputError: the store cannot be reached or used.
+    """
+    # The tracker retries by itself: MLflow's own retries would take minutes.
+    set_mlflow_requests(_CONNECT_TIMEOUT)
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # each kind of store raises its own exceptions
+        reason = textwrap.shorten(redact(str(error).splitlines()[0]), 160, placeholder=" ...")
+        raise InputError(
+            f"--tracking-uri {redact(uri)} cannot be used ({reason}): fix that, or give another URI"
+        ) from error
+    set_mlflow_requests(_REQUEST_TIMEOUT)
+    return client
+
+
+def _shortened(text: str, end: str) -> str:
+    """The text, or as many of its whole lines as a tag may have with `end` after them."""
+    if len(text) <= _MAX_TAG:
+        return text
+    shown = text[: _MAX_TAG - len(end)]
+    return (shown.rpartition("\n")[0] or shown) + end
+
+
+class MlflowTracker(Tracker):
+    """Logs one run to MLflow: a training, or a sweep with a child run per trial.
+
+    See `workflows.tracking.tracker.Tracker` for what each method of the interface is for.
+
+    Args:
+        uri: URI of the store, as returned by `resolve`.
+        experiment: name of the experiment, which is created if missing.
+
+    Attributes:
+        name: name of the tracker in messages.
+        uri: URI of the store.
+        client: MLflow client of the store.
+        experiment_id: id of the experiment.
+        run_id: id of the run, empty before `start` or `resume`.
+        unsent: number of entries that could not be sent; final after `close`.
+        has_test_metrics: whether a resumed run already has its metrics on the test split.
+
+    Raises:
+        InputError: the store cannot be reached or used.
+    """
+
+    name = "MLflow"
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        self.client = open_store(uri)
+        self.experiment_id = self._find_or_create_experiment(experiment)
+        self.run_id = ""
+        self.has_test_metrics = False
+        self._children: dict[str, str] = {}
+        self._logged: dict[str | None, set[int]] = {}
+        self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._deadline: float | None = None
+        self.unsent = 0
+        self._thread = threading.Thread(target=self._send_queued, name="mlflow", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def resolve(cls, uri: str) -> str:
+        """Return the URI of a store, with sqlite paths made absolute.
+
+        Raises:
+            InputError: the URI is a plain folder, which MLflow no longer supports, or a database file that
+                cannot exist.
+        """
+        if uri.startswith("sqlite:///"):
+            path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+            if path.is_dir() or not path.parent.is_dir():
+                problem = "is a folder" if path.is_dir() else f"is in {path.parent}, which does not exist"
+                raise InputError(f"--tracking-uri {uri}: {path} {problem}; give a file in an existing folder")
+            return f"sqlite:///{path}"
+        if "://" not in uri and uri != "databricks" or uri.startswith("file:"):
+            raise InputError(
+                f"--tracking-uri {uri}: MLflow needs a server or a database, such as http://127.0.0.1:5000 "
+                "or sqlite:///mlflow.db"
+            )
+        return uri
+
+    @classmethod
+    def check_store(cls, uri: str, *, may_create: bool) -> None:
+        """Check within seconds that a store can be used; connecting to an sqlite store would create it.
+
+        Raises:
+            InputError: the store cannot be reached or used.
+        """
+        if may_create or not uri.startswith("sqlite:"):
+            open_store(uri)
+
+    @property
+    def location(self) -> str:
+        """URI of the store, without its password."""
+        return redact(self.uri)
+
+    def location_hint(self) -> str:
+        """Return the command that shows the runs of a local store, or the URL of a server's page of runs."""
+        if self.uri.startswith("sqlite:"):
+            return "python -m workflows.ui        # every run in MLflow"
+        return f"{self.location}{runs_page(self.experiment_id)}"
+
+    def start(
+        self, name: str, params: dict[str, Any], folder: str | None = None, *, reuse: bool = False
+    ) -> str:
+        """Create the run and return its id.
+
+        Args:
+            name: name of the run.
+            params: parameters by dotted name.
+            folder: folder of the run.
+            reuse: whether to continue an unfinished run with the same folder, if there is one. An earlier
+                session may have been killed after it created the run, but before it wrote to the folder.
+        """
+        tags = None if folder is None else {_FOLDER_TAG: folder}
+        runs = self._runs_with_tag(_FOLDER_TAG, folder) if folder and reuse else []
+        unfinished = [run for run in runs if run.info.status == "RUNNING"]
+        run = (
+            unfinished[0]
+            if unfinished
+            else self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        )
+        self.run_id = run.info.run_id
+        self._log_params(self.run_id, params)
+        return self.run_id
+
+    def resume(self, run_id: str) -> set[int]:
+        """Continue an existing run, and return the steps for which it has metrics.
+
+        Raises:
+            InputError: the store has no such run.
+        """
+        try:
+            self.client.set_terminated(run_id, "RUNNING")
+            history = self.client.get_metric_history(run_id, VAL_MSE)
+            self.has_test_metrics = bool(self.client.get_metric_history(run_id, TEST_MSE))
+        except MlflowException as error:
+            raise InputError(
+                f"--tracking-uri {redact(self.uri)} has no run {run_id}, which --resume needs: give the "
+                "store in which it was started"
+            ) from error
+        self.run_id = run_id
+        return {metric.step for metric in history}
+
+    def resume_sweep(self, run_id: str, trial_ids: Container[str]) -> set[str]:
+        """Continue an existing sweep's run; delete the child runs of unknown trials and duplicates.
+
+        Args:
+            run_id: id of the sweep's parent run.
+            trial_ids: ids of the trials that the sweep has recorded.
+
+        Returns:
+            Ids of the trials whose child runs have ended, and are therefore complete.
+
+        Raises:
+            InputError: the store has no such run.
+        """
+        self.resume(run_id)
+        ended = set()
+        for run in self._runs_with_tag(MLFLOW_PARENT_RUN_ID, run_id):
+            trial_id, child = run.data.tags["trial_id"], run.info.run_id
+            if trial_id not in trial_ids or trial_id in self._children:
+                self.client.delete_run(child)
+                continue
+            self._children[trial_id] = child
+            history = self.client.get_metric_history(child, OBJECTIVE)
+            self._logged[trial_id] = {metric.step for metric in history}
+            if run.info.status != "RUNNING":
+                ended.add(trial_id)
+        return ended
+
+    def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
+        """Queue the start of a trial's child run, which is created if missing."""
+        started = _now()
+
+        def job() -> None:
+            if trial_id not in self._children:
+                tags = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
+                run = self.client.create_run(self.experiment_id, start_time=started, tags=tags)
+                self._children[trial_id] = run.info.run_id
+            else:
+                self.client.set_terminated(self._children[trial_id], "RUNNING")
+            self._log_params(self._children[trial_id], params)
+
+        self._jobs.put(job)
+
+    def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
+        """Queue metrics of the run or of a trial, unless an earlier session has sent those of this step."""
+        if step in self._logged.get(trial_id, ()):
+            return
+        batch = _metrics(metrics, step)
+        self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
+
+    def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
+        """Queue a picture of samples, of the run or of a trial."""
+        self._jobs.put(
+            lambda: self.client.log_image(
+                self._id(trial_id), picture.convert("RGB"), key="samples", step=step, synchronous=True
+            )
+        )
+
+    def end_trial(self, trial_id: str, status: TrialStatus, reason: str) -> None:
+        """Queue the end of a trial's child run, with its status and reason as in trials.csv."""
+        ended = _now()
+
+        def job() -> None:
+            run_id = self._children[trial_id]
+            self.client.set_tag(run_id, "status", status)
+            if reason:
+                self.client.set_tag(run_id, "reason", reason[:500])
+            self.client.set_terminated(run_id, _TRIAL_STATUS.get(status, "FAILED"), ended)
+
+        self._jobs.put(job)
+
+    def tag(self, tags: dict[str, str], trial_id: str | None = None) -> None:
+        """Queue tags of the run or of a trial."""
+
+        def job(key: str, value: str) -> None:
+            self.client.set_tag(self._id(trial_id), key, value)
+
+        for key, value in tags.items():
+            self._jobs.put(partial(job, key, _shortened(value, " ...")))
+
+    def describe(self, markdown: str) -> None:
+        """Queue the description shown on the run's page."""
+        rest = "\n\n... the whole page is model_card.md, among the artifacts."
+        self.tag({MLFLOW_RUN_NOTE: _shortened(markdown, rest)})
+
+    def log_files(self, folder: Path, artifact_path: str) -> None:
+        """Queue the upload of a folder, which must exist until `flush` or `close` returns."""
+        self._jobs.put(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
+
+    def log_file(self, path: Path) -> None:
+        """Queue the upload of a file, which must exist until `flush` or `close` returns."""
+        self._jobs.put(lambda: self.client.log_artifact(self.run_id, str(path)))
+
+    def flush(self) -> None:
+        """Wait until the queue is sent, for at most 30 seconds; call it before deleting queued files."""
+        sent = threading.Event()
+        self._jobs.put(sent.set)
+        sent.wait(_FLUSH_TIMEOUT)
+
+    def register(
+        self, name: str, sampler_file: Path, tags: Mapping[str, object], *, may_promote: bool
+    ) -> Registration:
+        """Register sampler.onnx as a new version of a model, see `workflows.tracking.registry.register`.
+
+        Raises:
+            RegistrationError: the store refused the model or cannot be reached.
+        """
+        from workflows.tracking.registry import register  # loads pandas, which trainings do not need here
+
+        try:
+            version, is_champion = register(
+                self.client, self.uri, self.run_id, name, sampler_file, tags, may_promote=may_promote
+            )
+        except RegistrationError as error:
+            raise RegistrationError(redact(str(error))) from error
+        return Registration(version, is_champion)
+
+    def close(self, status: Status) -> None:
+        """End the run and wait until the queue is sent, for about 30 seconds; then give up on the rest."""
+        self._jobs.put(lambda: self.client.set_terminated(self.run_id, _RUN_STATUS[status]))
+        self._jobs.put(None)
+        self._deadline = time.monotonic() + _FLUSH_TIMEOUT
+        self._thread.join(_FLUSH_TIMEOUT + _REQUEST_TIMEOUT)
+
+    def _find_or_create_experiment(self, name: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None
+            if self.uri.startswith("sqlite:///"):
+                folder = Path(self.uri.removeprefix("sqlite:///")).parent
+                location = (folder / "mlartifacts" / name).as_uri()
+            return self.client.create_experiment(name, artifact_location=location)
+        if experiment.lifecycle_stage != "active":
+            raise InputError(
+                f"--experiment {name} was deleted in MLflow: restore it there or give another name"
+            )
+        return experiment.experiment_id
+
+    def _runs_with_tag(self, tag: str, value: str) -> list[Run]:
+        """Return the experiment's runs with a tag, oldest first."""
+        runs: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`{tag}` = '{value}'", page_token=token or None
+            )
+            runs, token = [*runs, *page], page.token or None
+        return sorted(runs, key=lambda run: run.info.start_time)
+
+    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
+        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+
+    def _id(self, trial_id: str | None) -> str:
+        return self.run_id if trial_id is None else self._children[trial_id]
+
+    def _send_queued(self) -> None:
+        """Send entries in order, each retried until it succeeds or `close` runs out of time."""
+        while (job := self._jobs.get()) is not None:
+            while not self._try(job):
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    self.unsent += 1
+                    break
+                time.sleep(1.0)
+
+    def _try(self, job: Callable[[], Any]) -> bool:
+        """Run a job; return False if it should be retried."""
+        try:
+            job()
+        except MlflowException as error:
+            if isinstance(error, RestException) and error.error_code not in _TRANSIENT_ERRORS:
+                self.unsent += 1  # the server received and refused it
+                return True
+            return False
+        except OSError:
+            return False
+        except Exception:  # of any kind: the entries after it must still be sent
+            self.unsent += 1
+        return True
+
+
+def _metrics(metrics: dict[str, float], step: int) -> list[Metric]:
+    now = _now()
+    return [Metric(key, float(value), now, step) for key, value in metrics.items()]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

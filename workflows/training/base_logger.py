@@ -1,0 +1,181 @@
+"""What the logs of a training and of a sweep have in common: the run's record, its tracker and its status."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from diffusion.config import Config
+from diffusion.data.dataset import Dataset
+from diffusion.data.sources import short_name
+from diffusion.errors import InputError
+from workflows.cli.resume import output_storage
+from workflows.cli.run_options import RunOptions
+from workflows.publishing.provenance import session_provenance
+from workflows.status import Status
+from workflows.storage.run_record import Command, RunRecord, check_same_config
+from workflows.storage.storage import Storage
+from workflows.tracking.tracker import Tracker, open_tracker
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+class Terminal(Protocol):
+    """Terminal output of a run in progress."""
+
+    def print(self, line: str) -> None:
+        """Print a line."""
+        ...
+
+
+class BaseLogger(Generic[Options]):
+    """Keeps the record of a run and the run in the tracker up to date; created by `open`.
+
+    Subclasses set `view` when they are created.
+
+    Args:
+        folder: folder of the run.
+        record: record of the run.
+        tracker: tracker of the run, not yet started.
+        options: options from the command line.
+
+    Attributes:
+        command: program whose runs this logs.
+        view: terminal output of the run.
+    """
+
+    command: ClassVar[Command]
+    view: Terminal
+
+    def __init__(self, folder: Storage, record: RunRecord, tracker: Tracker, options: Options) -> None:
+        self.folder, self.tracker = folder, tracker
+        self._record = record
+
+    @classmethod
+    def open(
+        cls,
+        options: Options,
+        config: Config,
+        dataset: Dataset,
+        record: RunRecord | None,
+        uri: str,
+        params: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Start a run, or resume one.
+
+        Args:
+            options: options from the command line.
+            config: config of the run, completed with what the data determine.
+            dataset: data of the run.
+            record: record of the run to resume, or None to start a new one.
+            uri: URI of the tracker's store.
+            params: parameters for the tracker; by default those of the config.
+
+        Raises:
+            InputError: the name is taken, the folder cannot be created, the config, the options or the data
+                differ from those of the run to resume, or the tracker does not have that run.
+        """
+        if record is not None:
+            check_unchanged(record, config, dataset, cls.fixed_options(options))
+        runs = output_storage(options)
+        name = record.name if record else _new_name(options, runs)
+        folder = runs.child(name)
+        experiment = record.experiment if record else options.experiment or short_name(config.data)
+        tracker = open_tracker(uri, experiment)
+        if record is not None:
+            log = cls(folder, record.with_session(session_provenance()), tracker, options)
+            log.resume(record.run_id)
+        else:
+            cls.create_folder(folder, options)
+            run_id = tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.resume)
+            record = RunRecord(
+                name,
+                experiment,
+                run_id,
+                config.to_dict(),
+                dataset.spec.fingerprint,
+                command=cls.command,
+                options=cls.saved_options(options),
+            )
+            log = cls(folder, record.with_session(session_provenance()), tracker, options)
+        log._record = log._record.write(folder, "running")
+        return log
+
+    @classmethod
+    def saved_options(cls, options: Options) -> dict[str, Any]:
+        """Options that are not part of the config and that a resumed run needs; fit for JSON."""
+        return {}
+
+    @classmethod
+    def fixed_options(cls, options: Options) -> dict[str, Any]:
+        """Those of `saved_options` that must be the same when the run is resumed."""
+        return {}
+
+    @classmethod
+    def create_folder(cls, folder: Storage, options: Options) -> None:
+        """Create the folder of a new run, if that is needed before files are written into it."""
+
+    def resume(self, run_id: str) -> None:
+        """Continue the run in the tracker."""
+        self.tracker.resume(run_id)
+
+    def close(self, status: Status) -> None:
+        """End the run in the tracker, record the status, and print how the run ended."""
+        # The record last: a run that is killed in between is not "finished" and can be resumed.
+        self.tracker.close(status)
+        self._write_record(status)
+        self._print_end(status)
+        if self.tracker.unsent:
+            self.view.print(
+                f"warning: {self.tracker.unsent} entries could not be sent to {self.tracker.name} at "
+                f"{self.tracker.location}"
+            )
+
+    def _write_record(self, status: Status) -> None:
+        """Write the record with this status into the run's folder."""
+        self._record = self._record.write(self.folder, status)
+
+    def _print_end(self, status: Status) -> None:
+        """Print how the run ended; a hook for subclasses."""
+
+
+def check_unchanged(
+    record: RunRecord, config: Config, dataset: Dataset, options: Mapping[str, Any] | None = None
+) -> None:
+    """Check that a run is resumed with the config, the options and the data that it was started with.
+
+    Args:
+        record: record of the run to resume.
+        config: config of this session.
+        dataset: data of this session.
+        options: those of this session's options that must be the same, by name.
+
+    Raises:
+        InputError: something differs.
+    """
+    noun = "sweep" if record.command == "tune" else "run"
+    check_same_config(config, Config.from_dict(record.config))
+    for name, value in (options or {}).items():
+        # The record was read from JSON, where tuples are lists.
+        if _with_lists(value) != _with_lists(record.options[name]):
+            raise InputError(
+                f"--{name.replace('_', '-')} differs from what the {noun} to be resumed was started with; "
+                f"leave it out, or start a new {noun}"
+            )
+    if dataset.spec.fingerprint != record.data_fingerprint:
+        raise InputError(
+            f"--resume: the data of {config.data.name} have changed since the {noun} {record.name} was "
+            f"started; restore them, or start a new {noun}"
+        )
+
+
+def _new_name(options: RunOptions, runs: Storage) -> str:
+    """Name of a new run, which is free unless it was killed before it wrote its record."""
+    if options.resume and options.name is not None:
+        return options.name
+    return options.free_name(set(runs.names()).__contains__)
+
+
+def _with_lists(value: Any) -> Any:
+    """The value with lists in place of tuples, also inside dicts."""
+    if isinstance(value, dict):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

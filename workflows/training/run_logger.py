@@ -1,0 +1,155 @@
+"""Dispatches the events of a training to the tracker, the terminal and the run record."""
+
+import io
+import shlex
+from typing import Any
+
+from PIL import Image
+
+from diffusion.config import IN_MEMORY, Config
+from workflows.cli.run_options import TrainFlags, TrainOptions
+from workflows.redaction import redact
+from workflows.status import Status
+from workflows.storage.run_record import RunRecord
+from workflows.storage.storage import Storage
+from workflows.terminal import TrainingProgress
+from workflows.tracking.tracker import Tracker
+from workflows.training.base_logger import BaseLogger
+from workflows.training.checkpoint_store import CheckpointStore
+from workflows.training.events import (
+    CheckpointDamaged,
+    Evaluated,
+    EventHandler,
+    Failed,
+    Finished,
+    InputRejected,
+    Started,
+    Stopped,
+    WorkerDied,
+)
+from workflows.training.worker import picture_name
+
+
+class RunLogger(BaseLogger[TrainOptions], EventHandler):
+    """Log of one run of train.py, in the driver process; created by `open`.
+
+    Attributes:
+        folder: folder of the run.
+        tracker: tracker of the run.
+        store: checkpoints of the run.
+        pictures: folder with one picture of samples per evaluation.
+        view: progress of the training in the terminal.
+        history: one entry per evaluation, {"update", "metrics"}, over all sessions of the run.
+        status: status of the training; "failed" until an event sets another.
+        reason: why the training failed, one line; empty if it did not.
+        input_error: what a worker found wrong with the user's input, one line; empty if nothing.
+    """
+
+    command = "train"
+    view: TrainingProgress
+
+    def __init__(self, folder: Storage, record: RunRecord, tracker: Tracker, options: TrainOptions) -> None:
+        super().__init__(folder, record, tracker, options)
+        num_updates = Config.from_dict(record.config).training.num_updates
+        self.view = TrainingProgress(record.name, num_updates, quiet=not options.progress)
+        self.store = CheckpointStore(folder.child("checkpoints"), options.keep_checkpoints)
+        self.pictures = folder.child("samples")
+        self.history: list[dict[str, Any]] = []
+        self.status: Status = "failed"
+        self.reason = self.input_error = ""
+        self._logged: set[int] = set()
+        self._resume_command = _command_to_resume(record.name, options)
+
+    def resume(self, run_id: str) -> None:
+        """Continue the run in the tracker, and keep which evaluations it has."""
+        self._logged = self.tracker.resume(run_id)
+
+    def started(self, event: Started) -> None:
+        """Take over the history of the checkpoint that is resumed."""
+        self.history = list(event.history)
+        for entry in self.history:  # a driver that was killed may not have logged all of them
+            content = self.pictures.read_bytes(picture_name(entry["update"]))
+            self._log_evaluation(entry["update"], entry["metrics"], content)
+        if event.updates or event.attempt > 1:
+            self.view.print(f"Resuming from update {event.updates} (workers: {event.num_workers}).")
+
+    def evaluated(self, event: Evaluated) -> None:
+        """Log and print the metrics."""
+        self.history.append({"update": event.updates, "metrics": event.metrics})
+        self._log_evaluation(event.updates, event.metrics, event.files["samples.png"])
+        self.view.evaluated(event.updates, event.metrics)
+
+    def checkpoint_damaged(self, event: CheckpointDamaged) -> None:
+        """Print a warning."""
+        self.view.print(f"warning: {event.reason}; using an older checkpoint")
+
+    def worker_died(self, event: WorkerDied) -> None:
+        """Print that the workers are restarted, unless they have reported why they ended."""
+        if not (self.reason or self.input_error):
+            self.view.print(f"A worker ended ({event.reason}); restarting the workers.")
+
+    def finished(self, event: Finished) -> None:
+        """Set the status."""
+        self.status = "finished"
+
+    def stopped(self, event: Stopped) -> None:
+        """Set the status."""
+        self.status = "stopped"
+
+    def failed(self, event: Failed) -> None:
+        """Keep the reason for the end of the run."""
+        self.reason = event.reason
+
+    def input_rejected(self, event: InputRejected) -> None:
+        """Keep the reason as an error in the user's input."""
+        self.input_error = event.reason
+
+    def close(self, status: Status) -> None:
+        """End the run in the tracker, record the status, and print how to resume if there is no model."""
+        self.tracker.tag({"status": status} | ({"reason": self.reason[:500]} if self.reason else {}))
+        super().close(status)
+
+    def _write_record(self, status: Status) -> None:
+        try:
+            super()._write_record(status)
+        except OSError as error:  # a full disk must not hide why the training ended
+            self.view.print(f"warning: {self.folder} could not be written ({error.strerror or error})")
+
+    def _print_end(self, status: Status) -> None:
+        next_line = f"next: {self._resume_command}"
+        if status == "stopped":
+            saved = self.store.updates()
+            newest = (
+                f"the newest checkpoint is that of update {saved[-1]}"
+                if saved
+                else "there is no checkpoint yet"
+            )
+            self.view.print(f"Stopped; {newest}.\n{next_line}")
+        elif status == "failed" and not self.input_error:
+            self.view.print(f"error: {self.reason or 'the workers ended without a result'}\n{next_line}")
+
+    def _log_evaluation(self, updates: int, metrics: dict[str, float], picture: bytes | None) -> None:
+        """Send an evaluation to the tracker unless it is there already.
+
+        The metrics go last, since their steps tell a resumed run which evaluations the tracker has.
+        """
+        if updates in self._logged:
+            return
+        self._logged.add(updates)
+        if picture is not None:
+            with Image.open(io.BytesIO(picture)) as file:
+                self.tracker.log_picture(file.copy(), updates)
+        self.tracker.log(metrics, updates)
+
+
+def _command_to_resume(name: str, options: TrainOptions) -> str:
+    """Command that resumes a run, with the flags that are not the default and not in the run's record."""
+    if options.data.startswith(IN_MEMORY):
+        return f"run_training(data, name={name!r}, resume=True), with the same data"
+    words = ["python", "-m", "workflows.train", "--resume", "--name", name]
+    defaults = TrainFlags()
+    for field in ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
+        value = getattr(options, field)
+        if value != getattr(defaults, field):
+            words += [f"--{field.replace('_', '-')}", redact(str(value))]
+    return shlex.join(words)

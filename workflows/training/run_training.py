@@ -1,0 +1,221 @@
+"""The driver of a training (the process of train.py): loads the data, runs the workers, publishes the model.
+
+The docstring of `workflows.training` explains how driver, coordinator and workers work together.
+"""
+
+import dataclasses
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import ray
+from torch import Tensor
+
+from diffusion.config import Config
+from diffusion.data.dataset import Dataset
+from diffusion.data.sources import DataSource
+from diffusion.devices import default_device
+from diffusion.errors import InputError
+from diffusion.manifest import MANIFEST, write_manifest
+from diffusion.metrics import BEST_UPDATE, OBJECTIVE, TEST_PREFIX, VAL_ELBO_WINDOW, metrics_of_best
+from diffusion.networks.build import build_network
+from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
+from diffusion.training.train_step import check_precision
+from export.to_onnx import ParityError
+from workflows.cli.resume import model_folder
+from workflows.cli.run_options import TrainOptions
+from workflows.data.load import LoadedData, load_or_stream, prepare_data
+from workflows.publishing.artifacts import write_model_artifacts
+from workflows.publishing.final_metrics import metrics_on_test_split
+from workflows.publishing.provenance import provenance
+from workflows.publishing.registration import upload_model
+from workflows.publishing.summary import file_lines, next_lines, quality_lines, weights_line
+from workflows.ray_runtime.session import start_ray, stop_ray
+from workflows.status import Outcome, Status
+from workflows.storage.run_record import RunRecord
+from workflows.terminal import TrainingProgress, display_path
+from workflows.tracking.tracker import resolve_tracking_uri, tracker_class
+from workflows.training.base_logger import check_unchanged
+from workflows.training.dry_run import describe_training
+from workflows.training.run_logger import RunLogger
+from workflows.training.worker import TrainingJob
+from workflows.training.worker_group import WorkerGroupError, WorkerResources, plan_workers, run_worker_group
+
+_MAX_RESTARTS = 20
+
+
+def run_training(options: TrainOptions, source: DataSource, record: RunRecord | None) -> Outcome:
+    """Train a model, or resume its training.
+
+    Args:
+        options: options from the command line.
+        source: the opened data.
+        record: record of the run to resume, or None for a new run.
+
+    Raises:
+        InputError: the tracking store, the data, the network, the workers or the run cannot be used.
+    """
+    config = options.config()
+    uri = resolve_tracking_uri(options.tracking_uri)
+    try:
+        if not options.dry_run:
+            tracker_class(uri).check_store(uri, may_create=False)  # fail before the data are loaded
+        dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
+        build_network(config, dataset.spec.shape, dataset.spec.num_classes)
+        if reason := config.infeasible_reason():
+            raise InputError(f"this schedule cannot run ({reason})")
+        weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None
+        config, data = prepare_data(config, dataset)
+        if record is not None:
+            check_unchanged(record, config, dataset)  # fail early: before Ray is started
+        start_ray(options.verbose)
+        min_workers, max_workers = options.workers
+        resources = plan_workers(min_workers, max_workers=max_workers if max_workers > min_workers else None)
+        if not resources.uses_gpus:
+            check_precision(
+                config.training, default_device(use_cuda=False, num_workers=resources.num_workers)
+            )
+        if options.dry_run:
+            describe_training(config, data, resources)
+            return Outcome("finished")
+        log = RunLogger.open(options, config, dataset, record, uri)
+        log.tracker.tag(
+            {"data_fingerprint": dataset.spec.fingerprint, "num_workers": str(options.num_workers)}
+        )
+        return _train(log, config, data, resources, weights)
+    except Exception:
+        stop_ray()
+        raise
+
+
+def _train(
+    log: RunLogger,
+    config: Config,
+    data: LoadedData,
+    resources: WorkerResources,
+    weights: dict[str, Tensor] | None,
+) -> Outcome:
+    origin = provenance(log.tracker.run_id, data.dataset)
+    initial = None if weights is None else ray.put(weights)
+    job = TrainingJob(config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures)
+    status: Status = "failed"
+    try:
+        with log.view, _handle_interrupts(log.view) as stop_requested:
+            run_worker_group(job, resources, log.on_event, log.view.progressed, stop_requested, _MAX_RESTARTS)
+        stop_ray()  # publishing the model needs the CPU cores
+        if log.status == "finished":
+            for line in _publish_model(log, data, origin):
+                log.view.print(line)
+        status = log.status
+    except (WorkerGroupError, ParityError) as error:
+        log.reason = log.reason or str(error)
+    except KeyboardInterrupt:
+        status = "stopped"
+        raise
+    finally:
+        log.close(status)
+    if log.input_error:
+        raise InputError(log.input_error)
+    finished = status == "finished"
+    return Outcome(status, str(log.folder), has_model=finished, reason="" if finished else log.reason)
+
+
+def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) -> list[str]:
+    """Evaluate the trained model on the test split, export it to the run's `model/` and to the tracker.
+
+    Returns:
+        Lines of a summary to print.
+    """
+    log.view.print("evaluating the model on the test split")
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = log.store.load_newest(Path(scratch) / "checkpoint", log.view.print)
+        assert checkpoint is not None, "a finished training has a checkpoint"
+        model, state, _ = read_checkpoint(checkpoint)
+        model = best_model(model, state)
+        held_out = metrics_of_best({entry["update"]: entry["metrics"] for entry in log.history})
+        last = log.history[-1]["update"]
+        update = int(held_out.get(BEST_UPDATE, last))
+        metrics = {**held_out, **metrics_on_test_split(model, data.dataset, data.features)}
+        folder = Path(scratch) / "model"
+        write_model_artifacts(
+            dataclasses.replace(model, provenance={**origin, "update": update, "metrics": metrics}),
+            data.dataset,
+            data.features,
+            folder,
+            log.view.print,
+        )
+        write_manifest(folder, {"update": update})
+        # File by file, the manifest last: unlike a checkpoint, the folder is never replaced by another model.
+        published = log.folder.child("model")
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+            published.write_bytes(path.name, path.read_bytes())
+        test = {name: value for name, value in metrics.items() if name.startswith(TEST_PREFIX)}
+        if not log.tracker.has_test_metrics:  # else an earlier session was killed between here and the end
+            log.tracker.log(test, last)
+            log.tracker.tag({"best_update": str(update)})
+        upload_model(log.tracker, folder, "model")
+        log.tracker.flush()
+    return _summary(log, metrics)
+
+
+def _summary(log: RunLogger, metrics: dict[str, float]) -> list[str]:
+    folder = f"{display_path(log.folder)}/model"
+    last = log.history[-1]
+    return [
+        "",
+        weights_line(int(metrics.get(BEST_UPDATE, last["update"])), last["update"], metrics[OBJECTIVE]),
+        f"  {VAL_ELBO_WINDOW} {metrics[VAL_ELBO_WINDOW]:.4f} nats/dim",
+        *quality_lines(metrics),
+        "",
+        *file_lines(folder),
+        "",
+        *next_lines(folder, log.tracker, is_local=log.folder.is_local),
+    ]
+
+
+@contextmanager
+def _handle_interrupts(view: TrainingProgress) -> Iterator[Callable[[], bool]]:
+    """Handle Ctrl-C and SIGTERM: the first requests a clean stop, the second raises KeyboardInterrupt.
+
+    Yields:
+        A callable that returns whether a stop was requested.
+    """
+    requested: list[bool] = []
+
+    def handler(*_signal: object) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(True)
+        view.print("Stopping after a checkpoint; press Ctrl-C again to stop immediately.")
+
+    # Python calls signal handlers in the main thread, and only that may set them.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
+
+
+def _initial_weights(path: str, config: Config, dataset: Dataset) -> dict[str, Tensor]:
+    """Averaged weights of another model.
+
+    Raises:
+        InputError: there is no model, or its weights do not fit this network.
+    """
+    given = TrainedModel.load(model_folder(path)).network.state_dict()
+    expected = build_network(config, dataset.spec.shape, dataset.spec.num_classes).state_dict()
+    for name in [*expected, *given]:
+        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (given, expected)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"--init-from {path}: {name} has shape {shapes[0]} there and {shapes[1]} here; give a model "
+                "of the same network and data shape"
+            )
+    return given
