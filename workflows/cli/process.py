@@ -1,14 +1,29 @@
 """Run the main function of a command as a process. Needs only the standard library."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from diffusion.errors import InputError
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Call main with the process's arguments and exit with its status; bad input exits with 2."""
+    """Call main with the process's arguments and exit with its status; bad input exits with 2.
+
+    The process ends after Python's exit handlers, before C++ destructors: Ray's threads outlive
+    `ray.shutdown`, and one that uses what a destructor has freed kills a process that has done its work.
+    """
+    status = 1  # of an exception that nobody expected
+
+    def end_process() -> None:
+        with suppress(OSError):  # nobody reads the output any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+    atexit.register(end_process)  # the handler that is registered first runs last
     try:
         status = main(sys.argv[1:])
     except InputError as error:
@@ -18,4 +33,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # a normal exit would let each of Ray's running threads print that it is being shut down
+    except SystemExit as error:  # of the parser of the command line
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
     sys.exit(status)

@@ -1,5 +1,6 @@
 """Ray session of this process: start or join Ray without log output, and stop cleanly on SIGTERM."""
 
+import gc
 import logging
 import os
 import signal
@@ -79,6 +80,7 @@ def stop_ray() -> None:
     """End the Ray session that `start_ray` started; one that was running before is left alone."""
     global _started_here
     if _started_here:
+        gc.collect()  # Ray's handles in reference cycles: a thread that frees one during the shutdown crashes
         ray.shutdown()
     _started_here = False
 

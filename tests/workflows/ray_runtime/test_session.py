@@ -1,0 +1,47 @@
+"""Starting and stopping Ray, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# A thread collects garbage from the moment when Ray marks the driver as disconnected: with handles in
+# reference cycles left to it, Ray ends the process ("The core worker has already been shutdown").
+GARBAGE_OF_RAY = """
+import gc
+import threading
+import ray
+from ray._private.worker import global_worker
+from workflows.ray_runtime.session import start_ray, stop_ray
+
+start_ray(verbose=False)
+gc.disable()  # so that what is collected when does not depend on chance
+for number in range(20_000):
+    cycle = [ray.put(number)]
+    cycle.append(cycle)
+del cycle
+
+def collect():
+    while global_worker.connected:
+        pass
+    gc.collect()
+
+thread = threading.Thread(target=collect, daemon=True)
+thread.start()
+stop_ray()
+thread.join()
+start_ray(verbose=False)
+print(ray.get(ray.put("usable again")))
+stop_ray()
+"""
+
+
+@pytest.mark.slow
+def test_another_thread_may_collect_garbage_while_ray_stops():
+    result = subprocess.run(
+        [sys.executable, "-c", GARBAGE_OF_RAY], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    assert (result.returncode, result.stdout) == (0, "usable again\n"), result.stderr
