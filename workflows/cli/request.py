@@ -61,9 +61,8 @@ def tune_defaults(record: RunRecord | None, *, limits_time: bool) -> tuple[TuneO
         limits_time: whether a time budget is given; the number of trials is then unlimited.
     """
     if record is not None:
-        config = Config.from_dict(record.config)
         names = {"name": record.name, "experiment": record.experiment}
-        return TuneOptions.for_run(config, record.options, **names), {}
+        return TuneOptions.for_run(record.config, record.options, **names), {}
     defaults = TuneOptions(training=_ANY_BATCH)
     if not limits_time:
         return defaults, {}
@@ -81,8 +80,7 @@ def train_defaults(record: RunRecord | None, init_from: str | None) -> tuple[Tra
         InputError: there is no such model.
     """
     if record is not None:
-        config = Config.from_dict(record.config)
-        return TrainOptions.for_config(config, name=record.name, experiment=record.experiment), {}
+        return TrainOptions.for_config(record.config, name=record.name, experiment=record.experiment), {}
     defaults = TrainOptions(training=_ANY_BATCH)
     if not init_from:
         return defaults, {}

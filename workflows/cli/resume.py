@@ -69,7 +69,7 @@ def run_to_resume(flags: RunFlags, data: str | None, command: Command) -> RunRec
         for record in records
         if record is not None
         and (record.command, record.status != "finished") == (command, True)
-        and data in (None, record.config["data"]["name"])
+        and data in (None, record.config.data.name)
         and flags.experiment in (None, record.experiment)
     ]
     if not matching:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import check_format, package_version
+from diffusion.files import FormatError, check_format, package_version
 from workflows.status import Status
 from workflows.storage.storage import Storage
 
@@ -30,7 +30,7 @@ class RunRecord:
         name: name of the run and of its folder.
         experiment: name of its MLflow experiment.
         run_id: ID of its MLflow run.
-        config: its config as nested dictionaries.
+        config: its config.
         data_fingerprint: fingerprint of the data it trains on.
         status: last known status; `running` may also mean that the process was killed.
         command: program that created the run.
@@ -43,7 +43,7 @@ class RunRecord:
     name: str
     experiment: str
     run_id: str
-    config: dict[str, Any]
+    config: Config
     data_fingerprint: str
     status: Status = "running"
     command: Command = "train"
@@ -67,7 +67,8 @@ def read_record(folder: Storage) -> RunRecord | None:
     """Record in a run's folder, or None if it is missing or damaged.
 
     Raises:
-        FormatError: another version of ray-ddpm wrote it, in a format that this one does not know.
+        FormatError: another version of ray-ddpm wrote it, in a format or with a parameter that this one does
+            not know.
     """
     try:
         tree = json.loads(folder.read_text(_FILE) or "null")
@@ -78,9 +79,11 @@ def read_record(folder: Storage) -> RunRecord | None:
     written_by = tree.pop("ray_ddpm_version", None)
     check_format(f"{folder}/{_FILE}", tree.pop("format_version", 1), _READABLE_FORMATS, written_by)
     try:
-        return RunRecord(**tree)
-    except TypeError:
+        return RunRecord(**(tree | {"config": Config.from_dict(tree["config"])}))
+    except (TypeError, KeyError):
         return None
+    except InputError as error:
+        raise FormatError(f"{folder}/{_FILE}: {error}") from error
 
 
 def check_same_config(given: Config, recorded: Config) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion.config import Config
 from diffusion.errors import InputError
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.environment import shared_location
@@ -38,7 +37,7 @@ class SweepLogger(BaseLogger[TuneOptions]):
     def __init__(self, folder: Storage, record: RunRecord, tracker: Tracker, options: TuneOptions) -> None:
         super().__init__(folder, record, tracker, options)
         num_trials = options.num_trials if options.num_trials < UNLIMITED else None
-        num_updates = Config.from_dict(record.config).training.num_updates
+        num_updates = record.config.training.num_updates
         self.view = SweepTable(record.name, num_trials, num_updates, quiet=not options.progress)
         self.directory, self.experiment = folder.path, record.experiment
         self.records = TrialRecords(folder.path)

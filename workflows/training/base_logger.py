@@ -90,7 +90,7 @@ class BaseLogger(Generic[Options]):
                 name,
                 experiment,
                 run_id,
-                config.to_dict(),
+                config,
                 dataset.spec.fingerprint,
                 command=cls.command,
                 options=cls.saved_options(options),
@@ -152,7 +152,7 @@ def check_unchanged(
         InputError: something differs.
     """
     noun = "sweep" if record.command == "tune" else "run"
-    check_same_config(config, Config.from_dict(record.config))
+    check_same_config(config, record.config)
     for name, value in (options or {}).items():
         # The record was read from JSON, where tuples are lists.
         if _with_lists(value) != _with_lists(record.options[name]):

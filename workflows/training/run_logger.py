@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion.config import IN_MEMORY, Config
+from diffusion.config import IN_MEMORY
 from workflows.cli.run_options import TrainFlags, TrainOptions
 from workflows.redaction import redact
 from workflows.status import Status
@@ -50,7 +50,7 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
 
     def __init__(self, folder: Storage, record: RunRecord, tracker: Tracker, options: TrainOptions) -> None:
         super().__init__(folder, record, tracker, options)
-        num_updates = Config.from_dict(record.config).training.num_updates
+        num_updates = record.config.training.num_updates
         self.view = TrainingProgress(record.name, num_updates, quiet=not options.progress)
         self.store = CheckpointStore(folder.child("checkpoints"), options.keep_checkpoints)
         self.pictures = folder.child("samples")

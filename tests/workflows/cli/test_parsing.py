@@ -163,7 +163,7 @@ def test_a_resumed_sweep_keeps_its_options(tmp_path):
     )
     options = tune_options(flags.split())
     record = RunRecord(
-        "mine", "e", "id", options.config().to_dict(), "f", command="tune", options=options.resume_options()
+        "mine", "e", "id", options.config(), "f", command="tune", options=options.resume_options()
     )
     folder = tmp_path / "mine"
     folder.mkdir()

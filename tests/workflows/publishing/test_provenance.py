@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from diffusion.config import Config
 from workflows.publishing import provenance
 from workflows.publishing.provenance import command_line, git_state, package_versions, session_provenance
 from workflows.storage.run_record import RunRecord, read_record
@@ -101,7 +102,7 @@ def test_gpus_are_named_one_by_one(monkeypatch):
 
 
 def test_a_record_keeps_every_session_and_no_secret(tmp_path, monkeypatch):
-    record = RunRecord("one", "shapes", "0" * 32, {}, "f" * 64)
+    record = RunRecord("one", "shapes", "0" * 32, Config(), "f" * 64)
     folder = Storage(str(tmp_path))
     for flag in ("--data", "--resume"):
         monkeypatch.setattr(sys, "argv", ["train.py", flag, "--tracking-uri", "http://me:s3cr3t@host"])

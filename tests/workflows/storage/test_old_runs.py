@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffusion.config import Config
 from diffusion.data.dataset import load_dataset
 from diffusion.errors import InputError
 from diffusion.files import FormatError, check_format
@@ -47,7 +46,7 @@ def test_its_options_are_those_of_the_record(runs):
     command_line = parse_train_options(["--resume", "--output-dir", str(runs)])
     (_, options), record = command_line.open_data(), command_line.record
     assert options.training.num_updates == 20_000 and options.network.hidden_size == 8
-    check_same_config(options.config(), Config.from_dict(record.config))
+    check_same_config(options.config(), record.config)
 
 
 def test_its_checkpoint_loads_and_the_training_goes_on(checkpoint, runs):

@@ -9,6 +9,7 @@ import pytest
 from diffusion.config import Config
 from diffusion.data.dataset import DataSpec
 from diffusion.errors import InputError
+from diffusion.files import FormatError
 from diffusion.networks.build import build_network
 from diffusion.presets import preset
 from diffusion.training.checkpoints import TrainedModel
@@ -24,8 +25,7 @@ def runs(tmp_path):
 
 
 def write_record(runs, name, status="stopped", started=1.0, data="heart", experiment="shapes"):
-    config = json.loads(json.dumps(preset(data).to_dict()))  # as it is read back: JSON has no tuples
-    record = RunRecord(name, experiment, "0" * 32, config, "f" * 64, started=started)
+    record = RunRecord(name, experiment, "0" * 32, preset(data), "f" * 64, started=started)
     return record.write(runs.child(name), status)
 
 
@@ -36,7 +36,7 @@ def flags(runs, **options):
 def test_a_written_record_is_read_back_with_its_config(runs):
     record = write_record(runs, "one")
     assert read_record(runs.child("one")) == record and record.status == "stopped"
-    assert Config.from_dict(read_record(runs.child("one")).config) == preset("heart")
+    assert read_record(runs.child("one")).config == preset("heart")
     record.write(runs.child("one"), "finished")
     assert read_record(runs.child("one")) == replace(record, status="finished")
 
@@ -46,6 +46,18 @@ def test_a_record_that_cannot_be_read_is_none(runs, text):
     if text is not None:
         runs.child("one").write_text("run.json", text)
     assert read_record(runs.child("one")) is None
+
+
+def test_a_parameter_that_only_another_version_knows_is_refused_in_one_line(runs):
+    write_record(runs, "one")
+    folder = runs.child("one")
+    tree = json.loads(folder.read_text("run.json"))
+    tree["config"]["training"]["momentum"] = 0.9
+    folder.write_text("run.json", json.dumps(tree))
+    with pytest.raises(FormatError, match="run.json: .*momentum"):
+        read_record(folder)
+    write_record(runs, "two")
+    assert run_to_resume(flags(runs), None, "train").name == "two"
 
 
 def test_the_newest_unfinished_run_is_resumed_by_default(runs):

@@ -363,7 +363,7 @@ def stopped_run(here, database):
     np.savetxt(table, rows, delimiter=",", header="x,y", comments="")
     config = TrainOptions.for_data(str(table)).config()
     fingerprint = load_dataset(config.data).spec.fingerprint
-    record = RunRecord("cut", "table", "0" * 32, config.to_dict(), fingerprint)
+    record = RunRecord("cut", "table", "0" * 32, config, fingerprint)
     record.write(Storage(str(here.folder / "runs")).child("cut"), "stopped")
     return table, rows
 
