@@ -1,5 +1,6 @@
 """Data sets that are known by a name: digits, heart, and those of torchvision."""
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -31,10 +32,15 @@ class Heart(DataSource):
 
     def load(self) -> RawData:
         """Compute the points."""
-        u = np.random.default_rng(42).uniform(0.0, 2.0 * np.pi, 8000)
-        x = 16.0 * np.sin(u) ** 3
-        y = 13.0 * np.cos(u) - 5.0 * np.cos(2.0 * u) - 2.0 * np.cos(3.0 * u) - np.cos(4.0 * u)
-        return RawData(values=np.stack([x, y], axis=1) / 5.0, columns=("x", "y"))
+        angles = np.random.default_rng(42).uniform(0.0, 2.0 * np.pi, 8000)
+        points = [_heart_curve(angle) for angle in angles.tolist()]
+        return RawData(values=np.array(points) / 5.0, columns=("x", "y"))
+
+
+def _heart_curve(u: float) -> tuple[float, float]:
+    """Point of the curve at angle u, by the C library: NumPy's last bit depends on the processor."""
+    cos = math.cos
+    return 16.0 * math.sin(u) ** 3, 13.0 * cos(u) - 5.0 * cos(2.0 * u) - 2.0 * cos(3.0 * u) - cos(4.0 * u)
 
 
 class _TorchvisionSource(DataSource):
