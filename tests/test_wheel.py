@@ -27,7 +27,7 @@ COMMANDS = (
 )  # fmt: skip
 # Runs commands one after another, as `python -m` does, in one process: most of their time is imports.
 RUN_ALL = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, os, runpy, sys
 results = []
 for command in json.loads(sys.argv[1]):
     sys.argv, output, status = command, io.StringIO(), 0
@@ -37,7 +37,8 @@ for command in json.loads(sys.argv[1]):
         except SystemExit as exit:
             status = exit.code or 0
     results.append((status, output.getvalue()))
-print(json.dumps(results))
+print(json.dumps(results), flush=True)
+os._exit(0)  # each command has asked for an exit with its own status
 """
 
 
