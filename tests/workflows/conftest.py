@@ -14,7 +14,7 @@ set_defaults(verbose=True)  # before the import: Ray reads RAY_AUTH_MODE when it
 
 import ray  # noqa: E402
 
-from workflows.cli.process import run  # noqa: E402
+from workflows.cli.process import exit_status  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +43,7 @@ class InProcess:
         main = importlib.import_module(f"workflows.{self._script}").main
         self._monkeypatch.chdir(folder or self.folder)
         self._monkeypatch.setattr(sys, "argv", [f"{self._script}.py", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            run(main)
-        return caught.value.code, *self._capsys.readouterr()
+        return exit_status(main, arguments), *self._capsys.readouterr()
 
     def refused(self, arguments, folder=None):
         """Run a command that is refused and writes nothing; returns its one-line error."""

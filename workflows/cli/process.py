@@ -9,8 +9,17 @@ from contextlib import suppress
 from diffusion.errors import InputError
 
 
+def exit_status(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Call main with arguments; bad input is printed in one line and gives status 2."""
+    try:
+        return main(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Call main with the process's arguments and exit with its status; bad input exits with 2.
+    """Call main with the process's arguments, and end the process with its exit status.
 
     The process ends after Python's exit handlers, before C++ destructors: Ray's threads outlive
     `ray.shutdown`, and one that uses what a destructor has freed kills a process that has done its work.
@@ -25,10 +34,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     atexit.register(end_process)  # the handler that is registered first runs last
     try:
-        status = main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = exit_status(main, sys.argv[1:])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -16,7 +16,6 @@ from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.registry import DATA_SOURCES
 from workflows.cli.parsing import parse_train_options, parse_tune_options
-from workflows.cli.process import run
 from workflows.cli.tune_options import UNLIMITED
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
@@ -184,17 +183,6 @@ def test_a_resumed_sweep_keeps_its_options(tmp_path):
     record.write(Storage(str(folder)), "finished")
     with pytest.raises(InputError, match="finished"):
         parse_tune_options([*resume, "--name", "mine"])
-
-
-def test_bad_input_exits_with_status_2_and_one_line(monkeypatch, capsys):
-    def main(_arguments):
-        raise InputError("--x 1: give 2")
-
-    monkeypatch.setattr(sys, "argv", ["tune.py"])
-    with pytest.raises(SystemExit) as caught:
-        run(main)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: --x 1: give 2\n"
 
 
 def test_help_is_short_and_help_all_shows_the_tree(capsys):
