@@ -34,33 +34,42 @@ def test_one_worker_needs_no_group():
     assert distributed.all_gather(torch.tensor([3.0, 4.0]), 2).tolist() == [3.0, 4.0]
 
 
-def _worker(rank, world_size, port, work, results):
+def _worker(rank, world_size, port, jobs, results):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-    results.put((rank, work(rank)))
-    distributed.barrier()  # a worker that exits while another still communicates with it aborts
+    while (work := jobs.get()) is not None:
+        results.put((rank, work(rank)))
     os._exit(0)  # gloo's threads may abort a process that exits normally
 
 
-def run_workers(work, world_size=2):
-    """Results of `work(rank)` in `world_size` processes, by rank."""
+@pytest.fixture(scope="module")
+def run_workers():
+    """Function from `work` to the results of `work(rank)` in two processes of one group, by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
+    jobs, results = [context.Queue(), context.Queue()], context.Queue()
     processes = [
-        context.Process(target=_worker, args=(rank, world_size, port, work, results))
-        for rank in range(world_size)
+        context.Process(target=_worker, args=(rank, 2, port, queue, results), daemon=True)
+        for rank, queue in enumerate(jobs)
     ]
     for process in processes:
         process.start()
+
+    def run(work):
+        for queue in jobs:
+            queue.put(work)
+        by_rank = dict(results.get(timeout=120) for _ in processes)
+        return [by_rank[0], by_rank[1]]
+
+    yield run
+    for queue in jobs:
+        queue.put(None)
     for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * world_size
-    by_rank = dict(results.get() for _ in processes)
-    return [by_rank[rank] for rank in range(world_size)]
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def _gather(rank):
@@ -73,7 +82,7 @@ def _gather(rank):
     return equal, same_types, with_nan.isnan().tolist()
 
 
-def test_gathered_shards_are_the_whole_in_order_on_every_worker():
+def test_gathered_shards_are_the_whole_in_order_on_every_worker(run_workers):
     """Also if one worker's shard is empty; NaN keeps its position."""
     assert run_workers(_gather) == [([True] * 4, True, [False, True])] * 2
 
@@ -92,7 +101,7 @@ def _train(rank, **values):
     return live, [(result.updates, result.metrics["train/mse"]) for result in reports]
 
 
-def test_two_workers_have_equal_weights_and_learn_what_one_learns():
+def test_two_workers_have_equal_weights_and_learn_what_one_learns(run_workers):
     (weights, reports), (other_weights, other_reports) = run_workers(_train)
     assert weights == other_weights
     assert other_reports == [], "only rank 0 reports"
@@ -109,7 +118,7 @@ def _train_by_importance(rank):
     return _train(rank, timestep_sampling="importance", weighting="min_snr", loss="huber")
 
 
-def test_two_workers_share_the_losses_for_importance_sampling():
+def test_two_workers_share_the_losses_for_importance_sampling(run_workers):
     (weights, reports), (other_weights, _) = run_workers(_train_by_importance)
     assert weights == other_weights
     alone, reports_alone = _train_by_importance(0)
@@ -137,7 +146,7 @@ def _stop_on_rank_1(rank):
     return None
 
 
-def test_all_workers_stop_at_the_same_update_on_the_request_of_one():
+def test_all_workers_stop_at_the_same_update_on_the_request_of_one(run_workers):
     assert run_workers(_stop_on_rank_1) == [(60, [60]), (60, [])]
 
 
@@ -150,6 +159,6 @@ def _diverge(rank):
     return None
 
 
-def test_all_workers_raise_when_the_training_diverges():
+def test_all_workers_raise_when_the_training_diverges(run_workers):
     first, second = run_workers(_diverge)
     assert first == second and "no longer a finite number" in first

@@ -4,6 +4,7 @@ import itertools
 import os
 import pickle
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -303,45 +304,24 @@ def test_batches_are_on_the_requested_device(streamed):
     assert streamed.train.device.type == "cpu"
 
 
-@ray.remote(num_cpus=1)
-class Worker:
-    """Stand-in for a training worker that holds a CPU core."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def batches(self, count):
-        order = epochs(len(self.dataset.train), 30, seed=1)
-        return [batch.numpy() for batch in itertools.islice(self.dataset.train.batches(order), count)]
-
-
-def test_workers_that_hold_all_cpus_still_get_batches(streamed, in_memory):
-    """Decoding reserves no CPU: otherwise it would wait for the workers that wait for it."""
-    reference = ray.put(streamed)
-    workers = [Worker.remote(reference) for _ in range(int(ray.cluster_resources()["CPU"]))]
-    try:
-        results = ray.get([worker.batches.remote(12) for worker in workers], timeout=120)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-    expected = list(itertools.islice(in_memory.train.batches(epochs(len(in_memory.train), 30, seed=1)), 12))
-    for batches in results:
-        for one, other in zip(batches, expected, strict=True):
-            np.testing.assert_array_equal(one, other.numpy())
-
-
-def streaming_trial(values, dataset):
-    """Function of a trial; Tune starts each trial in a placement group of its own."""
+def streaming_trial(values, dataset, folder):
+    """Function of a trial that holds a CPU core, and streams while the other trial holds another."""
+    (folder / str(values["seed"])).touch()
+    while len(list(folder.iterdir())) < ray.cluster_resources()["CPU"]:
+        time.sleep(0.05)
     order = epochs(len(dataset.train), 30, seed=values["seed"])
     batches = itertools.islice(dataset.train.batches(order), 12)
     tune.report({"total": float(sum(batch.double().sum() for batch in batches))})
 
 
-def test_concurrent_trials_of_a_sweep_can_stream(streamed, in_memory, tmp_path):
-    trainable = tune.with_resources(tune.with_parameters(streaming_trial, dataset=streamed), {"cpu": 1})
+def test_trials_that_hold_all_cpus_still_get_batches(streamed, in_memory, tmp_path):
+    """Decoding reserves no CPU: otherwise it would wait for the trials that wait for it."""
+    (tmp_path / "started").mkdir()
+    parameters = {"dataset": streamed, "folder": tmp_path / "started"}
+    trainable = tune.with_resources(tune.with_parameters(streaming_trial, **parameters), {"cpu": 1})
     tuner = tune.Tuner(
         trainable,
-        param_space={"seed": tune.grid_search([0, 1])},
+        param_space={"seed": tune.grid_search(list(range(int(ray.cluster_resources()["CPU"]))))},
         run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     )
     for result in tuner.fit():
