@@ -21,33 +21,33 @@ CLUSTER ?= ray_cluster.yaml
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
 
-# tests/conftest.py has the order.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-NOT_SLOW := not slow and not faults and not cluster
+# tests/conftest.py has the order. Three processes keep two cores busy: many tests wait for others to start.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+PYTEST_USUAL := $(PYTEST) -n 3 -m "not slow and not faults and not cluster"
 
 test: $(VENV)/test.stamp
-	$(PYTEST) -m "$(NOT_SLOW)"
+	$(PYTEST_USUAL)
 
 test-quick: $(VENV)/test.stamp
-	$(PYTEST) -m "$(NOT_SLOW) and not long"
+	$(PYTEST) -n 2 -m "not slow and not faults and not cluster and not long"
 
 # Python starts coverage in every process that sees these variables.
 coverage: export COVERAGE_PROCESS_START := $(CURDIR)/pyproject.toml
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage/data
 coverage: $(VENV)/test.stamp
 	rm -rf .coverage && mkdir .coverage
-	$(PYTEST) -m "$(NOT_SLOW)"
+	$(PYTEST_USUAL)
 	COVERAGE_PROCESS_START= $(BIN)/coverage combine --quiet
 	COVERAGE_PROCESS_START= $(BIN)/coverage report
 
 test-slow: $(VENV)/test.stamp
-	$(PYTEST) --durations 12 -m slow
+	$(PYTEST) -n 2 --durations 12 -m slow
 
 test-faults: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m faults
 
 test-cluster: $(VENV)/test.stamp
-	$(PYTEST) --durations 6 -m cluster
+	$(PYTEST) -n 2 --durations 6 -m cluster
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -5,15 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Modules that train, export or start processes: `make test-quick` leaves them out. Paths below tests/, the
 # longest first: with one of them left to the end, the other processes would wait for it.
 LONG = (
     "workflows/training/test_run_training.py",
+    "workflows/test_api",
     "workflows/training/test_worker_group.py",
     "workflows/sweep/test_sweep_resume.py",
     "workflows/sweep/test_run_sweep.py",
-    "workflows/test_api",
     "workflows/tracking",
     "workflows/data",
     "diffusion/training/test_loop.py",
@@ -35,6 +36,12 @@ LONG = (
     "workflows/storage/test_old_runs.py",
     "workflows/cli/test_main.py",
 )
+
+# The same examples in every run, and no test fails because the machine is busy.
+settings.register_profile(
+    "project", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("project")
 
 # Several tests run at a time, each with its processes: more threads than cores slow all of them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

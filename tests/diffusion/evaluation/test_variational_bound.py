@@ -310,7 +310,7 @@ LEVELS = {"digits": (4.9, 6.0, 0, 16), "8 bits": (120.0, 70.0, 0, 255), "two": (
 
 
 @given(st.sampled_from(sorted(LEVELS)), st.floats(-8.0, 8.0), st.floats(1e-8, 4.0))
-@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_probabilities_of_the_levels_add_up_to_one(name, mean, variance):
     centre, scale, lowest, highest = LEVELS[name]
     decoder = DiscretisedGaussian([centre], [scale], (lowest, highest))

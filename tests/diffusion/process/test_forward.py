@@ -177,7 +177,7 @@ def test_at_the_first_timestep_the_posterior_is_x_0(schedule, batch):
     st.sampled_from(["epsilon", "sample", "v_prediction"]),
     st.sampled_from([to_epsilon, to_x_0, to_v]),
 )
-@settings(deadline=None, derandomize=True, database=None, max_examples=100)
+@settings(max_examples=100)
 def test_conversions_round_trip_on_every_schedule(num_train_timesteps, beta_end, prediction_type, convert):
     """Any output is unchanged after a conversion and the inverse conversion."""
     schedule = NoiseSchedule(linear_betas(num_train_timesteps, min(1e-3, beta_end), beta_end))

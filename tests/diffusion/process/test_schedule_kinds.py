@@ -55,7 +55,7 @@ def test_zero_terminal_snr_agrees_with_diffusers(build):
 @given(
     st.sampled_from(sorted(BETA_RANGE_KINDS)), st.integers(1, 300), st.floats(1e-6, 0.9), st.floats(0.0, 1.0)
 )
-@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+@settings(max_examples=200)
 def test_betas_increase_within_the_requested_range(kind, num_train_timesteps, beta_start, fraction):
     beta_end = beta_start + fraction * (0.99 - beta_start)
     betas = BETA_RANGE_KINDS[kind](num_train_timesteps, beta_start, beta_end)

@@ -47,7 +47,7 @@ def test_cosine_alphas_cumprod_follow_the_squared_cosine_up_to_the_limit():
 
 
 @given(st.integers(1, 500), st.floats(0.0, 1.0), st.floats(0.01, 0.999))
-@settings(deadline=None, derandomize=True, database=None, max_examples=50)
+@settings(max_examples=50)
 def test_cosine_betas_are_valid_and_never_above_the_limit(num_train_timesteps, s, max_beta):
     betas = cosine_betas(num_train_timesteps, s, max_beta)
     assert betas.shape == (num_train_timesteps,)
@@ -175,7 +175,7 @@ def schedules_and_steps(draw):
 
 
 @given(schedules_and_steps(), st.sampled_from(SPACINGS))
-@settings(deadline=None, derandomize=True, database=None, max_examples=300)
+@settings(max_examples=300)
 def test_respacing_gives_S_distinct_decreasing_timesteps(schedule_and_steps, spacing):
     schedule, steps = schedule_and_steps
     timesteps = respaced_timesteps(schedule, steps, spacing)
@@ -196,7 +196,7 @@ def test_respacing_to_T_steps_gives_every_timestep(num_train_timesteps, spacing)
 
 
 @given(schedules_and_steps())
-@settings(deadline=None, derandomize=True, database=None, max_examples=100)
+@settings(max_examples=100)
 def test_spacings_include_the_documented_ends(schedule_and_steps):
     schedule, steps = schedule_and_steps
     last = schedule.num_train_timesteps - 1

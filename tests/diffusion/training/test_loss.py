@@ -235,7 +235,7 @@ def test_the_vlb_loss_is_the_bound(gaussian_denoiser, prediction_type):
     st.floats(1e-4, 0.3),
     st.booleans(),
 )
-@settings(deadline=None, derandomize=True, database=None, max_examples=150)
+@settings(max_examples=150)
 def test_weights_are_finite_and_equivalent_for_every_prediction_type(
     num_train_timesteps, prediction_type, weighting, beta_start, zero_terminal
 ):

@@ -37,7 +37,7 @@ def test_each_index_of_a_stratified_batch_is_uniform():
 
 
 @given(st.integers(1, 2000), st.integers(1, 300))
-@settings(deadline=None, derandomize=True, database=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_stratified_batch_has_one_draw_in_each_of_its_equal_parts(num_train_timesteps, count):
     timesteps = np.sort(
         stratified_timesteps(num_train_timesteps, count, generator(num_train_timesteps)).numpy()

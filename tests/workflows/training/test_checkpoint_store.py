@@ -94,7 +94,7 @@ def test_the_newest_and_the_best_are_kept(storage):
     assert store.best() == "000000002"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 4),
     st.lists(st.none() | st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=12),

@@ -1,9 +1,8 @@
-"""train.py: a real training on two workers, and input that is refused. One run serves most tests here."""
+"""train.py: a real training on two workers. One run serves most tests here."""
 
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,16 +17,11 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from diffusion.data.dataset import load_dataset
 from diffusion.manifest import read_manifest
 from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
 from export.sampler import Sampler
-from workflows.cli.parsing import parse_train_options
-from workflows.cli.run_options import TrainOptions
-from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore
-from workflows.training.run_logger import RunLogger
 
 ROOT = Path(__file__).parents[3]
 SMALL = (
@@ -207,18 +201,6 @@ def test_a_finished_run_is_not_resumed(training, here):
     assert "--resume --name one" in message and "finished" in message
 
 
-@pytest.fixture
-def here(in_process):
-    return in_process("train")
-
-
-@pytest.fixture
-def database(_empty_database, tmp_path_factory):
-    """Flags for an MLflow database that exists already, outside the current folder."""
-    path = shutil.copy(_empty_database, tmp_path_factory.mktemp("store") / "mlflow.db")
-    return ["--tracking-uri", f"sqlite:///{path}"]
-
-
 def test_training_can_start_from_another_models_weights(training, here, run_folder, database):
     """--init-from takes the network from the other run's folder as well; the run itself is a new one."""
     few = ["--training.num-updates", "1", "--training.learning-rate", "1e-12", "--name", "two", *database]
@@ -245,166 +227,6 @@ def test_initial_weights_that_do_not_fit_are_refused(training, here, run_folder,
         assert f"--init-from {run_folder / 'model'}" in message and "shape" in message
 
 
-def test_a_dry_run_describes_the_training_and_writes_nothing(training, here, database):
-    client = MlflowClient(database[1])
-    runs_before = len(client.search_runs([each.experiment_id for each in client.search_experiments()]))
-    status, output, errors = here(["--data", "heart", "--num-workers", "2", "--dry-run", *database])
-    assert (status, errors) == (0, "")
-    for words in (
-        "10000 updates of 256",
-        "5600 examples",
-        "workers   2, each with 1 CPU thread",
-        "alphas_cumprod",
-    ):
-        assert words in output
-    assert re.search(r"about \d[\d.]* (s|min|h)\b", output) and "█" in output and "log-SNR" in output
-    assert not list(here.folder.iterdir())
-    assert (
-        len(client.search_runs([each.experiment_id for each in client.search_experiments()])) == runs_before
-    )
-
-
-def test_too_many_workers_are_refused(here, database):
-    message = here.refused(
-        ["--data", "heart", "--num-workers", "4000", "--training.batch-size", "4000", *database]
-    )
-    assert message.startswith("error: --num-workers 4000: the cluster has ")
-
-
-def test_half_precision_that_cpus_do_not_support_is_refused(here, database):
-    message = here.refused(["--data", "heart", "--training.precision", "fp16", *database])
-    assert "--training.precision fp16" in message and "bf16" in message
-
-
-def images(folder, count=60, size=16):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    return folder
-
-
-def empty_folder(data):
-    data.mkdir()
-
-
-def corrupt_image(data):
-    (images(data) / "30.png").write_bytes((data / "30.png").read_bytes()[:100])
-
-
-def too_few_images(data):
-    images(data, count=9)
-
-
-def images_of_6(data):
-    images(data, size=6)
-
-
-def not_a_number(data):
-    data.write_text("x,y,kind\n" + "1,2,a\n3,4,b\n" * 40 + "5,nan,a\n")
-
-
-def not_a_table(data):
-    data.write_bytes(b"\x00\x01\x02")
-
-
-@pytest.mark.parametrize(
-    ("make", "name", "arguments", "words"),
-    [
-        (empty_folder, "photos", "", ["photos holds no images"]),
-        (corrupt_image, "photos", "", ["30.png", "--skip-bad-images"]),
-        (too_few_images, "photos", "", ["9 examples: too few"]),
-        (images_of_6, "photos", "", ["--image-size 6", "8 or more"]),
-        (images, "photos", "--image-size 4", ["--image-size 4", "from 8"]),
-        (
-            images,
-            "photos",
-            "--network.channel-multipliers 1 2 2 2",
-            ["--network.channel-multipliers", "4 levels", "16x16", "1 to 3"],
-        ),
-        (images, "photos", "--label-column kind", ["--label-column kind", "only tables"]),
-        (not_a_number, "table.csv", "", ["table.csv", "row 81", "column y"]),
-        (not_a_number, "table.csv", "--label-column colour", ["--label-column colour", "x, y, kind"]),
-        (
-            not_a_number,
-            "table.csv",
-            "--label-column kind --horizontal-flips",
-            ["--horizontal-flips", "points"],
-        ),
-        (not_a_number, "table.csv", "--network.kind unet --label-column y", ["table.csv", "row"]),
-        (not_a_table, "table.parquet", "", ["table.parquet cannot be read"]),
-        (not_a_table, "gone.csv", "--data nowhere.csv", ["--data nowhere.csv"]),
-    ],
-)
-def test_unusable_data_is_refused_in_one_line(here, database, make, name, arguments, words):
-    make(here.folder / name)
-    message = here.refused(["--data", name, *arguments.split(), *database])
-    for word in words:
-        assert word in message
-
-
-def test_bad_images_can_be_skipped(here, database):
-    corrupt_image(here.folder / "photos")
-    status, output, errors = here(
-        ["--data", "photos", "--skip-bad-images", "--image-size", "8", "--dry-run", *database]
-    )
-    assert (status, errors) == (0, "")
-    train, val, test = map(
-        int, re.search(r"(\d+) examples .* (\d+) for val.* (\d+) for testing", output).groups()
-    )
-    assert train + val + test == 59
-
-
-@pytest.fixture
-def stopped_run(here, database):
-    """A stopped run on a table: only its record, without a training; returns the table and its rows."""
-    rows = np.random.default_rng(0).normal(size=(200, 2))
-    table = here.folder / "table.csv"
-    np.savetxt(table, rows, delimiter=",", header="x,y", comments="")
-    config = TrainOptions.for_data(str(table)).config()
-    fingerprint = load_dataset(config.data).spec.fingerprint
-    record = RunRecord("cut", "table", "0" * 32, config, fingerprint)
-    record.write(Storage(str(here.folder / "runs")).child("cut"), "stopped")
-    return table, rows
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--training.learning-rate 0.5", ["--training.learning-rate 0.5", "0.001"]),
-        ("--seed 7", ["--seed 7", "0"]),
-        ("--network.dropout 0.5", ["--network.dropout 0.5", "0.0"]),
-        ("--training.num-updates 20000", ["--training.num-updates 20000", "10000"]),
-        ("--training.num-epochs 1", ["--training.num-updates", "10000"]),
-        ("--data heart", ["--data heart", "table.csv"]),
-        ("--num-workers 4000 --training.batch-size 4000", ["--training.batch-size 4000", "256"]),
-        ("--init-from runs/cut", ["--init-from", "--resume"]),
-    ],
-)
-def test_a_run_is_resumed_only_with_its_own_config(here, stopped_run, database, arguments, words):
-    message = here.refused(["--resume", "--name", "cut", *arguments.split(), *database])
-    for word in words:
-        assert word in message
-
-
-def test_a_run_is_not_resumed_with_data_that_have_changed(here, stopped_run, database):
-    table, rows = stopped_run
-    rows[17, 1] += 0.5
-    np.savetxt(table, rows, delimiter=",", header="x,y", comments="")
-    message = here.refused(["--resume", "--name", "cut", *database])
-    assert "table.csv have changed" in message
-
-
-def test_a_run_is_resumed_only_in_the_mlflow_store_that_has_it(here, stopped_run, database):
-    message = here.refused(["--resume", "--name", "cut", *database])
-    assert "--tracking-uri" in message and "has no run 000000" in message
-
-
-def test_resuming_without_an_unfinished_run_is_refused(here):
-    assert "--resume --name nope" in here.refused(["--resume", "--name", "nope"])
-    assert "no unfinished run" in here.refused(["--resume"])
-
-
 def test_a_run_that_was_killed_while_publishing_is_finished_without_duplicate_steps(training, here, tmp_path):
     """As after a kill between sending the last metrics to MLflow and recording the run as finished."""
     shutil.copytree(training[0], tmp_path / "copy")
@@ -424,44 +246,3 @@ def test_a_run_that_was_killed_while_publishing_is_finished_without_duplicate_st
         steps = [entry.step for entry in client.get_metric_history(record["run_id"], name)]
         assert len(steps) == len(set(steps)), name
     assert client.get_run(record["run_id"]).info.status == "FINISHED"
-
-
-class SilentTracker:
-    """Replaces the connection to MLflow."""
-
-    name, unsent, run_id = "MLflow", 0, "0" * 32
-
-    def __init__(self, uri, experiment):
-        self.uri = uri
-
-    def start(self, name, params, folder=None, *, reuse=False):
-        return self.run_id
-
-    def tag(self, tags):
-        pass
-
-    def close(self, status):
-        pass
-
-
-@pytest.mark.parametrize("store", ["", "sqlite:///store/mlflow.db"])
-@pytest.mark.parametrize("status", ["stopped", "failed"])
-def test_the_printed_command_resumes_the_run_with_the_same_options(
-    monkeypatch, tmp_path, capsys, store, status
-):
-    """That includes its folder, its MLflow store and the number of workers, on which the weights depend."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("workflows.training.base_logger.open_tracker", SilentTracker)
-    given = "--data heart --num-workers 2 --keep-checkpoints 50 --output-dir elsewhere --name cut".split()
-    _, options = parse_train_options([*given, *(["--tracking-uri", store] if store else [])]).open_data()
-    dataset = load_dataset(options.config().data)
-    log = RunLogger.open(options, options.config(), dataset, None, store or "sqlite:////somewhere/mlflow.db")
-    capsys.readouterr()
-    log.close(status)
-    command = re.search(r"next: python -m workflows\.train (.*)", capsys.readouterr().out)[1]
-    command_line = parse_train_options(shlex.split(command))
-    resumed, record = command_line.options, command_line.record
-    assert record is not None and record.run_id == SilentTracker.run_id and resumed.resume
-    assert resumed.config() == options.config()
-    for name in ("name", "num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
-        assert getattr(resumed, name) == getattr(options, name), name
