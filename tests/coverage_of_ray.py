@@ -1,4 +1,4 @@
-"""Plugin of coverage: Ray kills its workers without Python's exit handlers, so they save their data as they go."""
+"""Plugin of coverage: Ray kills its workers without exit handlers, so they save their data as they go."""
 
 import sys
 import threading
