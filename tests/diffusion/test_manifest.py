@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffusion import manifest
 from diffusion.errors import InputError
-from diffusion.manifest import DamagedError, add_facts, read_manifest, write_manifest
+from diffusion.manifest import MANIFEST, DamagedError, add_facts, read_manifest, write_manifest
 
 FACTS = {"update": 1200, "objective": 0.125, "words": ["ä", "b"]}
 NAMES = ["a.bin", "b.txt", "empty"]
@@ -139,6 +139,12 @@ def test_a_folder_instead_of_a_file_is_damage(folder):
     (folder / "b.txt").unlink()
     (folder / "b.txt").mkdir()
     assert_damaged(folder, "b.txt")
+
+
+def test_a_folder_instead_of_the_manifest_is_damage(folder):
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).mkdir()
+    assert "cannot be read" in assert_damaged(folder, MANIFEST)
 
 
 def test_additional_files_are_ignored(folder):

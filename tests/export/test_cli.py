@@ -176,6 +176,16 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(arguments, capsys):
     assert "error" in last
 
 
+def test_ctrl_c_is_one_line_and_writes_nothing(point_file, tmp_path, capsys, monkeypatch):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sampler, "sample", interrupt)
+    assert main([str(point_file), "--output", str(tmp_path / "samples.npy")]) == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
+    assert not list(tmp_path.glob("samples*"))
+
+
 def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -283,6 +284,21 @@ def test_a_failed_comparison_writes_nothing_and_returns_1(
     assert main([str(model_folder), "--output", str(output)]) == 1
     assert output.read_bytes() == b"an older file"
     assert [entry.name for entry in output.parent.iterdir()] == ["sampler.onnx"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_an_older_file(model_folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "sampler.onnx"
+    output.write_bytes(b"an older file")
+
+    def fail(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_bytes", fail)
+        message = refused(capsys, model_folder, "--output", output)
+    assert f"--output {output} cannot be written (No space left on device)" in message
+    assert output.read_bytes() == b"an older file"
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"sampler.onnx", model_folder.name}
 
 
 def test_a_missing_model_folder_is_refused_by_name(tmp_path, capsys):

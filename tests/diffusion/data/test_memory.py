@@ -144,6 +144,7 @@ def test_a_dataset_of_tensors_is_read_once_and_in_order():
             "data of type Stream: give a name",
         ),
         (3, "data of type int"),
+        ([[[1.0, 2.0], [3.0]]] * 40, "item 0 of the data is list"),
         (Pictures(list(PIXELS[:9])), "too few for three splits"),
         (pd.DataFrame({"a": ["x"] * 40}), "the DataFrame: row 1, column a holds 'x'"),
     ],
@@ -163,11 +164,18 @@ def test_what_cannot_be_used_is_refused_in_one_line(data, message):
         ({}, [1, 2], "2 labels for 40 examples"),
         ({}, [0.5] * 40, "label 0.5: give numbers or names"),
         ({}, ["a", 1] * 20, "label 'a': give numbers or names"),
+        ({}, [[1], [1, 2]] * 20, r"label \[1\]: give numbers or names"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(config, labels, message):
     with pytest.raises(InputError, match=message):
         dataset_from_memory(PIXELS, DataConfig(**config), labels)
+
+
+def test_a_table_has_one_source_of_labels():
+    frame = pd.DataFrame({"a": range(40), "b": range(40), "kind": ["x", "y"] * 20})
+    with pytest.raises(InputError, match="give one of the two"):
+        dataset_from_memory(frame, DataConfig(label_column="kind"), [0, 1] * 20)
 
 
 def test_data_in_memory_cannot_be_opened_by_their_name():

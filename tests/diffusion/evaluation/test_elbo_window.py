@@ -390,6 +390,14 @@ def test_examples_that_are_all_equal_determine_no_detail():
     assert log_snr_window(torch.ones(5, 2), value_step=0.1)[1] == pytest.approx(-math.log(0.1**2 / 12.0))
 
 
+def test_the_window_of_large_images_starts_where_that_of_small_ones_does():
+    """Above 1,024 values the largest singular value is not that of a full decomposition."""
+    few = normal(60, 12, 30.0)
+    many = torch.nn.functional.pad(few, (0, 1200))
+    assert log_snr_window(many, 0.1)[0] == pytest.approx(log_snr_window(few, 0.1)[0], rel=1e-4)
+    assert log_snr_window(few, 0.1)[0] < -8.0, "it depends on the singular value"
+
+
 def test_images_are_flattened_for_the_window():
     images = normal(50, 12, 30.0).reshape(50, 3, 2, 2)
     assert log_snr_window(images, 0.1) == log_snr_window(images.flatten(1), 0.1)
