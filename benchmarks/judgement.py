@@ -9,7 +9,8 @@ Trains configs drawn from the default search space of tune.py to their end, on l
 be drawn without end and on pictures; measures each as a sweep does, and by `benchmarks.judgement_truth` on
 fresh examples. Whatever is already in the folder is kept, so the command can be interrupted, and be asked
 for more configs, data and budgets later. Writes benchmarks/results/judgement/DATA-FRACTION.csv (every
-trial) and benchmarks/results/judgement.md, which says of each table what was measured.
+trial), pairs/DATA-FRACTION.csv there (every two trials as a sweep's confirmation compares them) and
+benchmarks/results/judgement.md, which says of each table what was measured.
 
 With `--training-seeds N` it trains the preset's own config with N seeds instead, and writes
 benchmarks/results/judgement/seeds/DATA-FRACTION.csv: how far another seed alone moves what is judged by.
@@ -19,6 +20,7 @@ of the preset's updates, takes a tenth of that; run both for both tables.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -40,10 +42,14 @@ from diffusion.data.dataset import load_dataset
 from diffusion.evaluation.elbo_window import elbo_window
 from diffusion.evaluation.evaluator import Evaluator
 from diffusion.evaluation.features import fit_features
+from diffusion.evaluation.measured_objective import MeasuredObjective
 from diffusion.presets import preset
 from diffusion.process.generate import generate
 from diffusion.training.checkpoints import TrainedModel
 from diffusion.training.loop import EvaluationResult, Training, TrainingDiverged
+from workflows.data.load import LoadedData
+from workflows.sweep.confirmation import Confirmation
+from workflows.sweep.decision import MAX_ROUNDS, TRAINING_SEED_ERRORS, compare_finalists
 
 NUM_CONFIGS = 24
 WINDOW_ENDS = (1.0, 3.0, 5.0, 7.0, 9.0)
@@ -203,6 +209,37 @@ def write_table(folder: Path, name: str, budget_fraction: float) -> None:
     table.to_csv(RESULTS / f"{name}-{budget_fraction:g}.csv", index=False)
 
 
+def write_pairs(folder: Path, name: str, budget_fraction: float) -> None:
+    """Write the differences between every two trials as a sweep's confirmation measures them.
+
+    Like it, draws more samples for two trials that are not told apart.
+    """
+    torch.set_num_threads(1)
+    found = sorted((folder / f"{name}-{budget_fraction:g}").glob("*/elbo.npy"))  # not of those that diverged
+    dataset = load_dataset(TrainedModel.load(found[0].parent).config.data)
+    seed_error = TRAINING_SEED_ERRORS[dataset.spec.kind]
+    data = LoadedData(dataset, fit_features(dataset, "auto"))
+    confirmation = Confirmation(data, seed_error, notify=lambda line: None)
+    trials = []
+    for path in found:
+        bound = np.load(path)
+        objective = MeasuredObjective(bound.mean(), per_example=bound)
+        trials.append(confirmation.add(str(int(path.parent.name)), TrainedModel.load(path.parent), objective))
+    rows = []
+    for first, second in itertools.combinations(trials, 2):
+        for round in range(MAX_ROUNDS + 1):
+            comparison = confirmation.compare(first.name, second.name, round)
+            row = {"first": first.name, "second": second.name, "round": round}
+            for metric, difference in comparison.distances.items():
+                row |= {metric: difference.value, metric + names.STANDARD_ERROR: difference.standard_error}
+            rows.append(row | {names.NUM_SAMPLES: comparison.num_samples})
+            if compare_finalists(first, second, comparison) is not None:
+                break
+    pairs = RESULTS / "pairs"
+    pairs.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(pairs / f"{name}-{budget_fraction:g}.csv", index=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps data, models and judgements; default: only report")
@@ -234,6 +271,11 @@ def main() -> None:
                 name, number, _, fraction = futures[future]
                 print(f"{place}/{len(jobs)}: {name}, {fraction:g} of the budget, number {number}", flush=True)
                 write(options.folder, name, fraction)
+            if not options.training_seeds:
+                tables = itertools.product(options.data, options.budget_fraction)
+                compared = [pool.submit(write_pairs, options.folder, *table) for table in tables]
+                for each in as_completed(compared):
+                    each.result()
     print(write_report())
 
 

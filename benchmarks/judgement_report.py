@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from diffusion.evaluation.distances import Estimate
 from diffusion.evaluation.sample_metrics import copies_training_data
 from workflows.sweep.asha import SuccessiveHalving
 from workflows.sweep.decision import (
+    MAX_ROUNDS,
     TRAINING_SEED_ERRORS,
     Comparison,
     Finalist,
@@ -97,12 +99,15 @@ def finished(table: pd.DataFrame) -> NDArray[np.bool_]:
     return ends
 
 
-def champion(table: pd.DataFrame) -> int:
-    """Row that tune.py ships by `workflows.sweep.decision`, from one confirmation of each finalist.
+def champion(table: pd.DataFrame, pairs: pd.DataFrame | None = None) -> int:
+    """Row that tune.py ships by `workflows.sweep.decision`.
 
-    Errors of the differences of samples are those of independent samples, larger than the paired ones that
-    a sweep measures, and the first two get no further samples: where a sweep tells two finalists apart by
-    either, this does not.
+    Args:
+        table: the trials.
+        pairs: the differences of every two trials by `write_pairs` of `benchmarks.judgement`. None: one
+            confirmation of each finalist, with errors as of independent samples, which are larger than the
+            paired ones that a sweep measures, and without further samples; where a sweep tells two finalists
+            apart by either, this does not.
     """
     rows = {str(trial): row for trial, (_, row) in zip(table["trial"], table.iterrows(), strict=True)}
     values = {name: row[names.VAL_ELBO_WINDOW] for name, row in rows.items()}
@@ -117,7 +122,21 @@ def champion(table: pd.DataFrame) -> int:
         column = names.SAMPLE_PREFIX + metric
         return Estimate(rows[name][column], rows[name][column + names.STANDARD_ERROR])
 
-    def compare(first: str, second: str, _round: int) -> Comparison:
+    measured: dict[tuple[str, str, int], Comparison] = {}
+    for pair in [] if pairs is None else pairs.to_dict("records"):
+        first, second, round = str(pair["first"]), str(pair["second"]), pair["round"]
+        if {first, second} <= rows.keys():
+            distances = {
+                metric: Estimate(pair[metric], pair[metric + names.STANDARD_ERROR])
+                for metric in (names.DISTANCE, names.AUC)
+            }
+            comparison = Comparison(objective(first, second), distances, pair[names.NUM_SAMPLES])
+            measured[first, second, round] = comparison
+            measured[second, first, round] = comparison.reversed()
+
+    def compare(first: str, second: str, round: int) -> Comparison:
+        if pairs is not None:
+            return measured[first, second, round]
         distances = {}
         for metric in (names.DISTANCE, names.AUC):
             one, other = distance(first, metric), distance(second, metric)
@@ -138,7 +157,7 @@ def champion(table: pd.DataFrame) -> int:
         )
         for name in choose_finalists({name: objective(name, best) for name in rows})
     ]
-    return list(rows).index(decide(finalists, compare, max_rounds=0).champion)
+    return list(rows).index(decide(finalists, compare, MAX_ROUNDS if pairs is not None else 0).champion)
 
 
 def _lowest(column: str) -> Pick:
@@ -193,14 +212,18 @@ def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
         size = min(_SWEEP_SIZE, round(0.75 * len(table)))
         if size < 4:
             continue
+        pairs = RESULTS / "pairs" / f"{name}.csv"
+        picks = _PICKS | {
+            "the champion": partial(champion, pairs=pd.read_csv(pairs) if pairs.exists() else None)
+        }
         rng = np.random.default_rng(0)
-        found: dict[str, list[float]] = {pick: [] for pick in _PICKS}
+        found: dict[str, list[float]] = {pick: [] for pick in picks}
         for _ in range(_NUM_SWEEPS):
             sweep = table.iloc[rng.choice(len(table), size, replace=False)].reset_index(drop=True)
             ends = np.flatnonzero(finished(sweep))
             truth = truths(sweep).to_numpy()
             best, median = truth.min(axis=0), np.median(truth, axis=0)
-            for label, pick in _PICKS.items():
+            for label, pick in picks.items():
                 chosen = ends[pick(sweep.iloc[ends])]
                 found[label].append(float(((truth[chosen] - best) / (median - best)).mean()))
         cells = [

@@ -114,6 +114,20 @@ def test_the_champion_is_that_of_the_objective_unless_both_distances_prefer_anot
     assert champion(table.iloc[order[4:]]) == 0, "of a part of the trials"
 
 
+def test_pairs_that_were_measured_with_more_samples_decide(table):
+    """Both objectives are the same; trial 5 is cheaper, but the last round of samples prefers trial 7."""
+    table = table.assign(**{"val/elbo_window": 0.1, "parameters": [10] * 5 + [1] + [10] * 10})
+    errors = {"distance_se": 0.1, "auc_se": 0.1}
+    pairs = pd.DataFrame(
+        {"first": 5, "second": 7, "round": round, "num_samples": 100 * 2**round} | values | errors
+        for round, values in enumerate([{"distance": 0.0, "auc": 0.0}] * 2 + [{"distance": 1.0, "auc": 1.0}])
+    )
+    for rows in ([5, 7], [7, 5]):
+        assert rows[champion(table.iloc[rows])] == 5
+        assert rows[champion(table.iloc[rows], pairs)] == 7
+        assert rows[champion(table.iloc[rows], pairs.assign(auc=0.0))] == 5
+
+
 def test_the_report_says_what_was_measured_and_how_well(table, tmp_path, monkeypatch):
     monkeypatch.setattr(judgement_report, "FILE", tmp_path / "judgement.md")
     monkeypatch.setattr(judgement_report, "RESULTS", tmp_path / "judgement")

@@ -48,13 +48,13 @@ class Confirmation:
         self._measure = SampleMetrics(data.dataset, data.dataset.val[:], data.features)
         self._models: dict[str, TrainedModel] = {}
         self._objectives: dict[str, MeasuredObjective] = {}
-        self._samples: dict[str, list[Tensor]] = {}  # by round, those of earlier rounds left out
+        self._samples: dict[tuple[str, int], Tensor] = {}  # by name and round
         self.metrics: dict[str, dict[str, float]] = {}
 
     def add(self, name: str, model: TrainedModel, objective: MeasuredObjective) -> Finalist:
         """Draw the first samples of a finalist and measure them."""
         self._notify(f"confirming {name} with fresh seeds")
-        self._models[name], self._objectives[name], self._samples[name] = model, objective, []
+        self._models[name], self._objectives[name] = model, objective
         found = self._measure.compute(self._samples_of(name, 0))
         num_evaluations = len(model.table.timesteps)
         metrics = {SAMPLE_PREFIX + key: float(value) for key, value in found.items()}
@@ -87,11 +87,13 @@ class Confirmation:
 
     def _samples_of(self, name: str, round: int) -> Tensor:
         """All samples of a finalist up to a round: normalised, [num_samples * 2^round, *shape]."""
-        model, drawn = self._models[name], self._samples[name]
-        evaluator = Evaluator(model.config, self._data.dataset, self._data.features)
-        base = 2 * model.config.metrics.num_samples
-        while len(drawn) <= round:
-            count = base * 2 ** max(0, len(drawn) - 1)
-            seed = confirmation_seed(model.config.metrics.seed, len(drawn))
-            drawn.append(evaluator.samples(model.network, num_samples=count, seed=seed))
-        return torch.cat(drawn[: round + 1]) if round else drawn[0]  # itself: its metrics are known
+        if (name, round) not in self._samples:
+            model = self._models[name]
+            evaluator = Evaluator(model.config, self._data.dataset, self._data.features)
+            count = 2 * model.config.metrics.num_samples * 2 ** max(0, round - 1)
+            seed = confirmation_seed(model.config.metrics.seed, round)
+            drawn = evaluator.samples(model.network, num_samples=count, seed=seed)
+            self._samples[name, round] = (
+                torch.cat([self._samples_of(name, round - 1), drawn]) if round else drawn
+            )
+        return self._samples[name, round]
