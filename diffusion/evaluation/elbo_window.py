@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion.devices import to_float64
@@ -67,7 +66,11 @@ def elbo_window(
 
     The network is measured at timesteps of its own schedule: at most `max_points` of them, evenly
     spread over the window, and the next one beyond each end. The error is interpolated linearly in
-    between. Below the last timestep's log-SNR, it is the error of the denoiser of N(0, I),
+    between. Each point of the window has noise of its own, with which the nearest of these timesteps is
+    measured. So a timestep of a coarse schedule is measured several times, and all schedules share most of
+    their noise, which cancels in differences.
+
+    Below the last timestep's log-SNR, the error is that of the denoiser of N(0, I),
     a^2 + a (1 - a) E|x_0|^2 / d with a = sigmoid(log-SNR). Above the first timestep's log-SNR the network
     says nothing: samplers return its x_0 there. That x_0 is taken as a normal law with the variance of its
     own error, and the error is that of the denoiser of this law, see `_above_first_timestep`. A schedule
@@ -99,16 +102,16 @@ def elbo_window(
         x_0 = x_0.clip(*clip)
     first, last = schedule.log_snr[0], schedule.log_snr[np.isfinite(schedule.log_snr)][-1]
     grid = np.linspace(low, high, max_points or math.ceil(_POINTS_PER_LOG_SNR * (high - low)) + 1)
-    timesteps, grid_indices = _timesteps_to_measure(schedule, grid)
+    measured = _timesteps_to_measure(schedule, grid)
+
+    def error(timestep: int, point: int) -> Float64Array:
+        noise_seed = _noise_seed(seed, point)
+        return _epsilon_error(network, schedule, x_0, timestep, prediction_type, clip, noise_seed, labels)
+
     errors = np.stack(
-        [
-            _epsilon_error(
-                network, schedule, x_0, int(t), prediction_type, clip, _noise_seed(seed, int(index)), labels
-            )
-            for t, index in zip(timesteps, grid_indices, strict=True)
-        ]
+        [np.mean([error(t, point) for point in points], axis=0) for t, points in measured.items()]
     )
-    nodes = schedule.log_snr[timesteps]
+    nodes = schedule.log_snr[list(measured)]
     weights = integration_weights(nodes, max(low, last), min(high, first))
     above = _above_first_timestep(errors[-1] * np.exp(-nodes[-1]), first, max(low, first), max(high, first))
     second_moment = to_float64(x_0).flatten(1).square().mean(dim=1).cpu().numpy()
@@ -151,12 +154,11 @@ def _above_first_timestep(squared: Float64Array, first: float, low: float, high:
     return integral(high) - integral(low)
 
 
-def _timesteps_to_measure(
-    schedule: NoiseSchedule, grid: Float64Array
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Timesteps in order of ascending log-SNR, and the index of the nearest grid point for each.
+def _timesteps_to_measure(schedule: NoiseSchedule, grid: Float64Array) -> dict[int, list[int]]:
+    """Timesteps in order of ascending log-SNR, each with the indices of the grid points it is measured for.
 
-    A timestep without any signal (log-SNR -inf) cannot be interpolated to, so it is left out: the closed
+    They are the grid points to which it is the nearest timestep, and at least the one nearest to it. A
+    timestep without any signal (log-SNR -inf) cannot be interpolated to, so it is left out: the closed
     form of the prior already applies from the timestep before it.
     """
     ascending = schedule.log_snr[::-1]
@@ -168,8 +170,12 @@ def _timesteps_to_measure(
     above = np.searchsorted(ascending, grid[-1], side="right")
     ends = [i for i in (below, above) if 0 <= i < ascending.size and np.isfinite(ascending[i])]
     indices = np.unique(np.concatenate([inside, np.array(ends, dtype=np.int64)]))
-    grid_indices = np.abs(grid[None, :] - ascending[indices, None]).argmin(axis=1)
-    return ascending.size - 1 - indices, grid_indices
+    distances = np.abs(grid[None, :] - ascending[indices, None])
+    points = [{int(point)} for point in distances.argmin(axis=1)]
+    for point in np.flatnonzero(grid >= ascending[indices[0]]):  # below, a closed form is used instead
+        points[distances[:, point].argmin()].add(int(point))
+    timesteps = ascending.size - 1 - indices
+    return {int(t): sorted(each) for t, each in zip(timesteps, points, strict=True)}
 
 
 def _noise_seed(seed: int, grid_index: int) -> int:
