@@ -1,5 +1,5 @@
 # make demo          create the environment, then sweep over handwritten digits
-# make test-quick    create the environment, then run the tests that take no training: a minute or two
+# make test-quick    create the environment, then run the tests that take no training: a minute
 # make test          create the environment, then run all tests but those below
 # make coverage      the same, and show the lines that no test ran, in any process
 # make test-slow     run tests that use a browser or kill servers and sweeps
