@@ -28,10 +28,10 @@ from workflows.training.worker_group import WorkerResources, run_worker_group  #
 
 
 def small_config() -> Config:
-    """About ten seconds of training, with many evaluations to resume from."""
+    """At least ten seconds of training, in which a machine can join, with evaluations to resume from."""
     return preset("digits").with_values(
         {
-            "training.num_updates": 8000,
+            "training.num_updates": 20_000,
             "training.num_evaluations": 16,
             "training.batch_size": 33,
             "network.hidden_size": 16,
