@@ -23,20 +23,20 @@ demo: $(VENV)/train.stamp
 
 # tests/conftest.py has the order. Three processes keep two cores busy: many tests wait for others to start.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
-PYTEST_USUAL := $(PYTEST) -n 3 -m "not slow and not faults and not cluster"
+NOT_SLOW := not slow and not faults and not cluster
 
 test: $(VENV)/test.stamp
-	$(PYTEST_USUAL)
+	$(PYTEST) -n 3 -m "$(NOT_SLOW)"
 
 test-quick: $(VENV)/test.stamp
-	$(PYTEST) -n 2 -m "not slow and not faults and not cluster and not long"
+	$(PYTEST) -n 2 -m "$(NOT_SLOW) and not long"
 
 # Python starts coverage in every process that sees these variables.
 coverage: export COVERAGE_PROCESS_START := $(CURDIR)/pyproject.toml
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage/data
 coverage: $(VENV)/test.stamp
 	rm -rf .coverage && mkdir .coverage
-	$(PYTEST_USUAL)
+	$(PYTEST) -n 3 -m "$(NOT_SLOW)"
 	COVERAGE_PROCESS_START= $(BIN)/coverage combine --quiet
 	COVERAGE_PROCESS_START= $(BIN)/coverage report
 
