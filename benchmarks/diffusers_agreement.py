@@ -6,24 +6,29 @@ Needs diffusers (extra `test`). Writes benchmarks/results/diffusers_agreement.md
 for each, the largest difference, and where the two differ on purpose.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
-from unittest import mock
 
 import diffusers
 import numpy as np
 import torch
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding, get_timestep_embedding
-from diffusers.schedulers import scheduling_ddpm
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.diffusers_reference import (
+    diffusers_trajectory,
+    our_trajectory,
+    relative_difference,
+    scheduler,
+    shared_noise,
+)
 from diffusion.networks.embeddings import sinusoidal_embedding
 from diffusion.process.forward import q_sample, to_epsilon, to_v, to_x_0
-from diffusion.process.samplers import PredictionType, SamplerTable, sampler_table, trajectory
+from diffusion.process.samplers import PredictionType, sampler_table
 from diffusion.process.schedules import (
     NoiseSchedule,
     Spacing,
@@ -41,8 +46,6 @@ T = 1000
 BETAS = (1e-4, 0.02)
 CLIP = (-0.8, 0.8)
 RESULTS = Path(__file__).parent / "results" / "diffusers_agreement.md"
-
-Denoiser = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,149 +83,6 @@ class Choice:
     option: str
     by_default: float
     with_option: float
-
-
-def denoise(x: Tensor, timestep: int) -> Tensor:
-    """An arbitrary smooth network, for which some x0 are outside the clip interval."""
-    return torch.sin(1.7 * x + 0.05 * timestep) + 0.3 * x.roll(1, dims=-1)
-
-
-def scheduler(
-    name: str,
-    schedule: NoiseSchedule,
-    *,
-    exact: bool = True,
-    prediction_type: PredictionType = "epsilon",
-    spacing: str = "trailing",
-    clip: tuple[float, float] | None = None,
-    variance: str = "beta_tilde",
-) -> Any:
-    """The scheduler of diffusers that corresponds to a sampler, with every other option off.
-
-    Args:
-        name: "ddpm", "ddim" or "dpmpp_2m".
-        schedule: schedule of the betas.
-        exact: whether to replace its float32 alphas_cumprod by those of the schedule in float64.
-        prediction_type: meaning of the network's output.
-        spacing: "leading", "trailing" or "linspace".
-        clip: interval (-c, c) for x0, or None; ignored by "dpmpp_2m", which does not clip.
-        variance: "beta_tilde" or "beta", for "ddpm".
-    """
-    options = {
-        "num_train_timesteps": schedule.num_train_timesteps,
-        "trained_betas": schedule.betas.tolist(),
-        "prediction_type": prediction_type,
-        "timestep_spacing": spacing,
-        "thresholding": False,
-        "steps_offset": 0,
-        "rescale_betas_zero_snr": False,
-    }
-    clipping = {"clip_sample": clip is not None, "clip_sample_range": clip[1] if clip else 1.0}
-    if name == "ddpm":
-        variance_type = {"beta_tilde": "fixed_small", "beta": "fixed_large"}[variance]
-        made = diffusers.DDPMScheduler(variance_type=variance_type, **options, **clipping)
-    elif name == "ddim":
-        made = diffusers.DDIMScheduler(set_alpha_to_one=True, **options, **clipping)
-    else:
-        made = diffusers.DPMSolverMultistepScheduler(
-            solver_order=2,
-            algorithm_type="dpmsolver++",
-            solver_type="midpoint",
-            lower_order_final=True,
-            euler_at_final=False,
-            use_karras_sigmas=False,
-            use_exponential_sigmas=False,
-            use_beta_sigmas=False,
-            use_lu_lambdas=False,
-            use_flow_sigmas=False,
-            use_dynamic_shifting=False,
-            final_sigmas_type="zero",
-            lambda_min_clipped=-float("inf"),
-            variance_type=None,
-            **options,
-        )
-    if exact:
-        made.betas = torch.tensor(schedule.betas)
-        made.alphas = torch.tensor(schedule.alphas)
-        made.alphas_cumprod = torch.tensor(schedule.alphas_cumprod)
-        made.one = made.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
-    return made
-
-
-def diffusers_trajectory(
-    sampler: str,
-    table: SamplerTable,
-    schedule: NoiseSchedule,
-    start: Tensor,
-    noise: Tensor,
-    network: Denoiser = denoise,
-    *,
-    eta: float = 0.0,
-    use_clipped_model_output: bool = True,
-    **options: Any,
-) -> Tensor:
-    """Sample with diffusers, at the timesteps and with the noise of one of our trajectories.
-
-    Args:
-        sampler: see `scheduler`.
-        table: our table; diffusers' own timesteps are used where its spacing gives the same ones.
-        schedule: schedule of the table.
-        start: [batch, ...], initial noise, float64.
-        noise: [rows, batch, ...], fresh noise of every row.
-        network: denoiser.
-        eta: as in `sampler_table`, for "ddim".
-        use_clipped_model_output: as in `sampler_table`, for "ddim".
-        options: those of `scheduler`.
-
-    Returns:
-        x after each row, [rows, batch, ...].
-    """
-    spacing = options.pop("spacing", "trailing")
-    custom = spacing == "logsnr"
-    made = scheduler(sampler, schedule, spacing="leading" if custom else spacing, **options)
-    if sampler == "dpmpp_2m" or custom:  # the former has spacings of its own
-        made.set_timesteps(timesteps=table.timesteps.tolist())
-    else:
-        made.set_timesteps(table.num_rows)
-    np.testing.assert_array_equal(made.timesteps, table.timesteps)
-    x, states = start, []
-    for timestep, z in zip(made.timesteps, noise, strict=True):
-        out = network(x, int(timestep))
-        if sampler == "ddim":
-            x = made.step(
-                out,
-                int(timestep),
-                x,
-                eta=eta,
-                use_clipped_model_output=use_clipped_model_output,
-                variance_noise=z,
-                return_dict=False,
-            )[0]
-        else:
-            with mock.patch.object(scheduling_ddpm, "randn_tensor", return_value=z):
-                x = made.step(out, timestep, x, return_dict=False)[0]
-        states.append(x)
-    return torch.stack(states)
-
-
-def our_trajectory(table: SamplerTable, start: Tensor, noise: Tensor, network: Denoiser = denoise) -> Tensor:
-    """x after each row of a table, [rows, batch, ...]."""
-    return torch.stack([x for x, _ in trajectory(network, start, table, lambda row: noise[row])])
-
-
-def shared_noise(num_rows: int, shape: tuple[int, ...] = (5, 2, 3)) -> tuple[Tensor, Tensor]:
-    """Initial noise, and fresh noise of every row; 0 in the last row, where diffusers may add some."""
-    generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(num_rows + 1, *shape, generator=generator, dtype=torch.float64)
-    noise[-1] = 0.0
-    return noise[0], noise[1:]
-
-
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference in a row, divided by the largest value in it; the worst row counts."""
-    axes = tuple(range(1, theirs.ndim))
-    largest = torch.maximum(ours.abs(), theirs.abs()).amax(axes)
-    return float(((ours - theirs).abs().amax(axes) / largest).max())
 
 
 def sampling_difference(

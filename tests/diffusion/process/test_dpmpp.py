@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.diffusers_agreement import (
+from benchmarks.diffusers_reference import (
     denoise,
     diffusers_trajectory,
     our_trajectory,
     relative_difference,
     shared_noise,
 )
-from diffusion.process.samplers import COEFFICIENTS, sampler_table, step, trajectory
+from diffusion.process.samplers import sampler_table, step, trajectory
 from diffusion.process.schedules import (
     NoiseSchedule,
     constant_betas,
@@ -21,20 +21,7 @@ from diffusion.process.schedules import (
     linear_betas,
     zero_terminal_snr,
 )
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-SPACINGS = ("leading", "trailing", "linspace", "logsnr")
-NUM_TRAIN_TIMESTEPS = 60
-CLIP = (-0.8, 0.8)
-
-
-@pytest.fixture(name="schedule")
-def _schedule():
-    return NoiseSchedule(linear_betas(NUM_TRAIN_TIMESTEPS, 1e-3, 0.2))
-
-
-def column(table, name):
-    return table.coefficients[:, COEFFICIENTS.index(name)]
+from tests.diffusion.process.conftest import CLIP, NUM_TRAIN_TIMESTEPS, PREDICTION_TYPES, SPACINGS
 
 
 def half_log_snr(schedule, table):
@@ -105,7 +92,7 @@ def test_rows_apply_the_formula_of_the_algorithm(schedule, rng, spacing, guard):
         expected = sigma_ratio * x - np.sqrt(alphas_cumprod[row + 1]) * (np.exp(-h) - 1.0) * extrapolated
         x_next, _ = step(table.coefficients[row], x, x0, x0_previous, 0.0)
         np.testing.assert_allclose(x_next, expected, rtol=1e-10, atol=1e-12)
-    np.testing.assert_array_equal(np.flatnonzero(column(table, "e")[:8] == 0.0), [0, *first_order])
+    np.testing.assert_array_equal(np.flatnonzero(table.column("e")[:8] == 0.0), [0, *first_order])
 
 
 def test_the_guard_makes_only_rows_with_a_long_step_first_order():
@@ -116,7 +103,7 @@ def test_the_guard_makes_only_rows_with_a_long_step_first_order():
     ddim = sampler_table(schedule, "ddim", 7)
     for guard, rows in ((3.0, [0, 2, 6]), (None, [0, 6]), (4.5, [0, 6]), (0.9, [0, 1, 2, 4, 6])):
         table = sampler_table(schedule, "dpmpp_2m", 7, step_ratio_guard=guard)
-        first_order = column(table, "e") == 0.0
+        first_order = table.column("e") == 0.0
         np.testing.assert_array_equal(np.flatnonzero(first_order), rows)
         np.testing.assert_allclose(table.coefficients[first_order], ddim.coefficients[first_order])
     default = sampler_table(schedule, "dpmpp_2m", 7).coefficients
@@ -131,11 +118,11 @@ def test_the_guard_bounds_the_extrapolation():
     for spacing, steps in product(SPACINGS, [5, 20, 100]):
         ddim = sampler_table(schedule, "ddim", steps, spacing=spacing)
         table = sampler_table(schedule, "dpmpp_2m", steps, spacing=spacing)
-        weight = -column(table, "e")[:-1] / column(ddim, "c")[:-1]
+        weight = -table.column("e")[:-1] / ddim.column("c")[:-1]
         assert weight.min() >= 0.0
         assert weight.max() <= 1.5 + 1e-9
     unguarded = sampler_table(schedule, "dpmpp_2m", 20, spacing="linspace", step_ratio_guard=None)
-    assert -column(unguarded, "e").min() > 1.5
+    assert -unguarded.column("e").min() > 1.5
 
 
 @pytest.mark.parametrize("guard", [0.0, -1.0, float("nan")])
@@ -148,8 +135,8 @@ def test_eta_and_variance_do_not_affect_2m(schedule):
     plain = sampler_table(schedule, "dpmpp_2m", 10)
     other = sampler_table(schedule, "dpmpp_2m", 10, eta=0.7, variance="beta", use_clipped_model_output=False)
     np.testing.assert_array_equal(other.coefficients, plain.coefficients)
-    assert not column(plain, "s").any()
-    assert not column(plain, "f").any()
+    assert not plain.column("s").any()
+    assert not plain.column("f").any()
 
 
 def window_errors(schedule, sampler, intervals, last_timestep, variance):
@@ -219,7 +206,7 @@ def test_from_zero_terminal_snr_2m_is_finite(gaussian_denoiser, spacing, steps, 
     assert table.alphas_cumprod[0] == 0.0
     assert np.isfinite(table.coefficients[:, :7]).all()
     # The first row is always of first order; the second is, because the step before it was infinite.
-    assert not column(table, "e")[:2].any()
+    assert not table.column("e")[:2].any()
     network = gaussian_denoiser(schedule, variance=1.0, mean=0.5, prediction_type=prediction_type)
     states = list(
         trajectory(lambda x, t: network(x, torch.tensor([t])), initial_noise(), table, lambda row: None)

@@ -4,28 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.diffusers_agreement import (
+from benchmarks.diffusers_reference import (
     diffusers_trajectory,
     our_trajectory,
     relative_difference,
     shared_noise,
 )
-from diffusion.process.samplers import COEFFICIENTS, SamplerTable, sampler_table, step, trajectory
+from diffusion.process.samplers import SamplerTable, sampler_table, step, trajectory
 from diffusion.process.schedules import NoiseSchedule, cosine_betas, linear_betas
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-SPACINGS = ("leading", "trailing", "linspace", "logsnr")
-NUM_TRAIN_TIMESTEPS = 60
-CLIP = (-0.8, 0.8)
-
-
-@pytest.fixture(name="schedule")
-def _schedule():
-    return NoiseSchedule(linear_betas(NUM_TRAIN_TIMESTEPS, 1e-3, 0.2))
-
-
-def column(table, name):
-    return table.coefficients[:, COEFFICIENTS.index(name)]
+from tests.diffusion.process.conftest import CLIP, NUM_TRAIN_TIMESTEPS, PREDICTION_TYPES, SPACINGS
 
 
 def assert_agreement(schedule, sampler, steps, **options):
@@ -93,10 +80,10 @@ def test_ddim_with_eta_1_is_ddpm_with_beta_tilde_row_by_row(schedule, spacing, p
 
 def test_with_every_timestep_ddpm_has_the_coefficients_of_the_posterior(schedule):
     table = sampler_table(schedule, "ddpm", NUM_TRAIN_TIMESTEPS)
-    np.testing.assert_allclose(column(table, "c")[::-1], schedule.posterior_mean_coef1, rtol=1e-9)
-    np.testing.assert_allclose(column(table, "d")[::-1], schedule.posterior_mean_coef2, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(table.column("c")[::-1], schedule.posterior_mean_coef1, rtol=1e-9)
+    np.testing.assert_allclose(table.column("d")[::-1], schedule.posterior_mean_coef2, rtol=1e-9, atol=1e-15)
     np.testing.assert_allclose(
-        column(table, "s")[::-1] ** 2, schedule.posterior_variance, rtol=1e-9, atol=1e-15
+        table.column("s")[::-1] ** 2, schedule.posterior_variance, rtol=1e-9, atol=1e-15
     )
 
 
@@ -127,12 +114,12 @@ def test_invariants_of_every_table(schedule, steps):
         assert table.coefficients.shape == (steps, 9)
         assert np.isfinite(table.coefficients).all()
         assert table.coefficients[-1, 2:7].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
-        assert column(table, "e")[0] == 0.0
-        assert set(column(table, "lo")) == {-1.0}
-        assert set(column(table, "hi")) == {3.0}
-        assert (column(table, "s") >= 0.0).all()
+        assert table.column("e")[0] == 0.0
+        assert set(table.column("lo")) == {-1.0}
+        assert set(table.column("hi")) == {3.0}
+        assert (table.column("s") >= 0.0).all()
         if options.get("use_clipped_model_output", True):
-            assert not column(table, "f").any()
+            assert not table.column("f").any()
         np.testing.assert_array_equal(
             table.alphas_cumprod, np.append(schedule.alphas_cumprod[table.timesteps], 1.0)
         )
@@ -140,8 +127,8 @@ def test_invariants_of_every_table(schedule, steps):
 
 def test_without_a_clip_interval_the_limits_are_infinite(schedule):
     table = sampler_table(schedule, "ddim", 5)
-    assert set(column(table, "lo")) == {-np.inf}
-    assert set(column(table, "hi")) == {np.inf}
+    assert set(table.column("lo")) == {-np.inf}
+    assert set(table.column("hi")) == {np.inf}
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
