@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.devices import to_float64
-from diffusion.evaluation.variational_bound import kl_to_prior
+from diffusion.evaluation.variational_bound import HeldOutBound, kl_to_prior
 from diffusion.process.forward import q_sample, to_x_0
 from diffusion.process.generate import apply_in_batches
 from diffusion.process.samplers import PredictionType
@@ -21,32 +21,20 @@ _POINTS_PER_LOG_SNR = 6
 
 
 @dataclass(frozen=True, eq=False)
-class ElboWindow:
+class ElboWindow(HeldOutBound):
     """Half the integral of the epsilon error over a window of log-SNR, in nats per dimension.
 
     Attributes:
-        per_example: float64 [examples], bound of each example; the mean is `value`.
         above: part of `value` above the first timestep's log-SNR, in closed form.
         below: part of `value` below the last timestep's log-SNR, in closed form.
         log_snr: float64 [points], ascending log-SNRs at which the network was measured.
         errors: float64 [points], mean squared epsilon error at each `log_snr`.
     """
 
-    per_example: Float64Array
     above: float
     below: float
     log_snr: Float64Array
     errors: Float64Array
-
-    @property
-    def value(self) -> float:
-        """Mean over the examples; lower is better."""
-        return float(self.per_example.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `value` over the examples."""
-        return float(self.per_example.std(ddof=1) / np.sqrt(self.per_example.size))
 
 
 @torch.no_grad()

@@ -27,31 +27,40 @@ _NOISE_STREAM = 1  # keeps the noise independent of that of the windowed bound
 
 
 @dataclass(frozen=True, eq=False)
-class VariationalBound:
-    """An upper bound on the negative log-likelihood, in nats per dimension.
+class HeldOutBound:
+    """A bound on held-out examples, in nats per dimension; lower is better.
 
     Attributes:
         per_example: float64 [examples], bound of each example; the mean is `value`.
-        prior: L_T, the KL divergence of q(x_T | x_0) from N(0, I).
-        reconstruction: L_0, the decoder's negative log-likelihood of x_0 given x_1.
-        terms: float64 [T + 1], L_0, L_1, ..., L_T in the paper's numbering; None if L_1, ..., L_{T-1} were
-            estimated.
     """
 
     per_example: Float64Array
-    prior: float
-    reconstruction: float
-    terms: Float64Array | None
 
     @property
     def value(self) -> float:
-        """Mean over the examples, in nats per dimension."""
+        """Mean over the examples."""
         return float(self.per_example.mean())
 
     @property
     def standard_error(self) -> float:
         """Standard error of `value`, over the examples with their noise and timesteps."""
         return float(self.per_example.std(ddof=1) / np.sqrt(self.per_example.size))
+
+
+@dataclass(frozen=True, eq=False)
+class VariationalBound(HeldOutBound):
+    """An upper bound on the negative log-likelihood, in nats per dimension.
+
+    Attributes:
+        prior: L_T, the KL divergence of q(x_T | x_0) from N(0, I).
+        reconstruction: L_0, the decoder's negative log-likelihood of x_0 given x_1.
+        terms: float64 [T + 1], L_0, L_1, ..., L_T in the paper's numbering; None if L_1, ..., L_{T-1} were
+            estimated.
+    """
+
+    prior: float
+    reconstruction: float
+    terms: Float64Array | None
 
     @property
     def bits_per_dim(self) -> float:
