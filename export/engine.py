@@ -1,7 +1,7 @@
 """The network of a sampler.onnx and the sampling loop around it, on the CPU or a GPU."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,47 +89,21 @@ class Engine:
             y = network_labels(labels, len(self.spec.classes), guided=guided)
             loop = self._gpu_loops.loop(len(start), guided=guided)
             return loop.run(start, table, noise, y, guidance_scale, guard, after_row)
-        denoise = partial(
-            self.denoise_with_variance if "g" in table.columns else self.denoise,
-            labels=labels,
-            conditions=conditions,
-            guidance_scale=guidance_scale,
-            guard=guard,
-        )
+        learns_variance = "g" in table.columns
+        names = [OUTPUT, VARIANCE_OUTPUT] if learns_variance else [OUTPUT]
+
+        def denoise(x: NDArray[np.float64], level: float) -> Any:
+            outputs = self.outputs(names, x, level, labels, conditions, guidance_scale, guard)
+            return outputs if learns_variance else outputs[0]
+
         for x, x0 in trajectory(denoise, start, table, noise):
             after_row(x0.view)
             last = x
         return last
 
-    def denoise(
+    def outputs(
         self,
-        x: NDArray[np.float64],
-        level: float,
-        labels: NDArray[np.int64] | None,
-        conditions: ConditionInputs,
-        guidance_scale: float,
-        guard: RequestGuard,
-    ) -> NDArray[np.float64]:
-        """Compute the network's output, with guidance; arguments as for `export.sampler.Sampler.denoise`."""
-        return self._guided([OUTPUT], x, level, labels, conditions, guidance_scale, guard)[0]
-
-    def denoise_with_variance(
-        self,
-        x: NDArray[np.float64],
-        level: float,
-        labels: NDArray[np.int64] | None,
-        conditions: ConditionInputs,
-        guidance_scale: float,
-        guard: RequestGuard,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Compute both outputs of a network that learns its variance, which guidance leaves as it is."""
-        outputs = [OUTPUT, VARIANCE_OUTPUT]
-        out, variance = self._guided(outputs, x, level, labels, conditions, guidance_scale, guard)
-        return out, variance
-
-    def _guided(
-        self,
-        outputs: list[str],
+        names: list[str],
         x: NDArray[np.float64],
         level: float,
         labels: NDArray[np.int64] | None,
@@ -137,11 +111,15 @@ class Engine:
         guidance_scale: float,
         guard: RequestGuard,
     ) -> list[NDArray[np.float64]]:
+        """Compute these outputs of the network, the first with guidance, which leaves the others as they are.
+
+        The other arguments are those of `export.sampler.Sampler.denoise`.
+        """
         if labels is None or guidance_scale == 1.0:
-            return self._call_network(outputs, x, level, labels, conditions, guard)
+            return self._call_network(names, x, level, labels, conditions, guard)
         y = network_labels(labels, len(self.spec.classes), guided=True)
         twice = {name: np.concatenate([value, value]) for name, value in conditions.items()}
-        out, *others = self._call_network(outputs, np.concatenate([x, x]), level, y, twice, guard)
+        out, *others = self._call_network(names, np.concatenate([x, x]), level, y, twice, guard)
         unconditional, conditional = out[: len(x)], out[len(x) :]
         guided = unconditional + guidance_scale * (conditional - unconditional)
         return [guided, *(other[len(x) :] for other in others)]

@@ -32,6 +32,7 @@ from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.cli import sampler_parser, sampling_options
 from export.conditions import read_conditions, resolve_conditions
+from export.contract import OUTPUT
 from export.doctor import doctor_report
 from export.engine import Engine
 from export.labels import Labels, resolve_labels
@@ -288,7 +289,7 @@ class Sampler:
         Source: classifier-free guidance, arXiv:2207.12598, Eq. 6 with guidance_scale = 1 + w.
         """
         inputs = resolve_conditions(conditions, len(x), self.spec.conditions)
-        return self._engine.denoise(x, level, labels, inputs, guidance_scale, RequestGuard())
+        return self._engine.outputs([OUTPUT], x, level, labels, inputs, guidance_scale, RequestGuard())[0]
 
     def _guidance_scale(self, requested: float | None) -> float:
         if requested is None:
