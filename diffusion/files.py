@@ -82,12 +82,17 @@ def check_format(where: str | Path, found: object, readable: Sequence[int], writ
     """
     if found in readable:
         return
-    known = f"ray-ddpm {written_by}" if written_by else "another version of ray-ddpm"
+    known = version_name(written_by)
     own = package_version("ray-ddpm")
     raise FormatError(
         f"{where} has format {found}, written by {known}; this version{f', {own},' if own else ''} reads "
         f"format {' or '.join(map(str, readable))}: use {known} for it"
     )
+
+
+def version_name(written_by: object) -> str:
+    """How messages call the version of ray-ddpm that wrote a file; None if the file does not say."""
+    return f"ray-ddpm {written_by}" if written_by else "another version of ray-ddpm"
 
 
 def package_version(name: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import FormatError, check_format, package_version
+from diffusion.files import FormatError, check_format, package_version, version_name
 from workflows.status import Status
 from workflows.storage.storage import Storage
 
@@ -83,7 +83,8 @@ def read_record(folder: Storage) -> RunRecord | None:
     except (TypeError, KeyError):
         return None
     except InputError as error:
-        raise FormatError(f"{folder}/{_FILE}: {error}") from error
+        known = version_name(written_by)
+        raise FormatError(f"{folder}/{_FILE}, written by {known}: {error}; use {known} for it") from error
 
 
 def check_same_config(given: Config, recorded: Config) -> None:

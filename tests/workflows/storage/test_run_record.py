@@ -54,7 +54,7 @@ def test_a_parameter_that_only_another_version_knows_is_refused_in_one_line(runs
     tree = json.loads(folder.read_text("run.json"))
     tree["config"]["training"]["momentum"] = 0.9
     folder.write_text("run.json", json.dumps(tree))
-    with pytest.raises(FormatError, match="run.json: .*momentum"):
+    with pytest.raises(FormatError, match=r"run.json, written by ray-ddpm \S+: .*momentum.*; use ray-ddpm"):
         read_record(folder)
     write_record(runs, "two")
     assert run_to_resume(flags(runs), None, "train").name == "two"
