@@ -210,12 +210,28 @@ def write_table(folder: Path, name: str, budget_fraction: float) -> None:
 
 
 def write_pairs(folder: Path, name: str, budget_fraction: float) -> None:
-    """Write the differences between every two trials as a sweep's confirmation measures them.
+    """Write the differences between every two trials, which are measured unless the folder has them."""
+    trials = folder / f"{name}-{budget_fraction:g}"
+    found = sorted(trials.glob("*/elbo.npy"))  # which those that diverged lack
+    if len(found) < 2:
+        return
+    kept = trials / "pairs.csv"
+    if not kept.exists() or kept.stat().st_mtime < max(path.stat().st_mtime for path in found):
+        kept.write_text(pd.DataFrame(measure_pairs(found)).to_csv(index=False))
+    pairs = RESULTS / "pairs"
+    pairs.mkdir(parents=True, exist_ok=True)
+    (pairs / f"{name}-{budget_fraction:g}.csv").write_text(kept.read_text())
+
+
+def measure_pairs(found: list[Path]) -> list[dict[str, Any]]:
+    """Differences between every two trials as a sweep's confirmation measures them, one row a round.
 
     Like it, draws more samples for two trials that are not told apart.
+
+    Args:
+        found: the bounds of each trial, beside its model.
     """
     torch.set_num_threads(1)
-    found = sorted((folder / f"{name}-{budget_fraction:g}").glob("*/elbo.npy"))  # not of those that diverged
     dataset = load_dataset(TrainedModel.load(found[0].parent).config.data)
     seed_error = TRAINING_SEED_ERRORS[dataset.spec.kind]
     data = LoadedData(dataset, fit_features(dataset, "auto"))
@@ -235,9 +251,7 @@ def write_pairs(folder: Path, name: str, budget_fraction: float) -> None:
             rows.append(row | {names.NUM_SAMPLES: comparison.num_samples})
             if compare_finalists(first, second, comparison) is not None:
                 break
-    pairs = RESULTS / "pairs"
-    pairs.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(pairs / f"{name}-{budget_fraction:g}.csv", index=False)
+    return rows
 
 
 def main() -> None:

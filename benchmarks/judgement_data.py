@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffusion.data.named import heart_curve
+
 NUM_ROWS, NUM_FRESH_ROWS = 8_000, 5_000
 _SIDE = 14
 _NUM_PICTURES, _NUM_FRESH_PICTURES = 3_500, 3_000
@@ -33,9 +35,7 @@ class JudgedData:
 
 def heart(rng: np.random.Generator, count: int) -> Array:
     """A curve without thickness."""
-    u = rng.uniform(0.0, 2.0 * np.pi, count)
-    y = 13.0 * np.cos(u) - 5.0 * np.cos(2.0 * u) - 2.0 * np.cos(3.0 * u) - np.cos(4.0 * u)
-    return np.stack([16.0 * np.sin(u) ** 3, y], axis=1) / 5.0
+    return np.array([heart_curve(u) for u in rng.uniform(0.0, 2.0 * np.pi, count).tolist()]) / 5.0
 
 
 def rings(rng: np.random.Generator, count: int) -> Array:

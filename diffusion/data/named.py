@@ -33,12 +33,12 @@ class Heart(DataSource):
     def load(self) -> RawData:
         """Compute the points."""
         angles = np.random.default_rng(42).uniform(0.0, 2.0 * np.pi, 8000)
-        points = [_heart_curve(angle) for angle in angles.tolist()]
+        points = [heart_curve(angle) for angle in angles.tolist()]
         return RawData(values=np.array(points) / 5.0, columns=("x", "y"))
 
 
-def _heart_curve(u: float) -> tuple[float, float]:
-    """Point of the curve at angle u, by the C library: NumPy's last bit depends on the processor."""
+def heart_curve(u: float) -> tuple[float, float]:
+    """Point (x, y) of the heart at angle u, by the C library: NumPy's last bit depends on the processor."""
     cos = math.cos
     return 16.0 * math.sin(u) ** 3, 13.0 * cos(u) - 5.0 * cos(2.0 * u) - 2.0 * cos(3.0 * u) - cos(4.0 * u)
 
