@@ -99,13 +99,13 @@ def sampling_difference(
     Args:
         sampler: see `scheduler`.
         num_steps: number of steps.
-        ours: options of `sampler_table`.
+        ours: options of `sampler_table`; the spacing is "trailing" by default, as in `scheduler`.
         theirs: options of `diffusers_trajectory`.
         exact: see `scheduler`.
         last_noise: all values of the noise in the last row.
     """
     schedule = NoiseSchedule(linear_betas(T, *BETAS))
-    table = sampler_table(schedule, sampler, num_steps, **ours)
+    table = sampler_table(schedule, sampler, num_steps, **{"spacing": "trailing", **ours})
     start, noise = shared_noise(table.num_rows)
     noise[-1] = last_noise
     reference = diffusers_trajectory(sampler, table, schedule, start, noise, exact=exact, **theirs)

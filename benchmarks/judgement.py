@@ -22,10 +22,8 @@ of the preset's updates, takes a tenth of that; run both for both tables.
 import argparse
 import itertools
 import json
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.judgement_data import NAMES, POINTS, JudgedData, prepare
+from benchmarks.judgement_data import NAMES, POINTS, Array, JudgedData, prepare
 from benchmarks.judgement_report import RESULTS, write_report
 from benchmarks.judgement_truth import DigitFeatures, of_pictures, of_points
+from benchmarks.parallel import run_jobs
 from diffusion import metrics as names
 from diffusion.config import Config
 from diffusion.data.dataset import load_dataset
@@ -55,7 +54,7 @@ NUM_CONFIGS = 24
 WINDOW_ENDS = (1.0, 3.0, 5.0, 7.0, 9.0)
 _SIDES = {"digits": 8, "mnist": 14, "colours": 14}
 # Seeds that no trial of a sweep uses: of the samples that are confirmed, and of those that the truth judges.
-_CONFIRMATION_SEED, _TRUTH_SEED = 1_000_001, 1_000_002
+_CONFIRMATION_SEED, TRUTH_SEED = 1_000_001, 1_000_002
 
 
 def draw_values(points: bool, count: int) -> list[dict[str, Any]]:
@@ -142,14 +141,18 @@ def judge(folder: Path, data: JudgedData) -> dict[str, Any]:
             clip=evaluator.clip,
         )
         row[f"elbo [-8, {high:g}]"] = bound.value
-    samples = generate(model.network, model.table, dataset.spec.shape, len(data.fresh), seed=_TRUTH_SEED)
-    drawn = dataset.raw(samples)
-    if data.other is None:
-        truth = of_points(drawn, data.fresh.astype(np.float64))
-    else:
-        pixels = np.nan_to_num(drawn).round().astype(np.uint8)
-        truth = of_pictures(pixels, data.fresh, DigitFeatures(*data.other))
+    samples = generate(model.network, model.table, dataset.spec.shape, len(data.fresh), seed=TRUTH_SEED)
+    truth = truth_of(data)(dataset.raw(samples))
     return row | {f"truth {name}": value for name, value in truth.items()}
+
+
+def truth_of(data: JudgedData) -> Callable[[Array], dict[str, float]]:
+    """The yardsticks of `benchmarks.judgement_truth` for these data, of samples in data units."""
+    if data.other is None:
+        fresh = data.fresh.astype(np.float64)
+        return lambda drawn: of_points(drawn, fresh)
+    features = DigitFeatures(*data.other)
+    return lambda drawn: of_pictures(np.nan_to_num(drawn).round().astype(np.uint8), data.fresh, features)
 
 
 def run_trial(name: str, number: int, folder: Path, budget_fraction: float) -> None:
@@ -264,7 +267,7 @@ def main() -> None:
     )
     parser.add_argument("--budget-fraction", type=float, nargs="+", default=[1.0])
     parser.add_argument("--mnist", type=Path, help="folder of digits, for mnist and colours")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, help="default: one per core")
     options = parser.parse_args()
     if options.folder is not None:
         for name in options.data:
@@ -278,18 +281,12 @@ def main() -> None:
             for number in range(count)
             for name in options.data
         ]
-        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(run, *job): job for job in jobs}
-            for place, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                name, number, _, fraction = futures[future]
-                print(f"{place}/{len(jobs)}: {name}, {fraction:g} of the budget, number {number}", flush=True)
-                write(options.folder, name, fraction)
-            if not options.training_seeds:
-                tables = itertools.product(options.data, options.budget_fraction)
-                compared = [pool.submit(write_pairs, options.folder, *table) for table in tables]
-                for each in as_completed(compared):
-                    each.result()
+        run_jobs(
+            run, jobs, options.processes, lambda name, _, folder, fraction: write(folder, name, fraction)
+        )
+        if not options.training_seeds:
+            tables = itertools.product([options.folder], options.data, options.budget_fraction)
+            run_jobs(write_pairs, list(tables), options.processes)
     print(write_report())
 
 

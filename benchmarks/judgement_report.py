@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diffusion import metrics as names
+from diffusion.evaluation.copying import copying_verdict
 from diffusion.evaluation.distances import Estimate
-from diffusion.evaluation.sample_metrics import copies_training_data
 from workflows.sweep.asha import SuccessiveHalving
 from workflows.sweep.decision import (
     MAX_ROUNDS,
@@ -29,7 +29,8 @@ RESULTS = FILE.with_suffix("")
 _SWEEP_SIZE, _NUM_SWEEPS, _BOOTSTRAPS = 12, 400, 1000
 # Of `sample/...`, what is no distance; and what is better the higher it is.
 _NO_DISTANCE = (
-    *("_se", "_floor", "network_evaluations", "nn_train", "nn_heldout", "copied", "worst_column"),
+    *("_se", "_floor", "network_evaluations", "nn_train", "nn_heldout", "copied", "copied_p"),
+    *("copied_detectable", "worst_column"),
     *("num_samples", "num_reference", "num_heldout"),
 )
 _HIGHER_IS_BETTER = ("precision", "recall")
@@ -77,26 +78,64 @@ def candidates(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def finished(table: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which trials a sweep that runs them in this order, one after the other, trains to their end."""
-    rungs = {
-        int(column.split()[1]): table[column].to_numpy() for column in table if column.startswith("rung ")
-    }
-    points = sorted(rungs)
-    scheduler = SuccessiveHalving(points)
-    ends = np.zeros(len(table), dtype=bool)
-    for row in range(len(table)):
-        for updates in points:
+def positions(truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where each trial lies between the best one (0) and the median (1), by the mean of the yardsticks.
+
+    Each yardstick counts in units of its own distance from the best to the median trial. No trial need be the
+    best by all of them, so their mean is measured from its own best to its own median.
+
+    Args:
+        truth: [trials, yardsticks], lower is better.
+    """
+    return _from_best_to_median(_from_best_to_median(truth).mean(axis=1))
+
+
+def _from_best_to_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    best, median = values.min(axis=0), np.median(values, axis=0)
+    return (values - best) / (median - best)
+
+
+def replay(
+    curves: NDArray[np.float64], points: list[int], scheduler: SuccessiveHalving, parallel: int = 1
+) -> tuple[NDArray[np.bool_], float]:
+    """Run a sweep of these trials in this order.
+
+    Args:
+        curves: [trials, points] objectives.
+        points: number of updates at each evaluation.
+        scheduler: stops trials.
+        parallel: number of trials that run at a time.
+
+    Returns:
+        [trials], which ran to their end; and the fraction of all updates that were trained.
+    """
+    waiting, running = list(range(len(curves))), list[int]()
+    ends, place = np.zeros(len(curves), dtype=bool), np.zeros(len(curves), dtype=int)
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            running.append(waiting.pop(0))
+        for trial in list(running):
+            updates = points[place[trial]]
+            ends[trial] = updates == points[-1]
             result = {
                 "updates": updates,
-                names.OBJECTIVE: rungs[updates][row],
-                "status": "finished" if updates == points[-1] else "running",
+                names.OBJECTIVE: curves[trial, place[trial]],
+                "status": "finished" if ends[trial] else "running",
             }
-            if scheduler.on_trial_result(None, SimpleNamespace(trial_id=str(row)), result) == "STOP":
-                break
-        else:
-            ends[row] = True
-    return ends
+            decision = scheduler.on_trial_result(None, SimpleNamespace(trial_id=str(trial)), result)
+            if ends[trial] or decision == scheduler.STOP:
+                running.remove(trial)
+            place[trial] += 1
+    trained = np.array([points[last - 1] for last in place])
+    return ends, float(trained.mean() / points[-1])
+
+
+def finished(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which trials a sweep that runs them in this order, one after the other, trains to their end."""
+    rungs = {int(column.split()[1]): table[column] for column in table if column.startswith("rung ")}
+    points = sorted(rungs)
+    curves = np.stack([rungs[updates].to_numpy() for updates in points], axis=1)
+    return replay(curves, points, SuccessiveHalving(points))[0]
 
 
 def champion(table: pd.DataFrame, pairs: pd.DataFrame | None = None) -> int:
@@ -153,7 +192,7 @@ def champion(table: pd.DataFrame, pairs: pd.DataFrame | None = None) -> int:
             name=name,
             objective=values[name],
             distances={metric: distance(name, metric) for metric in (names.DISTANCE, names.AUC)},
-            copies=copies_training_data(rows[name].to_dict()),
+            copies=copying_verdict(rows[name].to_dict()) == "copies",
             cost=rows[name][names.SAMPLE_PREFIX + names.NETWORK_EVALUATIONS] * rows[name]["parameters"],
         )
         for name in choose_finalists({name: objective(name, best) for name in rows})
@@ -200,10 +239,11 @@ def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
     """Table of where the picks lie, over resampled sweeps."""
     lines = [
         "## Where the pick lies between the best and the median trial",
-        "0 is the sweep's best trial, 1 what a blind draw gives; mean over the yardsticks. Median, and 5% to",
-        f"95%, of {_NUM_SWEEPS} sweeps drawn from the configs without replacement, in random order, with",
-        "early stopping; best and median are those of all the sweep's trials, had each been trained to its",
-        "end. The champion is chosen by tune.py's rule, where `pairs/` has them from the differences that",
+        "0 is the sweep's best trial by the mean of the yardsticks, each in units of its own distance from",
+        "best to median trial; 1 is the median trial, what a blind draw gives. Median, and 5% to 95%, of",
+        f"{_NUM_SWEEPS} sweeps drawn from the configs without replacement, in random order, with early",
+        "stopping; best and median are those of all the sweep's trials, had each been trained to its end.",
+        "The champion is chosen by tune.py's rule, where `pairs/` has them from the differences that",
         "its confirmation measured, further samples included.",
         "",
         "| data | configs | a sweep | " + " | ".join(_PICKS) + " |",
@@ -223,11 +263,9 @@ def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
         for _ in range(_NUM_SWEEPS):
             sweep = table.iloc[rng.choice(len(table), size, replace=False)].reset_index(drop=True)
             ends = np.flatnonzero(finished(sweep))
-            truth = truths(sweep).to_numpy()
-            best, median = truth.min(axis=0), np.median(truth, axis=0)
+            position = positions(truths(sweep).to_numpy())
             for label, pick in picks.items():
-                chosen = ends[pick(sweep.iloc[ends])]
-                found[label].append(float(((truth[chosen] - best) / (median - best)).mean()))
+                found[label].append(float(position[ends[pick(sweep.iloc[ends])]]))
         cells = [
             "{1:.2f} ({0:.2f}..{2:.2f})".format(*np.quantile(each, [0.05, 0.5, 0.95]))
             for each in found.values()

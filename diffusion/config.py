@@ -206,8 +206,9 @@ class SamplerConfig:
     """ddim only: noise added in each step, from 0 (none, deterministic) to 1 (as much as ddpm)."""
     variance: Variance = "beta_tilde"
     """Variance of ddpm's reverse steps: beta_tilde (that of q(x_{t-1} | x_t, x_0)) or beta."""
-    spacing: Spacing = "trailing"
-    """How timesteps are chosen: evenly in t (leading, trailing, linspace) or in log-SNR (logsnr)."""
+    spacing: Spacing = "logsnr"
+    """How timesteps are chosen: evenly in log-SNR (logsnr), or in t (leading, trailing, linspace), which
+    leaves out the last steps of little noise or takes few of them."""
     guidance_scale: float = 1.0
     """Classifier-free guidance scale of conditional models, 0 to 100.
     0 ignores the label, 1 samples the class as learned, larger values emphasise the class."""
@@ -269,6 +270,10 @@ class DataConfig:
     """Train a class-conditional model; classes are a folder's subfolders or those of a named data set."""
     label_column: str | None = None
     """Table column that holds the class of each row; the model is conditioned on it."""
+    split_column: str | None = None
+    """Table column that holds the split of each row: train, val or test."""
+    group_column: str | None = None
+    """Table column whose equal rows, such as those of one patient, stay in one split."""
     memory_limit_gb: float = 4.0
     """Stream images of a folder from disk if they exceed this size as uint8, in GB (10^9 bytes)."""
     val_fraction: float = 0.15
@@ -287,7 +292,15 @@ class DataConfig:
             raise InputError(f"--data {self.name}: give {allowed_data()}")
         if self.image_size is not None:
             _check_integer("image_size", self.image_size, 8, 4096)
-        _require(self.label_column != "", "label_column", '""', "the name of a column")
+        columns = [self.label_column, self.split_column, self.group_column]
+        for flag, column in zip(("label", "split", "group"), columns, strict=True):
+            _require(column != "", f"{flag}_column", '""', "the name of a column")
+        given = [column for column in columns if column is not None]
+        if len(set(given)) < len(given):
+            raise InputError(
+                f"--label-column, --split-column and --group-column name {', '.join(given)}: give different "
+                "columns"
+            )
         limit = self.memory_limit_gb
         _require(0.0 < limit < math.inf, "memory_limit_gb", limit, "above 0, such as 4")
         for name in ("val_fraction", "test_fraction"):
@@ -387,6 +400,9 @@ class MetricsConfig:
     """Network whose features images are compared by: classifier, degradations, random or inception.
     auto is a classifier trained on the images' classes if each has enough images, else degradations: a
     network trained to tell in which way an image was degraded. Both stand beside a random one."""
+    choose_sampler: bool = False
+    """Measure the finished model with every sampler at several numbers of steps, and deploy the cheapest
+    that is as good as the best. The default, unless values of the sampler are given."""
     objective: str = VAL_ELBO_WINDOW
     """What a sweep ranks its trials by, lower is better: val/elbo_window, val/mse or sample/distance."""
 

@@ -37,6 +37,8 @@ NN_TRAIN = "nn_train"
 NN_HELDOUT = "nn_heldout"
 NN_SE = "nn_se"
 COPIED = "copied"
+COPIED_P = "copied_p"  # p-value of the test for copies
+COPIED_DETECTABLE = "copied_detectable"  # the smallest fraction of copies that it would find
 
 SAMPLE_PREFIX = "sample/"
 SAMPLE_DISTANCE = SAMPLE_PREFIX + DISTANCE
@@ -56,6 +58,7 @@ PRIOR_KL_TOTAL = "schedule/prior_kl_total"
 
 FEATURES_ACCURACY = "features/accuracy"  # of the classifier whose features images are compared by
 RUNG_SPEARMAN = "rung/spearman_at_"  # followed by the updates of the rung
+SAMPLER_PREFIX = "sampler/"  # of the champion: distance and auc by sampler and network evaluations
 FINAL_PREFIX = "final/"  # before every metric of a sweep's final training
 
 

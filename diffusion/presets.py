@@ -52,14 +52,14 @@ def source_preset(source: DataSource, *, alone: bool = False) -> Config:
             data=source.config,
             network=NetworkConfig(hidden_size=64, num_blocks=3),
             training=TrainingConfig(num_updates=10_000, batch_size=256),
-            metrics=MetricsConfig(num_samples=4000),
+            metrics=MetricsConfig(num_samples=4000, choose_sampler=True),
         )
     prediction_type: PredictionType = "v_prediction" if source.image_channels == 3 else "epsilon"
     if side <= 8:
         network = NetworkConfig(
             prediction_type=prediction_type, hidden_size=384, num_blocks=3, output_norm=False, dropout=0.05
         )
-        return Config(data=source.config, network=network)
+        return Config(data=source.config, network=network, metrics=MetricsConfig(choose_sampler=True))
     return Config(
         data=source.config,
         network=NetworkConfig(
@@ -74,5 +74,5 @@ def source_preset(source: DataSource, *, alone: bool = False) -> Config:
             num_evaluations=4,
         ),
         sampler=SamplerConfig(num_steps=50),
-        metrics=MetricsConfig(num_samples=256, num_examples=64),
+        metrics=MetricsConfig(num_samples=256, num_examples=64, choose_sampler=True),
     )

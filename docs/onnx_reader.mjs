@@ -94,7 +94,7 @@ export function spacedTimesteps(logSnr, numSteps, spacing) {
   else if (numSteps === 1) rising = [total - 1];
   else if (spacing === "linspace") rising = linspace(0, total - 1, numSteps).map(roundHalfToEven);
   else {
-    const falling = logSnr.map((value) => Math.max(value, -1000));
+    const falling = logSnr.map((value) => Math.max(value, -10));
     let highest = -Infinity;
     rising = linspace(falling[0], falling[total - 1], numSteps).map((target, i) => {
       let nearest = 0;
@@ -103,6 +103,7 @@ export function spacedTimesteps(logSnr, numSteps, spacing) {
       highest = Math.max(highest, nearest - i);
       return Math.min(highest + i, total - numSteps + i);
     });
+    rising[numSteps - 1] = total - 1;
   }
   return rising.reverse();
 }
@@ -118,7 +119,7 @@ function roundHalfToEven(value) {
 }
 
 // The table of another sampler than the file's own. Section "Samplers".
-export function buildTable(spec, sampler, numSteps, { eta = 0, spacing = "trailing" } = {}) {
+export function buildTable(spec, sampler, numSteps, { eta = 0, spacing = "logsnr" } = {}) {
   const { sqrt } = Math;
   let product = 1;
   let sum = 0;

@@ -61,14 +61,15 @@ def spaced_timesteps(log_snr, num_steps, spacing):
     elif spacing == "linspace":
         rising = np.round(np.linspace(0, total - 1, num_steps))
     else:  # logsnr
-        falling = np.maximum(log_snr, -1000.0)
+        falling = np.maximum(log_snr, -10.0)
         targets = np.linspace(falling[0], falling[-1], num_steps)
         nearest = np.abs(falling[None, :] - targets[:, None]).argmin(axis=1)
         rising = np.minimum(np.maximum.accumulate(nearest - index) + index, total - num_steps + index)
+        rising[-1] = total - 1
     return rising[::-1].astype(np.int64)
 
 
-def build_table(spec, sampler, num_steps, eta=0.0, spacing="trailing"):
+def build_table(spec, sampler, num_steps, eta=0.0, spacing="logsnr"):
     """The table of another sampler than the file's own. Section "Samplers"."""
     betas = np.array(spec["schedule"]["betas"])
     with np.errstate(divide="ignore"):  # minus infinity where alphas_cumprod is 0

@@ -6,6 +6,7 @@ from typing import Any, NoReturn, get_args
 
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
+from export.contract import FAST
 from export.session import Provider
 
 
@@ -48,7 +49,11 @@ def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose how samples are drawn, which several command lines share."""
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler", choices=list(SAMPLERS), help="default: the file's own")
+    parser.add_argument(
+        "--sampler",
+        choices=[*SAMPLERS, FAST],
+        help=f"default: the file's own; {FAST}: the file's choice among those of few steps",
+    )
     parser.add_argument("--steps", type=int, help="number of sampling steps; default: the file's own")
     parser.add_argument("--eta", type=float, help="fraction of fresh noise in DDIM, 0 to 1")
     parser.add_argument("--spacing", choices=get_args(Spacing), help="how the timesteps are chosen")

@@ -41,6 +41,7 @@ VERSION_KEY, SPEC_KEY, COLUMNS_KEY = (_PREFIX + name for name in ("format_versio
 TABLE_KEY, ALPHAS_CUMPROD_KEY = _PREFIX + "table", _PREFIX + "alphas_cumprod"
 TIMESTEPS_KEY, NOISE_LEVELS_KEY = _PREFIX + "timesteps", _PREFIX + "noise_levels"
 
+FAST = "fast"  # member of "sampler", and name by which that choice is asked for
 LEARNED_VARIANCE = "learned"  # value of the sampler's "variance" if the graph has `VARIANCE_OUTPUT`
 
 _PARTS = ("data", "schedule", "prediction_type", "sampler", "provenance")
@@ -101,8 +102,10 @@ class SamplerSpec:
         schedule: the noise schedule: "kind", its parameters and "betas".
         prediction_type: meaning of the network's output.
         sampler: the default sampler: "name", "num_steps", "eta", "variance", "spacing", "clip" and
-            "guidance_scale".
-        provenance: origin of the model: "run_id", "git_revision", "data_fingerprint" and "metrics".
+            "guidance_scale"; if measured, also `FAST`: "name" and "num_steps" of one with few network
+            evaluations.
+        provenance: origin of the model: "run_id", "git_revision", "data_fingerprint", "metrics", and
+            "samplers" if they were measured.
         table: the coefficients of the default sampler.
         noise_level: the noise level that the network receives instead of a timestep, or None.
         conditions: further inputs of the network.
@@ -279,14 +282,16 @@ class SamplerSpec:
         sampler = self.sampler
         variances = get_args(Variance) + ((LEARNED_VARIANCE,) if "g" in self.table.columns else ())
         # Any name, even of a package that is not installed here: its table is all that it needs.
-        _require(sampler["name"].replace("-", "_").isidentifier(), f"sampler name {sampler['name']}")
+        for each in (sampler, sampler.get(FAST, sampler)):
+            name, num_steps = each["name"], each["num_steps"]
+            _require(name.replace("-", "_").isidentifier(), f"sampler name {name}")
+            _require(
+                isinstance(num_steps, int) and 1 <= num_steps <= num_train_timesteps,
+                f"num_steps {num_steps} is not in 1..{num_train_timesteps}",
+            )
         for name, choices in (("variance", variances), ("spacing", get_args(Spacing))):
             _require(sampler[name] in choices, f"sampler {name} {sampler[name]}")
-        num_steps, clip = sampler["num_steps"], sampler["clip"]
-        _require(
-            isinstance(num_steps, int) and 1 <= num_steps <= num_train_timesteps,
-            f"num_steps {num_steps} is not in 1..{num_train_timesteps}",
-        )
+        clip = sampler["clip"]
         _require(0.0 <= sampler["eta"] <= 1.0, f"eta {sampler['eta']}")
         _require(clip is None or _is_interval(clip), f"clip {clip}")
         scale = sampler["guidance_scale"]

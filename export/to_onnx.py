@@ -4,7 +4,6 @@ The file is written only if its outputs agree with PyTorch's.
 """
 
 import contextlib
-import dataclasses
 import io
 import logging
 import sys
@@ -19,6 +18,7 @@ import torch
 from diffusion.data.dataset import load_source
 from diffusion.data.sources import open_source
 from diffusion.errors import InputError
+from diffusion.evaluation.features import fit_features
 from diffusion.files import replacing
 from diffusion.training.checkpoints import TrainedModel
 from export.cli import OneLineParser
@@ -26,6 +26,7 @@ from export.contract import BATCH, OPSET, SamplerSpec
 from export.output import check_output
 from export.parity import ParityCase, ParityError, check_parity, check_samples, check_storage, require
 from export.precision import store_in_half, with_rounded_weights
+from export.torch_sampler import TorchSampler, sampler_spec
 
 __all__ = ["OPSET", "ParityError", "Precision", "denoiser_graph", "export_onnx", "sampler_spec"]
 
@@ -47,54 +48,19 @@ def export_onnx(model: TrainedModel, precision: Precision = "fp32") -> tuple[byt
         ParityError: a comparison failed.
         InputError: a weight is too large for float16.
     """
-    stored = with_rounded_weights(model) if precision == "fp16" else model
-    spec = sampler_spec(model)
-    proto = denoiser_graph(stored.network, spec)
+    stored = TorchSampler.of(with_rounded_weights(model) if precision == "fp16" else model)
+    proto = denoiser_graph(stored.network, stored.spec)
     _strip(proto.graph)
     if precision == "fp16":
         store_in_half(proto.graph, {name for name, _ in model.network.named_parameters()})
-    onnx.helper.set_model_props(proto, spec.to_metadata())
+    onnx.helper.set_model_props(proto, stored.spec.to_metadata())
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     cases = check_parity(stored, content)
     if precision == "fp16":
-        cases += check_storage(model, content)
+        cases += check_storage(TorchSampler.of(model), content)
     require(cases)
     return content, cases
-
-
-def sampler_spec(model: TrainedModel) -> SamplerSpec:
-    """Collect the metadata of a model's ONNX file."""
-    data, sampler, schedule = model.data, model.config.sampler, model.config.schedule
-    return SamplerSpec(
-        data={
-            "kind": data.kind,
-            "shape": list(data.shape),
-            "mean": data.mean,
-            "std": data.std,
-            "range": data.range,
-            "columns": data.columns,
-            **({"classes": list(data.classes)} if data.classes else {}),
-        },
-        schedule={**dataclasses.asdict(schedule), "betas": model.schedule.betas.tolist()},
-        prediction_type=model.config.prediction_type,
-        sampler={
-            "name": sampler.name,
-            "num_steps": model.table.num_steps,
-            "eta": sampler.eta,
-            "variance": sampler.variance,
-            "spacing": sampler.spacing,
-            "clip": list(data.clip) if sampler.clip else None,
-            "guidance_scale": sampler.guidance_scale,
-        },
-        provenance={
-            "run_id": model.provenance.get("run_id"),
-            "git_revision": model.provenance.get("git_revision"),
-            "data_fingerprint": data.fingerprint,
-            "metrics": model.provenance.get("metrics", {}),
-        },
-        table=model.table,
-    )
 
 
 def denoiser_graph(network: torch.nn.Module, spec: SamplerSpec) -> onnx.ModelProto:
@@ -185,7 +151,8 @@ def _compare_samples(model: TrainedModel, content: bytes, cases: list[ParityCase
         return f"{not_compared} ({error})"
     if dataset.spec.fingerprint != model.data.fingerprint:
         return f"{not_compared}: {model.data.name} differs from the data that the model was trained on"
-    cases += check_samples(model, content, dataset)
+    features = fit_features(dataset, model.config.metrics.features)
+    cases += check_samples(TorchSampler.of(model), content, dataset, features)
     require(cases)
     return None
 

@@ -22,8 +22,8 @@ LAYERS = {
     ),
     "workflows": (
         "redaction", "environment", "terminal", "status", "storage", "data", "ray_runtime", "tracking",
-        "publishing", "cli", "bulk_sampling", "cluster", "training", "sweep", "results", "api", "ui",
-        "generate", "train", "tune", "__main__",
+        "publishing", "cli", "evaluation", "bulk_sampling", "cluster", "training", "sweep", "results", "api",
+        "ui", "generate", "evaluate", "train", "tune", "__main__",
     ),
 }  # fmt: skip
 ABOVE = {
@@ -48,7 +48,7 @@ NUMPY_ONLY = (
     "export.sampler", "export.cli", "export.conditions", "export.contract", "export.doctor",
     "export.gpu_loop", "export.noise", "export.registered", "export.session",
     "workflows.environment", "workflows.cli.parsing", "workflows.cli.main", "workflows.api",
-    "workflows.data.image_decoding",
+    "workflows.data.image_decoding", "workflows.evaluate", "workflows.evaluation.candidates",
 )  # fmt: skip
 
 
@@ -110,7 +110,9 @@ def test_mlflow_is_for_tracking_and_the_registry():
 
 
 def test_onnx_and_torch_are_for_the_export_alone():
-    exporting = {"export.to_onnx", "export.parity", "export.precision", "export.step_graph"}
+    exporting = {
+        f"export.{name}" for name in ("to_onnx", "parity", "precision", "step_graph", "torch_sampler")
+    }
     for name in FILES:
         if name.startswith("export.") and name not in exporting:
             assert not {"onnx", "torch"} & {each.split(".")[0] for each in imports(name)}, name

@@ -23,7 +23,8 @@ PACKAGES = ("diffusion", "export", "workflows")
 MODEL = ROOT / "tests/workflows/storage/format_1/finished-sweep/champion"
 COMMANDS = (
     "export.sampler", "export.to_onnx", "workflows.tune", "workflows.train", "workflows.generate",
-    "workflows.ui", "workflows.cluster", "workflows.cluster init", "workflows.cluster check",
+    "workflows.evaluate", "workflows.ui", "workflows.cluster", "workflows.cluster init",
+    "workflows.cluster check",
 )  # fmt: skip
 # Runs commands one after another, as `python -m` does, in one process: most of their time is imports.
 RUN_ALL = """
@@ -42,7 +43,7 @@ os._exit(0)  # each command has asked for an exit with its own status
 """
 
 
-def run(*command, folder, status=0, timeout=120):
+def run(*command, folder, status=0, timeout=600):
     """Output of a command that ends with a status; the folder is not in the checkout."""
     result = subprocess.run(
         [str(part) for part in command], cwd=folder, capture_output=True, text=True, timeout=timeout

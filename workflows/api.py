@@ -36,7 +36,7 @@ from diffusion.errors import InputError
 from workflows.cli.keyword_settings import Data, describe_settings, in_python, train_request, tune_request
 from workflows.cli.run_options import TrainOptions
 from workflows.cli.search_space import SearchSpace
-from workflows.cli.tune_options import TuneOptions
+from workflows.cli.tune_options import EarlyStopping, TuneOptions
 from workflows.environment import temporary_defaults
 from workflows.results import RunFailed, SweepResult, TrainingResult
 from workflows.status import Outcome
@@ -50,6 +50,8 @@ class _Settings(TypedDict, total=False):
     horizontal_flips: bool
     conditional: bool
     label_column: str | None
+    split_column: str | None
+    group_column: str | None
     skip_bad_images: bool
     memory_limit_gb: float
     name: str | None
@@ -79,6 +81,7 @@ class SweepSettings(_Settings, total=False):
     final_epochs: float | None
     final_workers: int
     training_seed_error: float | None
+    early_stopping: EarlyStopping
     search: Mapping[str, object] | SearchSpace
 
 

@@ -1,4 +1,4 @@
-"""Every environment variable of Ray, MLflow and this project that is read or set.
+"""Every environment variable of Ray, MLflow, OpenMP and this project that is read or set.
 
 AWS's own variables are read in `workflows.storage.bucket`. This module imports none of torch, ray and mlflow,
 which read some of these variables when they are imported.
@@ -23,6 +23,7 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process a group; workers act on SIGTERM themselves
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of trials and other programs
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials.csv and MLflow have the same data
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL can contain the server's password
@@ -37,7 +38,7 @@ _REQUESTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 def set_defaults(verbose: bool) -> None:
     """Set the variables that the user has not set, and silence warnings and logs unless `verbose`.
 
-    Call it before ray and mlflow are imported.
+    Call it before torch, ray and mlflow are imported.
     """
     for name, value in _DEFAULTS.items():
         # Once imported, Ray takes no notice of this variable, but its servers would. Without it, ray.init

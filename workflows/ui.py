@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion.errors import InputError
 from export.cli import OneLineParser
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
     options = parser.parse_args(arguments)
     set_defaults(verbose=False)
 
-    from workflows.tracking.mlflow_tracker import open_store, runs_page
+    from workflows.tracking.mlflow_tracker import open_store
     from workflows.tracking.tracker import resolve_tracking_uri
 
     uri = resolve_tracking_uri(options.tracking_uri)
@@ -57,22 +59,29 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
     _check_port_is_free(options.port)
 
     experiments = [each for each in open_store(uri).search_experiments() if each.experiment_id != "0"]
-    signal.signal(signal.SIGTERM, _raise_interrupt)  # so that the server does not outlive this process
+    stop_requested = _stop_signals()  # so that the server does not outlive this process
     log = tempfile.TemporaryFile()
     server = start_server(uri, options.port, log)
     try:
-        wait_until_healthy(server, options.port, log)
-        base = f"http://{_HOST}:{options.port}"
-        for experiment in experiments:
-            print(f"{experiment.name}: {base}{runs_page(experiment.experiment_id)}")
-        newest = max(experiments, key=lambda each: each.last_update_time or 0, default=None)
-        _open_page(base + (runs_page(newest.experiment_id) if newest else ""))
-        print("Press Ctrl-C to stop the server.", flush=True)
-        return server.wait()
-    except KeyboardInterrupt:
-        return 0
+        wait_until_healthy(server, options.port, log, stop_requested)
+        if not stop_requested.is_set():
+            _show_pages(experiments, f"http://{_HOST}:{options.port}")
+        while server.poll() is None and not stop_requested.wait(0.2):
+            pass
+        return 0 if stop_requested.is_set() else int(server.returncode)
     finally:
         _stop(server)
+
+
+def _show_pages(experiments: Sequence[Any], base: str) -> None:
+    """Print the page of each experiment, and open that of the newest."""
+    from workflows.tracking.mlflow_tracker import runs_page
+
+    for experiment in experiments:
+        print(f"{experiment.name}: {base}{runs_page(experiment.experiment_id)}")
+    newest = max(experiments, key=lambda each: each.last_update_time or 0, default=None)
+    _open_page(base + (runs_page(newest.experiment_id) if newest else ""))
+    print("Press Ctrl-C to stop the server.", flush=True)
 
 
 def _check_port_is_free(port: int) -> None:
@@ -105,8 +114,12 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
             continue
 
 
-def _raise_interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _stop_signals() -> threading.Event:
+    """Event that SIGINT and SIGTERM set. An exception could be raised in a destructor, where it is lost."""
+    requested = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: requested.set())
+    return requested
 
 
 if __name__ == "__main__":

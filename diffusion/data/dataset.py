@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -184,11 +184,17 @@ def load_dataset(config: DataConfig) -> Dataset:
     return load_source(open_source(config))
 
 
-def load_source(source: DataSource) -> Dataset:
-    """Load data into memory, split them by a fixed seed, and fit the normalisation to the training split.
+def load_source(source: DataSource, notify: Callable[[str], None] = lambda line: None) -> Dataset:
+    """Load data into memory, split them, and fit the normalisation to the training split.
+
+    The split is drawn by a fixed seed, unless the data have one of their own, see `splits.split_indices`.
 
     Images are normalised per channel, points per column. `memory_limit_gb` is ignored here; see
     `workflows.data.streamed_dataset.load_dataset`.
+
+    Args:
+        source: the opened data.
+        notify: receives lines about the split that the user should read.
 
     Raises:
         InputError: the data cannot be read, there are too few examples for three splits, or a column is
@@ -202,7 +208,17 @@ def load_source(source: DataSource) -> Dataset:
             "images have a value_range, points have none"
         )
     values = raw.values
-    splits = split_indices(len(values), math.prod(values.shape[1:]), config)
+    example_digests = list(digests(values))
+    splits = split_indices(
+        len(values),
+        math.prod(values.shape[1:]),
+        config,
+        sides=raw.sides,
+        groups=raw.groups,
+        example_digests=example_digests,
+    )
+    for note in splits.notes:
+        notify(f"--data {config.name}: {note}")
     train = values[splits.train]
     if values.dtype == np.uint8:
         mean, std = pixel_moments(pixel_sums(train), math.prod(values.shape[2:]))
@@ -219,7 +235,7 @@ def load_source(source: DataSource) -> Dataset:
         raw,
         values.shape,
         splits,
-        digests(values),
+        example_digests,
         (mean, std),
         clip_interval(train_split.values.numpy(), raw.value_range, mean, std),
         train[: num_window_examples(values.shape[1:])],

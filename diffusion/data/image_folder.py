@@ -7,11 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion.config import DataConfig
 from diffusion.data.image_reading import channels_of, open_image, read_square, to_array
 from diffusion.data.sources import PIXEL_RANGE, DataSource, RawData, encode_labels
+from diffusion.data.splits import SPLIT_NAMES
 from diffusion.errors import InputError
 
 _MAX_DEFAULT_SIDE = 64
@@ -101,7 +103,13 @@ class ImageFolder(DataSource):
         if not kept:
             raise self.no_readable_image()
         classes, labels = encode_labels(class_names(self.folder, kept))
-        return RawData(values=pixels[: len(kept)], value_range=PIXEL_RANGE, classes=classes, labels=labels)
+        return RawData(
+            values=pixels[: len(kept)],
+            value_range=PIXEL_RANGE,
+            classes=classes,
+            labels=labels,
+            sides=folder_sides(self.folder, kept),
+        )
 
     def no_readable_image(self) -> InputError:
         """Make the error that says that no image of the folder can be read."""
@@ -150,9 +158,25 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def class_names(folder: Path, files: Sequence[Path]) -> list[str] | None:
-    """Class of each file: its top-level subfolder of `folder`. None if any file is directly in `folder`."""
-    parts = [path.relative_to(folder).parts for path in files]
+    """Class of each file: its top-level subfolder of `folder`, or of the folder of its split.
+
+    None if any file is directly in that folder.
+    """
+    first = 0 if folder_sides(folder, files) is None else 1
+    parts = [path.relative_to(folder).parts[first:] for path in files]
     return None if any(len(part) == 1 for part in parts) else [part[0] for part in parts]
+
+
+def folder_sides(folder: Path, files: Sequence[Path]) -> NDArray[np.int64] | None:
+    """The split that subfolders train, val and test make: the side of each file, see `RawData`.
+
+    None unless all files are in such subfolders, some of them in train and some in another one.
+    """
+    names = [path.relative_to(folder).parts[0].lower() for path in files]
+    if not set(names) <= SPLIT_NAMES.keys():
+        return None
+    sides = np.array([SPLIT_NAMES[name] for name in names], dtype=np.int64)
+    return sides if {0} < set(sides.tolist()) else None
 
 
 def _entries(folder: Path) -> "Iterator[os.DirEntry[str]]":

@@ -49,8 +49,8 @@ def dataset_from_memory(
 
     Args:
         data: the examples.
-        config: how to split them, whether models are conditional, and a DataFrame's `label_column`; its
-            `name` is not used.
+        config: how to split them, whether models are conditional, and a DataFrame's `label_column`,
+            `split_column` and `group_column`; its `name` is not used.
         labels: class of each example, numbers or names, unless the data contain them.
 
     Raises:
@@ -71,7 +71,7 @@ def memory_source(
         )
     if _is_frame(data):
         config = replace(config, name=memory_name(data))
-        return _TableInMemory(config, _from_frame(data, config.label_column, labels))
+        return _TableInMemory(config, _from_frame(data, config, labels))
     class_names: Sequence[str] | None = None
     if isinstance(data, np.ndarray) or _is_tensor(data):
         values = _to_array(data)
@@ -80,7 +80,7 @@ def memory_source(
         class_names = getattr(data, "classes", None)
         labels = own_labels if labels is None else labels
     config = replace(config, name=memory_name(data))
-    raw = _from_array(values)
+    raw = raw_from_array(values)
     classes, numbers = _encode(labels, len(values), class_names)
     raw = replace(raw, classes=classes, labels=numbers)
     return (_PointsInMemory if raw.kind == "points" else _ImagesInMemory)(config, raw)
@@ -110,7 +110,7 @@ class _PointsInMemory(_InMemory):
 
 
 class _TableInMemory(_PointsInMemory):
-    has_label_column = True
+    has_columns = True
 
 
 class _ImagesInMemory(_InMemory):
@@ -132,19 +132,26 @@ def _is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _from_frame(
-    frame: "pd.DataFrame", label_column: str | None, labels: Sequence[int | str] | None
-) -> RawData:
-    table = table_from_frame(frame, "the DataFrame", label_column)
-    if label_column is not None and labels is not None:
+def _from_frame(frame: "pd.DataFrame", config: DataConfig, labels: Sequence[int | str] | None) -> RawData:
+    raw = table_from_frame(frame, "the DataFrame", config).to_raw()
+    if labels is None:
+        return raw
+    if config.label_column is not None:
         raise InputError("labels: the label_column has them already; give one of the two")
-    given = table.labels if label_column is not None else labels
-    classes, numbers = _encode(given, len(table.values), None)
-    return RawData(values=table.values, columns=table.columns, classes=classes, labels=numbers)
+    classes, numbers = _encode(labels, len(raw.values), None)
+    return replace(raw, classes=classes, labels=numbers)
 
 
-def _from_array(values: NDArray[Any]) -> RawData:
-    """Interpret an array as points or as images."""
+def raw_from_array(values: NDArray[Any], float_range: tuple[float, float] | None = None) -> RawData:
+    """Interpret an array as points, [examples, D], or as images, see `dataset_from_memory`.
+
+    Args:
+        values: the array.
+        float_range: range of images of floats that are not all from -1 to 1; None allows no others.
+
+    Raises:
+        InputError: the array has another type or shape, or values that are out of range or not finite.
+    """
     shape = values.shape
     if values.dtype.kind not in "iuf":
         raise InputError(f"data of dtype {values.dtype}: give integers or floats")
@@ -166,7 +173,9 @@ def _from_array(values: NDArray[Any]) -> RawData:
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         value_range = (-1.0, 1.0) if low < 0.0 else (0.0, 1.0)
-        if low < -1.0 or high > 1.0:
+        if float_range is not None and (low < -1.0 or high > 1.0):
+            value_range = float_range
+        if low < value_range[0] or high > value_range[1]:
             raise InputError(
                 f"images of floats from {low:g} to {high:g}: scale them to 0..1 or -1..1, or give integers "
                 "from 0 to 255"

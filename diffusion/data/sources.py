@@ -29,12 +29,16 @@ class DatasetInfo:
         columns: names of the coordinates (points), or None.
         classes: class names, indexed by label, or None.
         labels: int64 [examples], indices into `classes`, or None.
+        sides: the user's split: int64 [examples], indices into `splits.SIDES`, or None.
+        groups: int64 [examples], groups whose examples stay in one split, or None.
     """
 
     value_range: tuple[float, float] | None = None
     columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int64] | None = None
+    sides: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
 
     @property
     def kind(self) -> Literal["image", "points"]:
@@ -67,22 +71,24 @@ class DataSource(ABC):
     Attributes:
         config: config that names the data.
         kind: "image" or "points".
-        has_label_column: whether `config.label_column` applies.
+        has_columns: whether `config.label_column` and the other columns apply.
 
     Raises:
         InputError: a setting does not apply to these data.
     """
 
     kind: ClassVar[Literal["image", "points"]]
-    has_label_column: ClassVar[bool] = False
+    has_columns: ClassVar[bool] = False
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        if config.label_column is not None and not self.has_label_column:
-            raise InputError(
-                f"--label-column {config.label_column}: only tables have columns, and --data {config.name} "
-                "is not a table; leave it out"
-            )
+        for role in ("label", "split", "group"):
+            column = getattr(config, f"{role}_column")
+            if column is not None and not self.has_columns:
+                raise InputError(
+                    f"--{role}-column {column}: only tables have columns, and --data {config.name} is not a "
+                    "table; leave it out"
+                )
         if config.horizontal_flips and self.kind != "image":
             raise InputError(
                 f"--horizontal-flips: --data {config.name} holds points, and only images can be flipped; "

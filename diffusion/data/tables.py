@@ -8,28 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.config import DataConfig
 from diffusion.data.sources import DataSource, RawData, encode_labels
+from diffusion.data.splits import SPLIT_NAMES
 from diffusion.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Roles of columns that hold no coordinate, named by DataConfig.
+_ROLES = ("label", "split", "group")
 
 
 class TableFile(DataSource):
     """A .csv, .parquet or .npy table of points."""
 
     kind = "points"
-    has_label_column = True
+    has_columns = True
 
     def load(self) -> RawData:
         """Read the table.
 
         Raises:
-            InputError: see `load_table`.
+            InputError: see `read_frame` and `table_from_frame`.
         """
-        table = load_table(Path(self.config.name), self.config.label_column)
-        classes, labels = encode_labels(table.labels)
-        return RawData(values=table.values, columns=table.columns, classes=classes, labels=labels)
+        return table_from_frame(read_frame(Path(self.config.name)), self.config.name, self.config).to_raw()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,58 +43,89 @@ class Table:
         values: coordinates, float64 [rows, columns], finite.
         columns: names of the coordinates.
         labels: label of each row, or None.
+        sides: the user's split, see `RawData`, or None.
+        groups: group of each row, see `RawData`, or None.
     """
 
     values: NDArray[np.float64]
     columns: tuple[str, ...]
-    labels: list[str] | None
+    labels: list[str] | None = None
+    sides: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
+
+    def to_raw(self) -> RawData:
+        """The table as a data set."""
+        classes, labels = encode_labels(self.labels)
+        return RawData(
+            values=self.values,
+            columns=self.columns,
+            classes=classes,
+            labels=labels,
+            sides=self.sides,
+            groups=self.groups,
+        )
 
 
-def load_table(path: Path, label_column: str | None = None) -> Table:
-    """Read a .csv, .parquet or .npy table of numbers.
-
-    Args:
-        path: path of the file. The columns of an .npy array are named x0, x1, ...
-        label_column: name of a column that holds the label of each row instead of a coordinate. Labels
-            are read as text; if all are whole numbers stored as floats, they lose their ".0".
-
-    Raises:
-        InputError: the file cannot be read or is not two-dimensional, there is no such label column, or a
-            cell is an empty label or not a finite number. The message names the cell's column and row,
-            counted from 1 without the header.
-    """
-    return table_from_frame(_read(path), str(path), label_column)
-
-
-def table_from_frame(frame: "pd.DataFrame", where: str, label_column: str | None = None) -> Table:
+def table_from_frame(frame: "pd.DataFrame", where: str, config: DataConfig | None = None) -> Table:
     """Convert a DataFrame to points.
 
     Args:
         frame: columns of numbers, one point per row.
         where: what holds the cells, for error messages.
-        label_column: as for `load_table`.
+        config: names columns that hold no coordinate: the label of each row, its split or its group. Labels
+            are read as text; if all are whole numbers stored as floats, they lose their ".0".
 
     Raises:
-        InputError: as for `load_table`.
+        InputError: there is no such column, or a cell is empty, is no split or is not a finite number. The
+            message names the cell's column and row, counted from 1 without the header.
     """
-    table, names = frame, tuple(str(name) for name in frame.columns)
-    labels = None
-    if label_column is not None:
-        if label_column not in names:
+    names = [str(name) for name in frame.columns]
+    found: dict[str, list[str]] = {}
+    for role in _ROLES if config is not None else ():
+        column = getattr(config, f"{role}_column")
+        if column is None:
+            continue
+        if column not in names:
             raise InputError(
-                f"--label-column {label_column}: {where} has no such column; give one of {', '.join(names)}"
+                f"--{role}-column {column}: {where} has no such column; give one of {', '.join(names)}"
             )
-        index = names.index(label_column)
-        labels = _labels(where, label_column, table.iloc[:, index])
-        names = names[:index] + names[index + 1 :]
-        table = table.iloc[:, [column for column in range(table.shape[1]) if column != index]]
-    if not names:
+        found[role] = _texts(where, role, column, frame.iloc[:, names.index(column)])
+    special = {getattr(config, f"{role}_column") for role in found}
+    indices = [index for index, name in enumerate(names) if name not in special]
+    if not indices:
         raise InputError(f"{where} has no columns of coordinates: give one or more")
-    columns = [_numbers(where, name, table.iloc[:, index]) for index, name in enumerate(names)]
-    return Table(np.stack(columns, axis=1), names, labels)
+    columns = [_numbers(where, names[index], frame.iloc[:, index]) for index in indices]
+    return Table(
+        np.stack(columns, axis=1),
+        tuple(names[index] for index in indices),
+        found.get("label"),
+        _sides(where, config.split_column or "", found["split"]) if config and "split" in found else None,
+        encode_labels(found["group"])[1] if "group" in found else None,
+    )
 
 
-def _read(path: Path) -> "pd.DataFrame":
+def _sides(where: str, name: str, cells: list[str]) -> NDArray[np.int64]:
+    """Sides of a user's split, from a column of their names."""
+    for row, cell in enumerate(cells, start=1):
+        if cell.strip().lower() not in SPLIT_NAMES:
+            raise InputError(
+                f"{where}: row {row}, split column {name} holds {_short_repr(cell)}: give train, val or test"
+            )
+    sides = np.array([SPLIT_NAMES[cell.strip().lower()] for cell in cells], dtype=np.int64)
+    if not {0} < set(sides.tolist()):
+        raise InputError(
+            f"--split-column {name}: {where} has {' and '.join(sorted(set(cells)))} only; give train, and "
+            "val or test beside it"
+        )
+    return sides
+
+
+def read_frame(path: Path) -> "pd.DataFrame":
+    """Read a .csv, .parquet or .npy file; the columns of an .npy array are named x0, x1, ...
+
+    Raises:
+        InputError: the file cannot be read or is not two-dimensional.
+    """
     import pandas as pd
 
     try:
@@ -132,11 +166,12 @@ def _numbers(where: str, name: str, column: "pd.Series[Any]") -> NDArray[np.floa
     return values
 
 
-def _labels(where: str, name: str, column: "pd.Series[Any]") -> list[str]:
+def _texts(where: str, role: str, name: str, column: "pd.Series[Any]") -> list[str]:
+    """Cells of a column of labels, splits or groups."""
     missing = np.flatnonzero(column.isna().to_numpy())
     if missing.size:
         raise InputError(
-            f"{where}: row {missing[0] + 1}, label column {name} is empty: give every row a label, "
+            f"{where}: row {missing[0] + 1}, {role} column {name} is empty: give every row a {role}, "
             "or leave the row out"
         )
     cells = column.tolist()

@@ -30,6 +30,12 @@ class Estimate:
     value: float
     standard_error: float
 
+    def sign(self, errors: float) -> int:
+        """1, -1, or 0 if the value does not exceed so many standard errors or is not known."""
+        if not abs(self.value) > errors * self.standard_error:
+            return 0
+        return 1 if self.value > 0.0 else -1
+
 
 @dataclass(frozen=True)
 class SampleMetric:

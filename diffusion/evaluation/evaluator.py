@@ -145,6 +145,11 @@ class Evaluator:
             condition=condition,
         )
 
+    @property
+    def network_evaluations(self) -> int:
+        """Number of network calls for each sample: the rows of the sampler's table."""
+        return self._table().num_rows
+
     def _table(self) -> SamplerTable:
         return self.config.sampler.build(self.schedule, self.dataset.spec.clip, self.config.prediction_type)
 
@@ -171,7 +176,7 @@ class Evaluator:
         """
         samples = self.samples(network, num_samples=min(num_samples, len(self.dataset.train)), seed=seed)
         measure = SampleMetrics(self.dataset, held_out, self.features, add_training)
-        metrics = {**measure.compute(samples), names.NETWORK_EVALUATIONS: len(self._table().timesteps)}
+        metrics = {**measure.compute(samples), names.NETWORK_EVALUATIONS: self.network_evaluations}
         return {names.SAMPLE_PREFIX + name: float(value) for name, value in metrics.items()}
 
     @torch.no_grad()

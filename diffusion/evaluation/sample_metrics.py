@@ -1,4 +1,4 @@
-"""Metrics of generated samples: distances to the data, and detection of copied training data."""
+"""Metrics of generated samples: their distances to the data."""
 
 import math
 from collections.abc import Mapping
@@ -10,28 +10,22 @@ from torch import Tensor
 
 from diffusion.data.dataset import Dataset
 from diffusion.devices import to_float64, widest_float
+from diffusion.evaluation.copying import copying_metrics
 from diffusion.evaluation.distances import (
     Estimate,
     SampleMetric,
-    kernel_distance,
     kernel_distance_difference,
 )
 from diffusion.evaluation.features import Features, fit_features
-from diffusion.evaluation.neighbours import nearest_distances
 from diffusion.evaluation.once import once
 from diffusion.evaluation.two_sample_auc import classifier_auc_difference, pixel_auc_difference
 from diffusion.metrics import (
     AUC,
-    COPIED,
     DISTANCE,
     FLOOR,
-    NN_HELDOUT,
-    NN_SE,
-    NN_TRAIN,
     NUM_HELDOUT,
     NUM_REFERENCE,
     NUM_SAMPLES,
-    SAMPLE_PREFIX,
     STANDARD_ERROR,
 )
 from diffusion.registry import SAMPLE_METRICS
@@ -44,13 +38,9 @@ DECIDING: Mapping[str, Mapping[str, str]] = {
     "points": {DISTANCE: "kernel", AUC: "auc"},
     "image": {DISTANCE: "kernel", AUC: "pixel_auc"},
 }
+_OF_INFINITE_SAMPLES = {DISTANCE: math.inf, AUC: 1.0}  # if any sample is not finite
 # Limits on the training examples that samples are compared with, which are in memory as float64.
 MAX_TRAINING_EXAMPLES, _MAX_VALUES = 20_000, 2**27
-# A sample is a copy if its nearest training example is less than this fraction as far away as the next.
-_COPY_RATIO = 1.0 / 3.0
-# A model copies if its fraction of copies exceeds the floor by more than both of these.
-_MIN_COPIED_FRACTION, _MIN_STANDARD_ERRORS = 0.05, 3.0
-_MIN_HELD_OUT = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +56,7 @@ class SampleMetrics:
         held_out: [examples, *shape] held-out data, normalised.
         features: features by which images are compared; None fits those of a random network.
         add_training: whether training examples belong to the reference: more of them make the distances more
-            exact, and a model that copies training examples is found by `nearest_neighbour_metrics`.
+            exact, and a model that copies training examples is found by `diffusion.evaluation.copying`.
     """
 
     dataset: Dataset
@@ -105,7 +95,7 @@ class SampleMetrics:
         They are those of `diffusion.registry.SAMPLE_METRICS` for the kind of data; docs/judging.md describes
         each. `distance` and `auc` are the two that decide between models, see `DECIDING`; lower is better.
         `..._se` is a standard error and `..._floor` a floor, with fewer than N examples if there are fewer.
-        See also `nearest_neighbour_metrics`.
+        See also `diffusion.evaluation.copying.copying_metrics`.
         """
         added = self._num_added
         if len(samples) not in self._floors:
@@ -113,9 +103,9 @@ class SampleMetrics:
         floors = self._floors[len(samples)]
         finite = bool(samples.isfinite().all())
         return {
-            **(self._distances(samples) if finite else {DISTANCE: math.inf, AUC: 1.0}),
+            **(self._distances(samples) if finite else _OF_INFINITE_SAMPLES),
             **{_floor_name(name): value for name, value in floors.items()},
-            **(self.nearest_neighbour_metrics(samples) if finite else {}),
+            **(copying_metrics(samples, _training_examples(self.dataset), self.held_out) if finite else {}),
             NUM_SAMPLES: len(samples),
             NUM_REFERENCE: len(self._reference["features"]),
             NUM_HELDOUT: len(self.held_out),
@@ -123,9 +113,19 @@ class SampleMetrics:
 
     def distance(self, samples: Tensor) -> Estimate:
         """The metric `distance` of normalised samples [N, *shape] alone; infinite if a sample is."""
+        return self._deciding(DISTANCE, samples)
+
+    def deciding(self, samples: Tensor) -> dict[str, Estimate]:
+        """The metrics `distance` and `auc` of normalised samples [N, *shape] alone, see `DECIDING`."""
+        return {name: self._deciding(name, samples) for name in (DISTANCE, AUC)}
+
+    def _deciding(self, name: str, samples: Tensor) -> Estimate:
         if not samples.isfinite().all():
-            return Estimate(math.inf, math.nan)
-        return kernel_distance(self._views(samples)["features"], self._reference["features"])
+            return Estimate(_OF_INFINITE_SAMPLES[name], math.nan)
+        chosen = DECIDING[self.dataset.spec.kind][name]
+        metric: SampleMetric = SAMPLE_METRICS[chosen]
+        values = metric.compute(self._views(samples)[metric.images_as], self._reference[metric.images_as])
+        return Estimate(values[chosen], values[chosen + STANDARD_ERROR])
 
     def difference(self, a: Tensor, b: Tensor) -> dict[str, Estimate]:
         """`distance` and `auc` of samples a minus those of samples b, with errors of the differences.
@@ -174,51 +174,6 @@ class SampleMetrics:
             values |= {name + suffix: values[chosen + suffix] for suffix in ("", STANDARD_ERROR)}
         return values
 
-    def nearest_neighbour_metrics(self, samples: Tensor) -> dict[str, float]:
-        """Distances of samples to their nearest examples, and the fraction of samples that are copies.
-
-        `nn_train` and `nn_heldout` are the mean distances of the samples to the nearest of equally many
-        training and held-out examples, as root mean square over dimensions. Without copying they differ
-        only by chance. `nn_se`, the standard error of their difference, covers the randomness of the
-        samples only and is too small if they outnumber the examples. `copied` is the fraction of samples
-        whose nearest training example is less than a third as far away as the next nearest;
-        `copied_floor` is this fraction for the held-out examples, which cannot be copies.
-
-        Empty if there are fewer than two training or held-out examples.
-
-        Source of the factor of a third: arXiv:2310.02664, Section 2.
-        """
-        train, reference = _training_examples(self.dataset), self.held_out
-        if min(len(train), len(reference)) < 2:
-            return {}
-        count = min(len(train), len(reference))
-        scale = math.sqrt(math.prod(self.dataset.spec.shape))
-        to_train = nearest_distances(samples, train[:count], 1)[:, 0] / scale
-        to_held_out = nearest_distances(samples, reference[:count], 1)[:, 0] / scale
-        return {
-            NN_TRAIN: float(to_train.mean()),
-            NN_HELDOUT: float(to_held_out.mean()),
-            NN_SE: float((to_train - to_held_out).std() / math.sqrt(len(samples))),
-            COPIED: _copied_fraction(samples, train),
-            COPIED + FLOOR: _copied_fraction(reference, train),
-        }
-
-
-def copies_training_data(metrics: dict[str, float], prefix: str = SAMPLE_PREFIX) -> bool:
-    """Whether a model copies more training examples than chance explains, according to its metrics.
-
-    False with fewer than 100 held-out examples, which are too few to tell.
-    """
-    # Records of earlier versions have held-out examples only in their reference.
-    held_out = NUM_HELDOUT if prefix + NUM_HELDOUT in metrics else NUM_REFERENCE
-    needed = (COPIED, COPIED + FLOOR, NUM_SAMPLES, held_out)
-    if any(f"{prefix}{name}" not in metrics for name in needed):
-        return False
-    copied, floor, n, m = (metrics[f"{prefix}{name}"] for name in needed)
-    standard_error = math.sqrt(copied * (1.0 - copied) / n + floor * (1.0 - floor) / m)
-    excess = max(_MIN_COPIED_FRACTION, _MIN_STANDARD_ERRORS * standard_error)
-    return m >= _MIN_HELD_OUT and copied - floor > excess
-
 
 def nearest_training_examples(dataset: Dataset, samples: Tensor) -> Tensor:
     """The training example nearest to each sample, among the first 20,000 at most: [N, *shape]."""
@@ -232,11 +187,6 @@ def _training_examples(dataset: Dataset) -> Tensor:
     """The training examples that samples are compared with."""
     count = max(2, min(MAX_TRAINING_EXAMPLES, _MAX_VALUES // math.prod(dataset.spec.shape)))
     return dataset.train[:count]
-
-
-def _copied_fraction(x: Tensor, train: Tensor) -> float:
-    first, second = nearest_distances(x, train, 2).unbind(1)
-    return float((first < _COPY_RATIO * second).double().mean())
 
 
 def _floor_name(name: str) -> str:

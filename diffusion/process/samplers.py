@@ -108,7 +108,7 @@ def sampler_table(
     prediction_type: PredictionType = "epsilon",
     eta: float = 0.0,
     variance: Variance = "beta_tilde",
-    spacing: Spacing = "trailing",
+    spacing: Spacing = "logsnr",
     clip: tuple[float, float] | None = None,
     use_clipped_model_output: bool = True,
     step_ratio_guard: float | None = 3.0,

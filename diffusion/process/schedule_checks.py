@@ -7,7 +7,7 @@ import numpy as np
 from diffusion import metrics as names
 from diffusion.process.posterior import bound_terms
 from diffusion.process.samplers import PredictionType
-from diffusion.process.schedules import NoiseSchedule
+from diffusion.process.schedules import LOWEST_LOG_SNR, NoiseSchedule
 
 # Smallest sqrt(alphas_cumprod_T): below it, x_0 at the last timestep is lost to rounding even in float64.
 MIN_SIGNAL = 1e-30
@@ -60,6 +60,15 @@ def infeasible_reason(schedule: NoiseSchedule, prediction_type: PredictionType =
     if not (np.isfinite(terms.weights).all() and np.isfinite(terms.variances).all()):
         return "the coefficients of the reverse steps are not finite: use larger betas or fewer timesteps"
     return None
+
+
+def wasted_fraction(schedule: NoiseSchedule) -> float:
+    """Fraction of the timesteps below a log-SNR of -10, where x_t is nearly pure noise.
+
+    Samplers that take equal steps of log-SNR do not visit these timesteps, except for the last, so that what
+    is trained there is of no use.
+    """
+    return float(np.mean(schedule.log_snr < LOWEST_LOG_SNR))
 
 
 def schedule_warnings(

@@ -172,6 +172,9 @@ CONSTANT = BetaSchedule(constant_betas, ("terminal_noise",))
 COSINE = BetaSchedule(cosine_betas)
 
 Spacing = Literal["leading", "trailing", "linspace", "logsnr"]
+# Below it x_t is noise: steps would be lost there. Of 200 values that are all equal, such as the ground of an
+# image, the mean still has a signal-to-noise ratio of 1%.
+LOWEST_LOG_SNR = -10.0
 
 
 def zero_terminal_snr(betas: ArrayLike) -> Float64Array:
@@ -275,7 +278,7 @@ class NoiseSchedule:
 
 
 def respaced_timesteps(
-    schedule: NoiseSchedule, num_inference_steps: int, spacing: Spacing = "trailing"
+    schedule: NoiseSchedule, num_inference_steps: int, spacing: Spacing = "logsnr"
 ) -> NDArray[np.int64]:
     """The timesteps that a sampler with fewer steps visits.
 
@@ -284,7 +287,7 @@ def respaced_timesteps(
         num_inference_steps: S, from 1 to T. S = T gives every timestep, whatever the spacing.
         spacing: "leading" counts up from t = 0 in strides of T // S, "trailing" counts down from
             t = T - 1 in strides of T / S, "linspace" includes both ends with equal strides, "logsnr"
-            includes both ends with equal steps in log-SNR.
+            includes both ends with equal steps in log-SNR, of which only the first one starts below -10.
 
     Returns:
         int64 [S], strictly decreasing (noisiest first).
@@ -320,13 +323,15 @@ def respaced_timesteps(
 
 def _equal_log_snr_steps(schedule: NoiseSchedule, num_inference_steps: int) -> NDArray[np.int64]:
     """Increasing timesteps whose log-SNRs are as equally spaced as the schedule allows."""
-    log_snr = np.maximum(schedule.log_snr, -1000.0)  # -inf has no equal steps
+    log_snr = np.maximum(schedule.log_snr, LOWEST_LOG_SNR)
     targets = np.linspace(log_snr[0], log_snr[-1], num_inference_steps)
     timesteps = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
     # Where the schedule is coarser than the targets, several of them share a timestep: move them apart.
     index = np.arange(num_inference_steps)
     timesteps = np.maximum.accumulate(timesteps - index) + index
-    return np.minimum(timesteps, log_snr.size - num_inference_steps + index)
+    timesteps = np.minimum(timesteps, log_snr.size - num_inference_steps + index)
+    timesteps[-1] = log_snr.size - 1  # the noise to start from is x_T
+    return timesteps
 
 
 def _read_only(values: NDArray[Any]) -> Float64Array:

@@ -177,7 +177,7 @@ class Training:
             flips = torch.rand(batch_size, generator=generator, device=device)[shard] < 0.5
             x_0 = torch.where(flips[:, None, None, None], x_0.flip(-1), x_0)
         labels = self._draw_labels(generator, shard)
-        seed_dropout(seed, self.updates, self._distributed.rank)
+        seed_dropout(seed, self.updates, self._distributed.rank, device)
         weights = None if importance is None else importance[shard]
         self._loss_sum += self._train_step.run(self.updates, x_0, timesteps[shard], noise, labels, weights)
         if self._loss_history is not None:

@@ -1,20 +1,20 @@
 """One optimizer update, and the state that it changes: network, averaged weights and optimizer."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion.config import Config, TrainingConfig
 from diffusion.errors import InputError
 from diffusion.networks.build import build_network
 from diffusion.training.distributed import DistributedContext
 from diffusion.training.loss import DenoisingLoss
+from diffusion.training.weight_averaging import WeightAverage
 
 _HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,12 +54,10 @@ class TrainStep:
         self.last_losses = torch.zeros(0, device=distributed.device)
         torch.manual_seed(config.seed)
         self.network = build_network(config, shape, num_classes).to(distributed.device)
-        self._averaged = AveragedModel(
-            self.network, multi_avg_fn=_averaging_function(config.training), use_buffers=False
-        )
-        self._averaged.requires_grad_(False)
+        self._average = WeightAverage(self.network, config.training)
+        self._parameters = list(self.network.parameters())
         self._optimizer = torch.optim.AdamW(
-            self.network.parameters(),
+            self._parameters,
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
             fused=True,
@@ -74,7 +72,7 @@ class TrainStep:
     @property
     def averaged_network(self) -> nn.Module:
         """The network with averaged weights, in evaluation mode: the one to evaluate and save."""
-        return self._averaged.module.eval()
+        return self._average.network.eval()
 
     def run(
         self,
@@ -116,17 +114,17 @@ class TrainStep:
             losses.append(batch_loss.per_example)
         self.last_losses = torch.cat(losses)
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self._training.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self._parameters, self._training.max_gradient_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
-        self._averaged.update_parameters(self.network)
+        self._average.update()
         return mse
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Start from another model's weights; to be called before the first update."""
         self.network.load_state_dict(weights)
-        self._averaged.module.load_state_dict(weights)
+        self._average.network.load_state_dict(weights)
 
     def state(self) -> dict[str, Any]:
         """The state that `restore` needs, except for the averaged weights."""
@@ -134,7 +132,7 @@ class TrainStep:
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "ema_updates": int(self._averaged.n_averaged),
+            "ema_updates": self._average.num_averaged,
         }
 
     def restore(self, state: Mapping[str, Any], averaged_weights: Mapping[str, Tensor]) -> None:
@@ -142,8 +140,8 @@ class TrainStep:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self._averaged.module.load_state_dict(averaged_weights)
-        self._averaged.n_averaged.fill_(state["ema_updates"])
+        self._average.network.load_state_dict(averaged_weights)
+        self._average.num_averaged = state["ema_updates"]
 
     def _chunks(self, x_0: Tensor, *rest: Tensor | None) -> Any:
         """The arguments split for gradient accumulation."""
@@ -181,20 +179,3 @@ def learning_rate_factor(training: TrainingConfig, num_updates_done: int) -> flo
         return (num_updates_done + 1) / (warmup + 1)
     progress = (num_updates_done - warmup) / max(1, training.num_updates - warmup)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def ema_decay(training: TrainingConfig, num_averaged: int) -> float:
-    """Decay of the averaged weights after `num_averaged` averaging steps.
-
-    A constant 0.9999 would leave most of the initial weights in a short training, so the average reaches
-    back over a twentieth of the planned updates at most, and over fewer at the start.
-    """
-    horizon = max(1.0, training.num_updates / 20.0)
-    return min(training.ema_decay, 1.0 - 1.0 / horizon, (1.0 + num_averaged) / (10.0 + num_averaged))
-
-
-def _averaging_function(training: TrainingConfig) -> Callable[..., None]:
-    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        get_ema_multi_avg_fn(ema_decay(training, int(num_averaged)))(averaged, current, num_averaged)
-
-    return average

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import judgement_report
 from benchmarks.judgement_data import POINTS, coloured
-from benchmarks.judgement_report import champion, finished, write_report
+from benchmarks.judgement_report import champion, finished, positions, write_report
 from benchmarks.judgement_truth import DigitFeatures, of_pictures, of_points
 
 
@@ -125,7 +125,18 @@ def test_pairs_that_were_measured_with_more_samples_decide(table):
     for rows in ([5, 7], [7, 5]):
         assert rows[champion(table.iloc[rows])] == 5
         assert rows[champion(table.iloc[rows], pairs)] == 7
-        assert rows[champion(table.iloc[rows], pairs.assign(auc=0.0))] == 5
+        assert rows[champion(table.iloc[rows], pairs.assign(auc=0.0))] == 7, "10 standard errors of one"
+        assert rows[champion(table.iloc[rows], pairs.assign(auc=0.0, distance=0.25))] == 5
+
+
+def test_the_best_trial_by_all_yardsticks_together_lies_at_0_and_the_median_at_1():
+    """No trial is the best by both yardsticks; their units do not matter."""
+    truth = np.array([[1.0, 20.0], [2.0, 10.0], [3.0, 30.0], [4.0, 50.0], [9.0, 40.0]])
+    each = np.array([[0.0, 0.5], [0.5, 0.0], [1.0, 1.0], [1.5, 2.0], [4.0, 1.5]]).mean(axis=1)
+    found = positions(truth)
+    np.testing.assert_allclose(found, (each - 0.25) / (1.0 - 0.25))
+    assert found[:3].tolist() == [0.0, 0.0, 1.0]
+    np.testing.assert_allclose(positions(truth * [100.0, 0.1]), found)
 
 
 def test_the_report_says_what_was_measured_and_how_well(table, tmp_path, monkeypatch):

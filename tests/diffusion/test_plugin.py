@@ -74,7 +74,7 @@ def predict(x, t):
     x0 = (x - noise * out) / signal if kind == "epsilon" else signal * x - noise * out
     return np.clip(x0, -0.8, 0.8)
 
-visited = respaced_timesteps(schedule, 9, "trailing")
+visited = respaced_timesteps(schedule, 9, "logsnr")
 scale = np.sqrt(schedule.alphas_cumprod[visited])
 sigma = np.sqrt(1.0 - scale**2) / scale
 start = np.random.default_rng(0).standard_normal((7, 2))

@@ -48,6 +48,6 @@ def test_seeds_differ_if_any_counter_differs():
 def test_dropout_differs_between_workers():
     draws = []
     for rank in (0, 1, 0):
-        seed_dropout(1, 7, rank)
+        seed_dropout(1, 7, rank, torch.device("cpu"))
         draws.append(torch.rand(4))
     assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])

@@ -20,6 +20,7 @@ from export.sampler import Sampler, main
 from export.session import open_session
 from export.to_onnx import export_onnx
 from tests.diffusion.conftest import make_gaussian_dataset
+from tests.export.test_torch_sampler import assert_states_are_those_of_production
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -75,6 +76,11 @@ def test_parity_is_checked_with_and_without_guidance(exported):
 def test_the_file_contains_classes_and_guidance_scale(sampler):
     assert sampler.spec.classes == list(CLASSES)
     assert sampler.spec.sampler["guidance_scale"] == 2.0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
+def test_the_reference_of_parity_is_guided_as_in_production(model, scale):
+    assert_states_are_those_of_production(model, scale)
 
 
 @pytest.mark.parametrize("scale", [None, 0.0, 1.0, 4.5])

@@ -17,7 +17,7 @@ def run_python(program, repository, folder):
         env=os.environ | {"PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

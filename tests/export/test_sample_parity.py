@@ -8,8 +8,10 @@ import pytest
 
 from diffusion.config import DataConfig, SamplerConfig
 from diffusion.data.dataset import load_dataset
+from diffusion.evaluation.features import fit_features
 from export.parity import check_samples
 from export.to_onnx import export_onnx, main
+from export.torch_sampler import TorchSampler
 
 
 @pytest.fixture(scope="module", name="dataset", params=["heart", "digits"])
@@ -24,27 +26,32 @@ def _model(make_model, dataset):
     return dataclasses.replace(model, config=dataclasses.replace(model.config, data=data))
 
 
+@pytest.fixture(scope="module", name="features")
+def _features(model, dataset):
+    return fit_features(dataset, model.config.metrics.features)
+
+
 @pytest.fixture(scope="module", name="content")
 def _content(model):
     return export_onnx(model)[0]
 
 
-def test_samples_of_a_faithful_file_pass(model, content, dataset):
-    (case,) = check_samples(model, content, dataset)
+def test_samples_of_a_faithful_file_pass(model, content, dataset, features):
+    (case,) = check_samples(TorchSampler.of(model), content, dataset, features)
     assert case.passed
     assert case.name == "distance of 256 samples"
     assert case.max_abs_error < 1e-3 * case.output_scale
     assert case.output_scale > 0.01  # an untrained model is far from the data
 
 
-def test_worse_samples_fail(model, content, dataset):
+def test_worse_samples_fail(model, content, dataset, features):
     """The same graph, but with outputs ten times as large."""
     proto = onnx.load_from_string(content)
     for tensor in proto.graph.initializer:
         if tensor.name.startswith("outward."):
             values = 10.0 * onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
-    (case,) = check_samples(model, proto.SerializeToString(), dataset)
+    (case,) = check_samples(TorchSampler.of(model), proto.SerializeToString(), dataset, features)
     assert not case.passed
 
 

@@ -118,7 +118,7 @@ OWN_IMAGE = {
     "num_inference_steps": 10,
     "eta": 0.0,
     "variance": "beta",
-    "spacing": "trailing",
+    "spacing": "logsnr",
 }
 OWN_POINTS = {
     "sampler": "ddim", "num_inference_steps": 8, "eta": 0.5, "variance": "beta_tilde", "spacing": "leading",
@@ -137,6 +137,7 @@ OWN_POINTS = {
         {"sampler": "ddim", "eta": 0.0},
         {"spacing": "linspace"},
         {"spacing": "logsnr"},
+        {"spacing": "trailing"},
         {"sampler": "ddim", "num_steps": 7, "eta": 0.25, "spacing": "leading"},
     ],
     ids=str,
@@ -296,3 +297,10 @@ def test_previews_end_with_the_samples(sampler):
     assert all(preview.shape == samples.shape for preview in previews)
     np.testing.assert_array_equal(previews[-1], samples)
     assert np.abs(previews[0] - samples).max() > 0.01 * samples.std()
+
+
+def test_a_file_without_a_fast_sampler_says_so(sampler):
+    with pytest.raises(
+        InputError, match="sampler fast: no fast sampler was measured .* ddpm, ddim, dpmpp_2m"
+    ):
+        sampler.sample(2, sampler="fast")

@@ -150,7 +150,7 @@ def test_the_metadata_describe_the_model(image_model):
         "columns": None,
     }  # fmt: skip
     assert spec.sampler == {
-        "name": "ddpm", "num_steps": 10, "eta": 0.0, "variance": "beta", "spacing": "trailing",
+        "name": "ddpm", "num_steps": 10, "eta": 0.0, "variance": "beta", "spacing": "logsnr",
         "clip": [-1.25, 2.75], "guidance_scale": 1.0,
     }  # fmt: skip
     assert spec.provenance == {

@@ -136,7 +136,7 @@ def test_other_samplers_can_be_chosen(version_2):
         assert ("g" in table.columns) == (spec.learned_variance and name == "ddpm")
         assert (table.noise_levels is None) == (spec.noise_level is None)
     if spec.noise_level is not None:
-        timesteps = sampler_table(spec.noise_schedule, "ddim", 6).timesteps
+        timesteps = sampler_table(spec.noise_schedule, "ddim", 6, spacing="trailing").timesteps
         np.testing.assert_array_equal(table.noise_levels, spec.noise_levels(timesteps))
 
 

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import logging
+import os
 import shutil
 import sys
 
@@ -10,11 +11,20 @@ import pytest
 
 from workflows.environment import set_defaults
 
+# Ray's workers would get next to no CPU time beside other tests, since they are nicer than those.
+NO_NICENESS = {"RAY_worker_niceness": "0"}
+os.environ |= NO_NICENESS
 set_defaults(verbose=True)  # before the import: Ray reads RAY_AUTH_MODE when it is imported
 
 import ray  # noqa: E402
 
 from workflows.cli.process import exit_status  # noqa: E402
+
+
+def user_environment():
+    """Environment of a user's command: no settings of the tests' own MLflow and Ray."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))}
+    return own | NO_NICENESS
 
 
 @pytest.fixture(scope="session")

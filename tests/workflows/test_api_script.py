@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.workflows.conftest import user_environment
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 # Ray is imported first, as a program may. The data set's class exists in this script only.
@@ -50,9 +52,7 @@ print(json.dumps({
 
 
 def test_ctrl_c_ends_a_sweep_with_its_best_model_and_leaves_nothing_behind(tmp_path):
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))
-    }
+    environment = user_environment()
     (tmp_path / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(
         [sys.executable, "script.py"],
@@ -64,7 +64,7 @@ def test_ctrl_c_ends_a_sweep_with_its_best_model_and_leaves_nothing_behind(tmp_p
         start_new_session=True,
     )
     try:
-        output, errors = process.communicate(timeout=400)
+        output, errors = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, output + errors
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_a_sweep_with_its_best_model_and_leaves_nothing_behind(tmp_p
     assert facts.pop("trials") < 50
     assert facts == {"interrupted": True, "drawn": [7, 2], "ray": False, "handler": True, "champion": True}
     left = [each for each in psutil.process_iter() if _session_of(each) == process.pid]
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs(left, timeout=120)
     assert not alive, "Ray's processes"
 
 

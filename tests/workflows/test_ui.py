@@ -1,14 +1,17 @@
 """`python -m workflows.ui`, with a real MLflow server."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from diffusion.errors import InputError
@@ -82,12 +85,37 @@ def test_the_printed_page_shows_the_runs_and_the_server_stops(runs):
             json.dumps({"experiment_ids": [runs.experiment_id]}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             shown = json.load(response)["runs"]
         assert [run["info"]["run_name"] for run in shown] == ["sweep"]
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
         process.stdout.close()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server is still running"
+
+
+def mlflow_servers(pid):
+    """Children of a process that run `mlflow server`."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            if {"mlflow", "server"} <= set(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def test_ctrl_c_while_the_server_starts_ends_both(runs):
+    command = [sys.executable, "-m", "workflows.ui", "--port", str(free_port())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        deadline = time.monotonic() + 300.0
+        while not (servers := mlflow_servers(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert (process.returncode, output) == (0, "")
+    assert servers and not any(server.is_running() for server in servers)

@@ -7,10 +7,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from diffusion.config import Config, TrainingConfig
 from diffusion.data.sources import DataSource, open_source
+from diffusion.errors import InputError
 from workflows.cli.run_options import RunOptions, TrainOptions
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.storage.run_record import RunRecord
@@ -84,9 +86,27 @@ def train_defaults(record: RunRecord | None, init_from: str | None) -> tuple[Tra
     defaults = TrainOptions(training=_ANY_BATCH)
     if not init_from:
         return defaults, {}
-    from workflows.cli.resume import model_folder
-
     tree = json.loads((model_folder(init_from) / "config.json").read_text())
     config = Config.from_dict({"network": tree["config"]["network"]})
     kept = {name: value for name, value in config.flat().items() if name.startswith("network.")}
     return replace(defaults, network=config.network), kept
+
+
+def model_folder(path: str) -> Path:
+    """Find the folder of the model that `--init-from` refers to.
+
+    Args:
+        path: folder of a model, of a checkpoint or of a run. A run gives its final model or champion, or else
+            its newest checkpoint.
+
+    Raises:
+        InputError: there is no model.
+    """
+    root = Path(path).expanduser().absolute()
+    checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
+    for folder in (root, root / "model", root / "champion", *checkpoints):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise InputError(
+        f"--init-from {path}: no model there; give a run's folder, its model/, or one of its checkpoints/"
+    )

@@ -1,6 +1,4 @@
-"""Find the stored runs that flags refer to: the run to resume, the model to start from."""
-
-from pathlib import Path
+"""Find the stored run that flags refer to."""
 
 from diffusion.errors import InputError
 from diffusion.files import FormatError
@@ -75,23 +73,3 @@ def run_to_resume(flags: RunFlags, data: str | None, command: Command) -> RunRec
     if not matching:
         raise unreadable or not_found
     return max(matching, key=lambda record: record.started)
-
-
-def model_folder(path: str) -> Path:
-    """Find the folder of the model that `--init-from` refers to.
-
-    Args:
-        path: folder of a model, of a checkpoint or of a run. A run gives its final model or champion, or else
-            its newest checkpoint.
-
-    Raises:
-        InputError: there is no model.
-    """
-    root = Path(path).expanduser().absolute()
-    checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
-    for folder in (root, root / "model", root / "champion", *checkpoints):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    raise InputError(
-        f"--init-from {path}: no model there; give a run's folder, its model/, or one of its checkpoints/"
-    )

@@ -47,6 +47,11 @@ class RunFlags:
     """Train a class-conditional model; classes are a folder's subfolders or those of a named data set."""
     label_column: str | None = None
     """Table column that holds the class of each row; the model is conditioned on it."""
+    split_column: str | None = None
+    """Table column that holds the split of each row: train, val or test. Folders train, val and test do the
+    same for images."""
+    group_column: str | None = None
+    """Table column whose equal rows, such as those of one patient, stay in one split."""
     skip_bad_images: bool = False
     """Skip unreadable images of a folder instead of failing."""
     memory_limit_gb: float = 4.0
@@ -91,6 +96,8 @@ class RunFlags:
             horizontal_flips=self.horizontal_flips,
             conditional=self.conditional,
             label_column=self.label_column,
+            split_column=self.split_column,
+            group_column=self.group_column,
             skip_bad_images=self.skip_bad_images,
             memory_limit_gb=self.memory_limit_gb,
         )
@@ -171,6 +178,8 @@ class RunOptions(RunFlags):
     def with_preset(self, source: DataSource, given: Mapping[str, Any]) -> Self:
         """Return a copy in which the preset of the data replaces all values but the given ones.
 
+        The sampler of the finished model is chosen by measurement unless values of the sampler are given.
+
         Args:
             source: the opened data.
             given: values to keep, by dotted name.
@@ -179,7 +188,9 @@ class RunOptions(RunFlags):
             InputError: a given value does not fit the preset, or a folder cannot be read.
         """
         config = source_preset(source, alone=self.trains_one_model)
-        return replace(self, **sections(config.with_values(dict(given))))
+        keeps_sampler = any(name.startswith("sampler.") for name in given)
+        choice = {"metrics.choose_sampler": False} if keeps_sampler else {}
+        return replace(self, **sections(config.with_values({**choice, **given})))
 
     def config(self) -> Config:
         """Return the config of a training."""
@@ -272,6 +283,8 @@ DATA_FLAGS = (
     "horizontal_flips",
     "conditional",
     "label_column",
+    "split_column",
+    "group_column",
     "skip_bad_images",
     "memory_limit_gb",
 )

@@ -56,9 +56,9 @@ class SearchSpace:
     data_embedding_size: tuple[int, ...] = (16, 32, 64)
     """Points only: choices of the size of each coordinate's embedding."""
     hidden_size: tuple[int, ...] = ()
-    """MLP only: choices of the width of its blocks."""
+    """MLP only: choices of the width of its blocks; by default 64 and 128 for points."""
     num_blocks: tuple[int, ...] = ()
-    """MLP only: choices of the number of blocks."""
+    """MLP only: choices of the number of blocks; by default 3 and 6 for points."""
     base_channels: tuple[int, ...] = ()
     """U-Net only: choices of the channels of the first level."""
     num_res_blocks: tuple[int, ...] = ()

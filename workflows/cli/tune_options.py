@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from diffusion.config import Config
 from diffusion.data.sources import DataSource
@@ -29,6 +29,8 @@ from workflows.environment import default_output_dir
 
 _DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
 _UNET_TRIALS = 6  # by default; each takes longer than that of an MLP
+# Larger ones take twice the time for little: benchmarks/results/network_sizes.md.
+_SIZES_FOR_POINTS: dict[str, Any] = {"hidden_size": (64, 128), "num_blocks": (3, 6)}
 UNLIMITED = 10_000  # number of trials when only --time-budget limits a sweep
 _SAVED_FOR_RESUME = (
     "num_trials",
@@ -39,7 +41,9 @@ _SAVED_FOR_RESUME = (
     "final_epochs",
     "final_workers",
     "training_seed_error",
+    "early_stopping",
 )
+EarlyStopping = Literal["proven", "eager", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,10 @@ class TuneFlags(RunFlags):
     """Standard deviation of the objective over training seeds, 0 or more, in the objective's units.
     By default 0.007 (points) or 0.001 (images) nats per dimension of val/elbo_window, and 0 of other
     objectives."""
+    early_stopping: EarlyStopping = "proven"
+    """When trials that fall behind are stopped: proven, at evaluations that have been shown to predict the
+    final order; eager, also before four trials have finished, which saves more and loses the best trial more
+    often; off, never."""
     final_workers: int = 1
     """Data-parallel workers of the training that --final-epochs asks for."""
 
@@ -97,6 +105,9 @@ class TuneFlags(RunFlags):
         if self.final_workers > 1 and self.final_epochs is None:
             raise InputError(f"--final-workers {self.final_workers}: give --final-epochs as well")
         self.budget_seconds()
+        if self.early_stopping not in get_args(EarlyStopping):
+            choices = ", ".join(get_args(EarlyStopping))
+            raise InputError(f"--early-stopping {self.early_stopping}: choose one of {choices}")
         if self.objective is not None:
             OBJECTIVES.check(self.objective, "objective")
         if "://" in self.output_dir:
@@ -149,12 +160,21 @@ class TuneOptions(TuneFlags, RunOptions):
         return given
 
     def with_preset(self, source: DataSource, given: Mapping[str, Any]) -> Self:
-        """Return a copy with the preset of the data, which for a U-Net includes `num_trials`.
+        """Return a copy with the preset of the data.
+
+        For a U-Net it includes `num_trials`, and for points the sizes of the MLP to search unless given.
 
         See `RunOptions.with_preset`.
         """
         values = {name: value for name, value in given.items() if name != "num_trials"}
         options = super().with_preset(source, values)
+        if source.image_side is None and options.network.kind == "mlp":
+            sizes = {
+                name: choices
+                for name, choices in _SIZES_FOR_POINTS.items()
+                if not getattr(options.search, name) and f"network.{name}" not in given
+            }
+            options = replace(options, search=replace(options.search, **sizes))
         if "num_trials" in given or source_preset(source).network.kind != "unet":
             return options
         return replace(options, num_trials=_UNET_TRIALS)

@@ -43,7 +43,7 @@ def load_or_stream(source: DataSource, *, start_ray: Callable[[], None]) -> Data
     if isinstance(source, ImageFolder) and source.larger_than_memory:
         start_ray()
         return stream_folder(source)
-    return load_source(source)
+    return load_source(source, print)
 
 
 def prepare_data(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion.data import dataset as data
 from diffusion.data.dataset import Dataset, Split
-from diffusion.data.image_folder import ImageFolder, class_names
+from diffusion.data.image_folder import ImageFolder, class_names, folder_sides
 from diffusion.data.sources import PIXEL_RANGE, DatasetInfo, encode_labels
 from diffusion.data.splits import split_indices
 from diffusion.errors import InputError
@@ -155,10 +155,16 @@ def stream_folder(source: ImageFolder, notify: Callable[[str], None] = print) ->
     channels = 3 if columns["colour"].any() else 1
     paths, digests = [os.fsencode(path) for path in files], columns["rgb" if channels == 3 else "grey"]
     classes, labels = encode_labels(class_names(source.folder, files))
-    info = DatasetInfo(value_range=PIXEL_RANGE, classes=classes, labels=labels)
+    sides = folder_sides(source.folder, files)
+    info = DatasetInfo(value_range=PIXEL_RANGE, classes=classes, labels=labels, sides=sides)
 
     shape = (channels, size, size)
-    splits = split_indices(len(files), channels * size**2, config)
+    example_digests = [digest.tobytes() for digest in digests]
+    splits = split_indices(
+        len(files), channels * size**2, config, sides=sides, example_digests=example_digests
+    )
+    for note in splits.notes:
+        notify(f"--data {config.name}: {note}")
     mean, std = pixel_moments(columns["sums"][splits.train, :channels], size**2)
     data.check_std(config, None, std)
 
@@ -174,7 +180,7 @@ def stream_folder(source: ImageFolder, notify: Callable[[str], None] = print) ->
         info,
         (len(files), *shape),
         splits,
-        (digest.tobytes() for digest in digests),
+        example_digests,
         (mean, std),
         clip_interval(first.values.numpy(), PIXEL_RANGE, mean, std),
         first.values.numpy(),

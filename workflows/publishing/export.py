@@ -9,6 +9,7 @@ from diffusion.files import replacing
 from diffusion.training.checkpoints import TrainedModel
 from export.parity import check_samples, require, summary
 from export.to_onnx import export_onnx
+from export.torch_sampler import TorchSampler
 
 SAMPLER = "sampler.onnx"
 
@@ -27,7 +28,7 @@ def write_export(model: TrainedModel, dataset: Dataset, features: Features | Non
         ParityError: a comparison with PyTorch failed; nothing is written.
     """
     content, cases = export_onnx(model)
-    cases += check_samples(model, content, dataset, features)
+    cases += check_samples(TorchSampler.of(model), content, dataset, features)
     require(cases)
     model.save(directory)
     with replacing(directory / SAMPLER) as part:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.evaluation.sample_metrics import copies_training_data
-from diffusion.metrics import COPIED, FLOOR, KERNEL, TEST_SAMPLE_PREFIX
+from diffusion.evaluation.copying import copying_verdict
+from diffusion.evaluation.sampler_choice import SamplerChoice
+from diffusion.metrics import COPIED, COPIED_DETECTABLE, FLOOR, KERNEL, TEST_SAMPLE_PREFIX
 from diffusion.training.checkpoints import TrainedModel
+from workflows.publishing.deployed_sampler import sampler_table
 
 MODEL_CARD = "model_card.md"
 
@@ -16,17 +18,29 @@ def write_model_card(model: TrainedModel, directory: Path) -> None:
     (directory / MODEL_CARD).write_text(model_card(model))
 
 
-def copying_summary(metrics: Mapping[str, float]) -> str:
-    """One sentence on whether the model copies training examples, from its `test/...` metrics."""
-    name = TEST_SAMPLE_PREFIX + COPIED
+def copying_summary(metrics: Mapping[str, float], prefix: str = TEST_SAMPLE_PREFIX) -> str:
+    """One or two sentences on whether the model copies training examples.
+
+    Args:
+        metrics: metrics of its samples by name.
+        prefix: prefix of their names.
+    """
+    name = prefix + COPIED
     if name not in metrics:
         return "Whether it copies training examples was not measured."
     copied, floor = (100.0 * metrics[each] for each in (name, name + FLOOR))
-    copies = copies_training_data(dict(metrics), TEST_SAMPLE_PREFIX)
-    verdict = "It copies training examples" if copies else "No sign of copying"
+    detectable = 100.0 * metrics.get(prefix + COPIED_DETECTABLE, 1.0)
+    begin, end = {
+        "copies": ("It copies training examples", ""),
+        "no sign": ("No sign of copying", f" {detectable:.3g}% of copies would have been found."),
+        "too little data": (
+            "Too little data to say whether it copies training examples",
+            f" Only {detectable:.3g}% of copies or more would have been found.",
+        ),
+    }[copying_verdict(metrics, prefix)]
     return (
-        f"{verdict}: {copied:.1f}% of its samples are less than a third as far from the nearest training "
-        f"example as from the next; of held-out examples, {floor:.1f}% are."
+        f"{begin}: {copied:.1f}% of its samples are less than a third as far from the nearest training "
+        f"example as from the next; of held-out examples, {floor:.1f}% are.{end}"
     )
 
 
@@ -68,7 +82,7 @@ A floor is the value for as many training examples in place of samples.
 |---|---|
 {metric_rows}
 
-{_decision_section(model.provenance)}## Limitations
+{_decision_section(model.provenance)}{_sampler_section(model.provenance)}## Limitations
 It reproduces the distribution of the training data, including its errors and gaps.
 {copying_summary(metrics)}
 
@@ -88,6 +102,18 @@ def _decision_section(provenance: Mapping[str, Any]) -> str:
         return ""
     reasons = "\n".join(f"- {reason}." for reason in provenance["decision"])
     return f"## Why this model\nWhy trial `{provenance['trial_id']}` of the sweep:\n\n{reasons}\n\n"
+
+
+def _sampler_section(provenance: Mapping[str, Any]) -> str:
+    """How well the model samples with every sampler; empty if it was not measured."""
+    choice = SamplerChoice.of(provenance)
+    if choice is None:
+        return ""
+    lines = "\n".join(f"- {line}." for line in choice.sentences())
+    return (
+        f"## Sampler\n{lines}\n\nMeasured on the training and validation examples, with "
+        f"{choice.num_samples} samples each:\n\n{sampler_table(choice)}\n\n"
+    )
 
 
 def _provenance_section(provenance: Mapping[str, Any]) -> str:

@@ -11,10 +11,9 @@ from diffusion.data.dataset import Dataset
 from diffusion.evaluation.sample_metrics import nearest_training_examples
 from diffusion.plots import draw_samples, image_grid, plane_limits, samples_per_picture, save_animation
 from diffusion.process.forward import q_sample
-from diffusion.process.generate import cycling_condition, sample_states
 from diffusion.training.checkpoints import TrainedModel
-from export.noise import normal_noise
 from export.sampler import Sampler
+from export.torch_sampler import TorchSampler
 from workflows.publishing.export import SAMPLER
 
 _MAX_FRAMES = 40
@@ -32,7 +31,8 @@ def write_pictures(model: TrainedModel, dataset: Dataset, directory: Path) -> No
         dataset: data that it was trained on.
         directory: folder of its sampler.onnx, into which the pictures are written.
     """
-    frames = _reverse_frames(model)
+    count = samples_per_picture(model.data.kind, model.data.num_classes)
+    frames = [model.data.denormalise(x) for x in TorchSampler.of(model).states(count)]
     is_points = model.data.kind == "points"
     limits = plane_limits(dataset.raw(dataset.train[:_MAX_POINTS_FOR_LIMITS])) if is_points else None
 
@@ -42,7 +42,7 @@ def write_pictures(model: TrainedModel, dataset: Dataset, directory: Path) -> No
     draw(frames[-1], "samples (PyTorch)").save(directory / "samples.png")
     if not is_points:
         _nearest_pairs(model, dataset, frames[-1][:_NUM_PAIRS]).save(directory / "nearest.png")
-    onnx_samples = Sampler(directory / SAMPLER, provider="cpu").sample(_num_pictured(model), seed=0)
+    onnx_samples = Sampler(directory / SAMPLER, provider="cpu").sample(count, seed=0)
     draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
     reverse = [draw(frame, "reverse diffusion") for frame in _evenly_thinned(frames)]
     forward = (
@@ -59,28 +59,6 @@ def _nearest_pairs(model: TrainedModel, dataset: Dataset, samples: np.ndarray) -
     pairs = np.stack([samples, nearest], axis=1).reshape(-1, *spec.shape)
     assert spec.range is not None
     return image_grid(pairs, spec.range, columns=_NUM_COLUMNS)
-
-
-def _num_pictured(model: TrainedModel) -> int:
-    return samples_per_picture(model.data.kind, model.data.num_classes)
-
-
-def _reverse_frames(model: TrainedModel) -> list[np.ndarray]:
-    """PyTorch's sampling steps from noise to samples, in data units.
-
-    The noise is that of the exported sampler with seed 0.
-    """
-    shape = model.data.shape
-    count, num_classes = _num_pictured(model), model.data.num_classes
-    indices = np.arange(count)
-    condition = cycling_condition(count, num_classes, model.config.sampler.guidance_scale)
-
-    def noise(row: int) -> torch.Tensor:
-        return torch.from_numpy(normal_noise(0, indices, row + 1, shape))
-
-    start = noise(-1)
-    states = sample_states(model.network, model.table, start, noise, condition)
-    return [model.data.denormalise(x.numpy()) for x in (start, *(x for x, _ in states))]
 
 
 def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:

@@ -1,23 +1,17 @@
 """Association of placement groups with trials, so that a sweep can free the resources of a killed trial.
 
 Ray Train removes a run's placement group itself, except when its controller is killed with the trial while
-the workers start, or when Ray runs without its dashboard. The placement groups of Ray Train have no name,
+the workers start. The placement groups of Ray Train have no name,
 but the resources that they request can be read. So the workers of each trial request a few bytes of memory,
 a number that identifies the trial.
 """
 
-import os
-import signal
 import zlib
-from contextlib import suppress
 
-import ray
-from ray._private import state
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 _MAX_BYTES = 2**20
-_CLEANER, _CONTROLLER = "PlacementGroupCleaner", "TrainController"  # class names of Ray Train's actors
 
 
 def memory_tag(trial_id: str) -> dict[str, float]:
@@ -32,19 +26,3 @@ def remove_placement_groups(trial_ids: set[str]) -> None:
         requested = {bundle.get("memory") for bundle in group["bundles"].values()}
         if group["state"] != "REMOVED" and requested & tags:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
-
-
-def kill_orphan_cleaners() -> None:
-    """Terminate Ray Train's own cleaners on this machine whose training has ended.
-
-    A cleaner asks Ray's dashboard whether its training still runs; without a dashboard it would never exit.
-    """
-    context = ray.get_runtime_context()
-    ours = [actor for actor in state.actors().values() if actor["JobID"] == context.get_job_id()]
-    alive = [actor for actor in ours if actor["State"] == "ALIVE"]
-    controllers = [actor["Address"] for actor in alive if actor["ActorClassName"] == _CONTROLLER]
-    for actor in alive:
-        orphan = actor["ActorClassName"] == _CLEANER and actor["OwnerAddress"] not in controllers
-        if orphan and actor["Address"]["NodeID"] == context.get_node_id():
-            with suppress(ProcessLookupError):
-                os.kill(actor["Pid"], signal.SIGTERM)

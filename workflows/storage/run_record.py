@@ -5,6 +5,7 @@ Its format version is that of the whole folder, with the checkpoints or the tria
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -54,6 +55,33 @@ class RunRecord:
     def with_session(self, provenance: dict[str, Any]) -> "RunRecord":
         """The record with the origin of one more session."""
         return replace(self, provenance=[*self.provenance, provenance])
+
+    def check_unchanged(
+        self, config: Config, data_fingerprint: str, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check that the run is resumed with the config, the options and the data that it was started with.
+
+        Args:
+            config: config of this session.
+            data_fingerprint: fingerprint of this session's data.
+            options: those of this session's options that must be the same, by name.
+
+        Raises:
+            InputError: something differs.
+        """
+        noun = "sweep" if self.command == "tune" else "run"
+        check_same_config(config, self.config)
+        for name, value in (options or {}).items():
+            if json.loads(json.dumps(value)) != self.options[name]:  # the record was read from JSON
+                raise InputError(
+                    f"--{name.replace('_', '-')} differs from what the {noun} to be resumed was started "
+                    f"with; leave it out, or start a new {noun}"
+                )
+        if data_fingerprint != self.data_fingerprint:
+            raise InputError(
+                f"--resume: the data of {config.data.name} have changed since the {noun} {self.name} was "
+                f"started; restore them, or start a new {noun}"
+            )
 
     def write(self, folder: Storage, status: Status) -> "RunRecord":
         """Write the record with a new status into the run's folder, and return it."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from diffusion.evaluation.evaluator import Evaluator
 from diffusion.evaluation.measured_objective import MeasuredObjective
+from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.files import replacing
 from diffusion.metrics import OBJECTIVE, SAMPLE_PREFIX, VAL_SAMPLE_PREFIX, Objective, with_prefix
 from diffusion.registry import OBJECTIVES
@@ -21,6 +22,7 @@ from diffusion.training.checkpoints import TrainedModel
 from export.to_onnx import ParityError
 from workflows.data.load import LoadedData
 from workflows.publishing.artifacts import write_model_artifacts
+from workflows.publishing.deployed_sampler import with_deployed_sampler
 from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.sweep.confirmation import Confirmation
 from workflows.sweep.decision import Decision, Finalist, decide, settle
@@ -46,6 +48,7 @@ class Champion:
         confirmations: confirmed `sample/...` metrics of each finalist, by trial ID.
         data_fingerprint: fingerprint of the data that it was trained and tested on.
         directory: folder of its files.
+        samplers: the samplers that were measured for it, or None.
     """
 
     trial_id: str
@@ -57,6 +60,7 @@ class Champion:
     confirmations: Mapping[str, Mapping[str, float]]
     data_fingerprint: str
     directory: Path
+    samplers: SamplerChoice | None = None
 
 
 def select_champion(
@@ -115,15 +119,17 @@ def select_champion(
         if is_better:
             models[best], confirmed[best] = longer, confirmation.metrics[_FINAL]
     for trial_id in decision.ranking:
+        model = with_deployed_sampler(models[trial_id], data, notify)
         notify(f"evaluating trial {trial_id} on the test split")
-        model = models[trial_id]
         metrics = {
             **with_prefix(confirmed[trial_id], SAMPLE_PREFIX, VAL_SAMPLE_PREFIX),
             **metrics_on_test_split(model, data.dataset, data.features),
         }
         objective, update = model.provenance["metrics"][OBJECTIVE], model.provenance.get("update")
-        origin = {"trial_id": trial_id, "update": update, "metrics": metrics, "decision": reasons}
-        model = dataclasses.replace(model, provenance={**provenance, **origin})
+        samplers = SamplerChoice.of(model.provenance)
+        why = reasons + (samplers.sentences() if samplers else [])
+        origin = {"trial_id": trial_id, "update": update, "metrics": metrics, "decision": why}
+        model = dataclasses.replace(model, provenance={**model.provenance, **provenance, **origin})
         try:
             write_model_artifacts(model, data.dataset, data.features, directory, notify)
         except ParityError as error:
@@ -135,7 +141,7 @@ def select_champion(
         record = {
             **decision.to_dict(),
             "champion": trial_id,
-            "reasons": reasons,
+            "reasons": why,
             "training_seed_error": seed_error,
             "final_training": verdict,
             "picked_by_mse": picked_by_mse or None,
@@ -144,7 +150,16 @@ def select_champion(
         _write_decision(directory, record)
         fingerprint = data.dataset.spec.fingerprint
         return Champion(
-            trial_id, objective, update, metrics, decision, tuple(reasons), confirmed, fingerprint, directory
+            trial_id,
+            objective,
+            update,
+            metrics,
+            decision,
+            tuple(why),
+            confirmed,
+            fingerprint,
+            directory,
+            samplers,
         )
     raise AssertionError("the last finalist is exported, or its error is raised")
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffusion.evaluation.copying import copying_verdict
 from diffusion.evaluation.distances import Estimate
 from diffusion.evaluation.evaluator import Evaluator
 from diffusion.evaluation.measured_objective import MeasuredObjective
-from diffusion.evaluation.sample_metrics import SampleMetrics, copies_training_data
+from diffusion.evaluation.sample_metrics import SampleMetrics
 from diffusion.metrics import AUC, DISTANCE, NETWORK_EVALUATIONS, SAMPLE_PREFIX, STANDARD_ERROR
 from diffusion.seeding import seed_of
 from diffusion.training.checkpoints import TrainedModel
@@ -66,7 +67,7 @@ class Confirmation:
                 key: Estimate(found[key], found.get(key + STANDARD_ERROR, math.nan))
                 for key in (DISTANCE, AUC)
             },
-            copies=copies_training_data(metrics),
+            copies=copying_verdict(metrics) == "copies",
             cost=num_evaluations * sum(weight.numel() for weight in model.network.parameters()),
         )
 

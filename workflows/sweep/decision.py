@@ -12,9 +12,12 @@ Nothing is measured here: `workflows.sweep.confirmation` draws the samples and m
    alone prefers either by that much in 5% of the pairs, and both in the same direction less often.
 4. Otherwise the objective decides, if its difference exceeds two standard errors. They include the share of
    the training seed: another seed moves the objective of the same config.
-5. Otherwise the two are not told apart. For the first two of the ranking, more samples are drawn then, in
+5. Otherwise one distance alone decides, if it prefers a model by more than three standard errors and the
+   other distance does not prefer the other model by more than two.
+6. Otherwise the two are not told apart. For the first two of the ranking, more samples are drawn then, in
    rounds that double their number; if the last round does not tell them apart either, they are declared
-   equal, and the one that is cheaper to run comes first; of equally cheap ones that with the lower objective.
+   equal, and the one that is cheaper to run by 5% or more comes first; of equally cheap ones that with the
+   lower objective.
 
 The champion is the finalist that no other one beats. Outcomes can go in a circle, where A beats B, B beats C
 and C beats A: then the lowest objective in the circle decides. The second is the champion of the others, and
@@ -22,7 +25,7 @@ so on. The order in which finalists are given does not matter.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,13 +35,17 @@ from diffusion.metrics import OBJECTIVE, SAMPLE_PREFIX
 MIN_FINALISTS, MAX_FINALISTS = 4, 6
 _FINALISTS_WITHIN = 3.0  # standard errors of the best objective
 _TOLD_APART = 2.0  # standard errors
+_TOLD_APART_ALONE = 3.0  # standard errors of one distance
+_CHEAPER = 0.95  # costs closer than this are equal
 MAX_ROUNDS = 2  # of further samples for the first two: twice and four times as many
 # Standard deviation of val/elbo_window over training seeds by kind of data, in nats per dimension: 0.0065 on
 # the heart and on rings (benchmarks/results/judgement.md), whose windows end at a log-SNR of 9, and 0.0005 to
 # 0.0014 on digits.
 TRAINING_SEED_ERRORS: Mapping[str, float] = {"points": 0.007, "image": 0.001}
 
-Grounds = Literal["finite", "copying", "samples", "objective", "cost", "objective within its error"]
+Grounds = Literal[
+    "finite", "copying", "samples", "objective", "one distance", "cost", "objective within its error"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +235,7 @@ def decide(finalists: Iterable[Finalist], compare: Compare, max_rounds: int = MA
         first, second, *others = ranking
         if not table.draw_more(first, second, max_rounds):  # they are equal
             unbeaten = not any(table.beats(each, second) for each in others)  # false in a circle only
-            if unbeaten and second.cost < first.cost:
+            if unbeaten and _is_cheaper(second, first):
                 ranking = [second, first, *others]
             break
         ranking = _rank(ordered, table)
@@ -257,7 +264,8 @@ def compare_finalists(first: Finalist, second: Finalist, comparison: Comparison)
         "finite": second.is_finite - first.is_finite,
         "copying": first.copies - second.copies,
         "samples": _agreement(comparison.distances.values()),
-        OBJECTIVE: _sign(comparison.objective),
+        OBJECTIVE: comparison.objective.sign(_TOLD_APART),
+        "one distance": _uncontradicted(comparison.distances.values()),
     }
     for grounds, sign in signs.items():
         if sign:
@@ -304,10 +312,11 @@ class _Table:
     def tie(self, first: Finalist, second: Finalist) -> Outcome:
         """The outcome for two finalists that are not told apart, of which the first is preferred."""
         comparison = self.comparison(first, second)
-        grounds: Grounds = "cost" if first.cost < second.cost else "objective within its error"
+        is_cheaper = _is_cheaper(first, second)
+        grounds: Grounds = "cost" if is_cheaper else "objective within its error"
         equal = f"the two cannot be told apart with {comparison.num_samples} samples each"
         reason = f"{equal}, and its objective is the lower one"
-        if first.cost < second.cost:
+        if is_cheaper:
             reason = f"{equal}, and it costs {first.cost / second.cost:.2g} times as much to run"
         elif _by_objective(first) > _by_objective(second):
             reason = f"{equal}, and a third one beats the other"
@@ -346,17 +355,21 @@ def _by_objective(finalist: Finalist) -> tuple[float, float, str]:
     return objective, finalist.cost, finalist.name
 
 
-def _sign(difference: Estimate) -> int:
-    """Sign of a difference, 0 if it does not exceed its error or is not known."""
-    if not abs(difference.value) > _TOLD_APART * difference.standard_error:
-        return 0
-    return 1 if difference.value > 0.0 else -1
+def _is_cheaper(first: Finalist, second: Finalist) -> bool:
+    return first.cost <= _CHEAPER * second.cost
 
 
 def _agreement(differences: Iterable[Estimate]) -> int:
     """The common sign of all differences, 0 if there is none."""
-    signs = {_sign(each) for each in differences}
+    signs = {each.sign(_TOLD_APART) for each in differences}
     return signs.pop() if len(signs) == 1 else 0
+
+
+def _uncontradicted(differences: Collection[Estimate]) -> int:
+    """The sign of differences that are large enough to decide alone, 0 if another one contradicts."""
+    large = {each.sign(_TOLD_APART_ALONE) for each in differences} - {0}
+    others = {each.sign(_TOLD_APART) for each in differences} - {0}
+    return large.pop() if len(large) == len(others) == 1 else 0
 
 
 def _reason(grounds: Grounds, comparison: Comparison) -> str:
@@ -365,10 +378,11 @@ def _reason(grounds: Grounds, comparison: Comparison) -> str:
         return "the objective or the samples of the other are not finite"
     if grounds == "copying":
         return "the other copies training examples"
-    if grounds == "samples":
+    if grounds in ("samples", "one distance"):
         by = " and ".join(
             f"{SAMPLE_PREFIX}{name} ({_in_errors(each)})"
             for name, each in sorted(comparison.distances.items())
+            if grounds == "samples" or each.sign(_TOLD_APART_ALONE)
         )
         return f"its {comparison.num_samples} samples are closer to the data by {by}"
     return (

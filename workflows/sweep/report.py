@@ -1,7 +1,5 @@
 """Report of a finished sweep: report.html, a single page that needs nothing but a browser."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -12,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from diffusion.files import replacing
+from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.metrics import (
     AUC,
     DISTANCE,
@@ -25,19 +23,13 @@ from diffusion.metrics import (
     VAL_ELBO_WINDOW_PAIRED_SE,
     VAL_MSE,
 )
+from workflows.publishing.deployed_sampler import sampler_figure
+from workflows.publishing.page import embedded, embedded_plot, write_page
 from workflows.sweep.champion import Champion
 from workflows.sweep.trial_records import TrialRecord, TrialRecords
 
 _COLOURS = {"finished": "#0072b2", "stopped": "#e69f00", "pruned": "#999999"}
 _OTHER_COLOUR = "#d55e00"
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; vertical-align: top; margin: .3rem 0 } .wide { overflow-x: auto }
-.pictures img { max-height: 26rem } p.note { color: #666 }
-"""
 
 
 def write_report(
@@ -69,24 +61,19 @@ def write_report(
         f"<h2>Champion: trial {champion.trial_id}</h2>",
         _pictures(champion.directory),
         _why_this_model(champion, records),
+        *_sampler_section(champion.samplers),
         _metrics_table(champion.metrics),
         "<h2>Trials</h2>",
-        _embedded_plot(_objective_curves(records, objective), "objective by updates"),
-        _embedded_plot(_objective_by_parameter(records, names, objective), "objective by parameter"),
+        embedded_plot(_objective_curves(records, objective), "objective by updates"),
+        embedded_plot(_objective_by_parameter(records, names, objective), "objective by parameter"),
         "<p class=note>Rank correlation between early and final objectives: "
         f"{rungs or 'too few trials finished to tell'}.</p>",
-        _embedded_plot(_objective_by_mse(records, objective), "objective by MSE"),
+        embedded_plot(_objective_by_mse(records, objective), "objective by MSE"),
         "<p class=note>The mean squared error cannot be compared across schedules: a schedule that spends "
         "more steps at high noise scores lower with a worse model. It is shown for information only.</p>",
         _trials_table(records, names),
     ]
-    path = directory / "report.html"
-    with replacing(path) as part:
-        part.write_text(
-            f"<!doctype html><meta charset=utf-8><title>{escape(directory.name)}</title>"
-            f"<style>{_STYLE}</style>{''.join(body)}\n"
-        )
-    return path
+    return write_page(directory / "report.html", directory.name, body)
 
 
 def _counts(records: TrialRecords) -> str:
@@ -96,11 +83,11 @@ def _counts(records: TrialRecords) -> str:
 
 def _pictures(folder: Path) -> str:
     """The champion's samples, its animation, and for images the nearest training images."""
-    samples = _embedded((folder / "samples.png").read_bytes(), "samples")
+    samples = embedded((folder / "samples.png").read_bytes(), "samples")
     animation = f"<img alt='noise becoming samples' src='{folder.name}/animation.gif'>"
     html = f"<div class=pictures>{samples} {animation}</div>"
     if (folder / "nearest.png").exists():
-        pairs = _embedded((folder / "nearest.png").read_bytes(), "samples and training images")
+        pairs = embedded((folder / "nearest.png").read_bytes(), "samples and training images")
         html += f"<div>{pairs}</div><p class=note>Samples, each with the training image nearest to it.</p>"
     return html
 
@@ -164,6 +151,18 @@ def _trials_table(records: TrialRecords, names: list[str]) -> str:
     return f"<div class=wide>{html}</div>"
 
 
+def _sampler_section(choice: SamplerChoice | None) -> list[str]:
+    """Quality by network evaluations for each sampler; empty if it was not measured."""
+    if choice is None:
+        return []
+    return [
+        "<h3>Sampler</h3>",
+        embedded_plot(sampler_figure(choice), "quality of the samples by network evaluations"),
+        "<p class=note>Lower is better. Bars are one standard error; "
+        f"each point is measured with {choice.num_samples} samples.</p>",
+    ]
+
+
 def _evaluated(records: TrialRecords) -> list[TrialRecord]:
     return [record for record in records if np.isfinite(record.objective)]
 
@@ -216,14 +215,3 @@ def _objective_by_mse(records: TrialRecords, objective: str) -> Figure:
     )
     axes.set(xlabel=f"{VAL_MSE} (not comparable)", ylabel=objective)
     return figure
-
-
-def _embedded_plot(figure: Figure, title: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return _embedded(buffer.getvalue(), title)
-
-
-def _embedded(png: bytes, title: str) -> str:
-    """An <img> element with the picture's bytes in it."""
-    return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

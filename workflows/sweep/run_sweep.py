@@ -38,6 +38,7 @@ from export.to_onnx import ParityError
 from workflows.cli.search_space import contains, start_values
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.data.load import LoadedData, load_or_stream, prepare_data
+from workflows.publishing.deployed_sampler import sampler_curves
 from workflows.publishing.provenance import provenance
 from workflows.publishing.registration import register_model, upload_model
 from workflows.publishing.summary import file_lines, next_lines, quality_lines
@@ -48,10 +49,11 @@ from workflows.sweep.champion import Champion, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
 from workflows.sweep.report import write_report
+from workflows.sweep.searcher import Search
 from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.trial import TrialContext
 from workflows.sweep.trial_records import TrialRecords
-from workflows.sweep.tuner import Search, SweepCallback, run_trials
+from workflows.sweep.tuner import SweepCallback, run_trials
 from workflows.terminal import display_path
 from workflows.tracking.tracker import Tracker, resolve_tracking_uri, tracker_class
 from workflows.training.dry_run import describe_sweep
@@ -204,6 +206,8 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
     """Upload the champion and the report, register the model, and return the summary's lines."""
     records, tracker = log.records, log.tracker
     tracker.log(champion.metrics, 0)
+    for evaluations, metrics in sampler_curves(champion.samplers).items():
+        tracker.log(metrics, evaluations)
     upload_model(tracker, champion.directory, "champion")
     tracker.log_file(log.directory / "report.html")
     registered = register_model(
@@ -237,6 +241,7 @@ def make_search(options: TuneOptions, config: Config, searched: dict[str, tuple[
         options.num_trials,
         options.budget_seconds(),
         _initial_points(options, config, searched),
+        options.early_stopping,
     )
 
 

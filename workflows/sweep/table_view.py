@@ -20,6 +20,8 @@ _SHORT_NAMES = {
     "schedule.beta_end": "beta_end",
     "network.time_embedding_size": "t-emb",
     "network.data_embedding_size": "x-emb",
+    "network.hidden_size": "width",
+    "network.num_blocks": "blocks",
     "training.learning_rate": "lr",
 }
 
@@ -112,33 +114,54 @@ class SweepTable:
         )
         objectives = [row.objective for row in self._rows.values() if row.status in ("running", "finished")]
         best = min((objective for objective in objectives if objective is not None), default=None)
-        keys = list(dict.fromkeys(key for row in self._rows.values() for key in row.params))
-        headings = ("trial", *map(_short_name, keys), "updates", OBJECTIVE, "val MSE", "distance", "status")
-        for heading in headings:
-            table.add_column(
-                heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True
-            )
         shown = list(self._rows.items())
         if len(shown) > _MAX_ROWS:
             shown.sort(key=lambda item: (item[1].status != "running", item[1].objective or float("inf")))
             shown = shown[:_MAX_ROWS]
-        for trial_id, row in shown:
-            objective = _number(row.objective)
-            table.add_row(
-                trial_id,
-                *(_number(row.params.get(key)) for key in keys),
-                f"{row.updates}/{self._num_updates}",
-                f"[bold green]{objective}[/]"
-                if row.objective is not None and row.objective == best
-                else objective,
-                _number(row.mse),
-                _number(row.distance),
-                f"[{_STYLES.get(row.status, 'red')}]{row.status}[/]",
+        keys = list(dict.fromkeys(key for row in self._rows.values() for key in row.params))
+        columns = {"trial": [trial_id for trial_id, _ in shown]}
+        columns |= {_short_name(key): [_number(row.params.get(key)) for _, row in shown] for key in keys}
+        columns |= {
+            "updates": [f"{row.updates}/{self._num_updates}" for _, row in shown],
+            OBJECTIVE: [_number(row.objective) for _, row in shown],
+            "val MSE": [_number(row.mse) for _, row in shown],
+            "distance": [_number(row.distance) for _, row in shown],
+            "status": [row.status for _, row in shown],
+        }
+        # The network's parameters say least about a trial; MSE says nothing about which is better.
+        by_importance = sorted(keys, key=lambda key: key.startswith("network."))
+        hidden = _hide_columns(columns, [*map(_short_name, by_importance), "val MSE"], self.console.width)
+        if hidden:
+            table.caption = f"objective: lower is better; trials.csv also has {', '.join(hidden)}"
+        for heading in columns:
+            table.add_column(
+                heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True
             )
+        for number, (_, row) in enumerate(shown):
+            cells = {heading: cells[number] for heading, cells in columns.items()}
+            if row.objective is not None and row.objective == best:
+                cells[OBJECTIVE] = f"[bold green]{cells[OBJECTIVE]}[/]"
+            cells["status"] = f"[{_STYLES.get(row.status, 'red')}]{row.status}[/]"
+            table.add_row(*cells.values())
         return table
 
     def _num_done(self) -> int:
         return sum(row.status != "running" for row in self._rows.values())
+
+
+def _hide_columns(columns: dict[str, list[str]], optional: list[str], width: int) -> list[str]:
+    """Remove columns until a table fits a terminal, and return their headings.
+
+    Args:
+        columns: cells by heading; changed here.
+        optional: headings of those that may be removed, the last ones first.
+        width: width of the terminal in characters.
+    """
+    hidden: list[str] = []
+    while optional and 1 + sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items()) > width:
+        hidden.insert(0, optional.pop())
+        del columns[hidden[0]]
+    return hidden
 
 
 def _short_name(key: str) -> str:

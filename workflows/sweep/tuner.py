@@ -7,28 +7,22 @@ When a sweep is resumed, trials that did not finish run first, under the IDs the
 """
 
 import logging
-import math
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import RandomSampler, TPESampler
 from PIL import Image
 from ray import tune
-from ray.tune.search.optuna import OptunaSearch
 
-from diffusion.metrics import OBJECTIVE
 from diffusion.training.loop import evaluation_points
-from workflows.cli.search_space import is_range
-from workflows.ray_runtime.placement_groups import kill_orphan_cleaners, remove_placement_groups
+from workflows.ray_runtime.placement_groups import remove_placement_groups
 from workflows.status import OUT_OF_MEMORY, TrialStatus
 from workflows.storage.storage import Storage
-from workflows.sweep.asha import SuccessiveHalving
+from workflows.sweep.asha import make_scheduler
+from workflows.sweep.searcher import Search, build_searcher, completed_trials
 from workflows.sweep.table_view import SweepTable
 from workflows.sweep.trial import TrialContext, WorkersTrial, run_trial
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecord, TrialRecords
@@ -135,7 +129,6 @@ class SweepCallback(tune.Callback):
         """Free what failed trials reserved, repeatedly: their workers may have been about to start."""
         if self._failed_tune_ids and time.monotonic() > self._last_cleanup + _SECONDS_BETWEEN_CLEANUPS:
             remove_placement_groups(self._failed_tune_ids)
-            kill_orphan_cleaners()
             self._last_cleanup = time.monotonic()
 
     def end_running_trials(self, reason: str) -> bool:
@@ -178,27 +171,6 @@ class SweepCallback(tune.Callback):
         self._view.finish(record.trial_id, status, reason)
 
 
-@dataclass(frozen=True)
-class Search:
-    """A search: its space, algorithm and budget.
-
-    Attributes:
-        space: searched parameters by dotted name, each with its choices or the two ends of its range.
-        algorithm: "tpe" or "random".
-        seed: seed of the search.
-        num_trials: number of trials of the whole sweep, pruned ones included.
-        time_budget: seconds after which running trials are stopped, or None.
-        initial_points: points to try first.
-    """
-
-    space: Mapping[str, tuple[Any, ...]]
-    algorithm: str
-    seed: int
-    num_trials: int
-    time_budget: float | None = None
-    initial_points: Sequence[Mapping[str, Any]] = ()
-
-
 def run_trials(
     context: TrialContext,
     search: Search,
@@ -231,7 +203,7 @@ def run_trials(
         correlations = _run(whole_gpu, search, records, storage, callback, verbose)
     within_budget = search.time_budget is None or records.elapsed < search.time_budget
     callback.end_running_trials(INTERRUPTED if within_budget else OUT_OF_TIME)
-    return within_budget and len(_completed(records)) < search.num_trials, correlations
+    return within_budget and len(completed_trials(records)) < search.num_trials, correlations
 
 
 def remaining_seconds(search: Search, elapsed: float) -> float | None:
@@ -252,9 +224,9 @@ def _run(
     callback: SweepCallback,
     verbose: bool,
 ) -> dict[int, float]:
-    config, completed = context.config, _completed(records)
+    config, completed = context.config, completed_trials(records)
     callback.match_unfinished_trials()
-    scheduler = SuccessiveHalving(evaluation_points(config.training))
+    scheduler = make_scheduler(search.early_stopping, evaluation_points(config.training))
     for record in completed:
         scheduler.observe(record.trial_id, record.evaluations)
     # With several workers, the trial's own process only drives them. It reserves no CPU, which might be the
@@ -271,7 +243,7 @@ def _run(
         tune_config=tune.TuneConfig(
             num_samples=search.num_trials - len(completed),
             time_budget_s=remaining_seconds(search, records.elapsed),
-            search_alg=build_searcher(search, records) if search.space else None,
+            search_alg=build_searcher(search, records, config) if search.space else None,
             scheduler=scheduler,
             reuse_actors=in_process,
             max_concurrent_trials=None if in_process else max_concurrent_groups(context.resources),
@@ -292,45 +264,6 @@ def _run(
     )
     tuner.fit()
     return scheduler.rank_correlations()
-
-
-def _completed(records: TrialRecords) -> list[TrialRecord]:
-    return [record for record in records if not record.unfinished]
-
-
-def build_searcher(search: Search, records: TrialRecords) -> OptunaSearch:
-    """Optuna's search, with the results of the completed trials.
-
-    It suggests the unfinished trials' parameters first, or the search's initial points in a new sweep.
-    """
-    space: dict[str, BaseDistribution] = {
-        name: FloatDistribution(*values, log=True) if is_range(name) else CategoricalDistribution(values)
-        for name, values in search.space.items()
-    }
-    # A different seed in each session, or a resumed sweep would repeat the first session's draws.
-    seed = (search.seed + len(records)) % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls its multivariate option experimental
-        sampler = (
-            RandomSampler(seed) if search.algorithm == "random" else TPESampler(seed=seed, multivariate=True)
-        )
-
-    def point(record: TrialRecord) -> dict[str, Any]:
-        return {name: record.params[name] for name in search.space}
-
-    unfinished = [point(record) for record in records if record.unfinished]
-    initial_points = [] if len(records) else [dict(values) for values in search.initial_points]
-    searcher = OptunaSearch(
-        space,
-        metric=OBJECTIVE,
-        mode="min",
-        sampler=sampler,
-        points_to_evaluate=unfinished or initial_points,
-    )
-    for record in _completed(records):
-        usable = math.isfinite(record.objective) and record.status in ("finished", "stopped")
-        searcher.add_evaluated_point(point(record), record.objective, error=not usable)
-    return searcher
 
 
 def failure_reason(trial: Any) -> str:

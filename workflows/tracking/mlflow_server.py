@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -54,27 +55,30 @@ def is_healthy(port: int) -> bool:
         return False
 
 
-def wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
-    """Wait until the server responds.
+def wait_until_healthy(
+    server: "subprocess.Popen[bytes]", port: int, log: IO[bytes], stop: threading.Event | None = None
+) -> None:
+    """Wait until the server responds, or until `stop` is set.
 
     Args:
         server: process of the server.
         port: port on which the server listens.
         log: file with the server's output, which is quoted if the server exits.
+        stop: event that ends the waiting.
 
     Raises:
         RuntimeError: the server exited, or did not respond within 90 seconds.
     """
     deadline = time.monotonic() + _START_TIMEOUT
+    stop = stop or threading.Event()
     while time.monotonic() < deadline:
         if server.poll() is not None:
             log.seek(0)
             raise RuntimeError(
                 f"the MLflow server exited while starting:\n{log.read().decode(errors='replace')[-2000:]}"
             )
-        if is_healthy(port):
+        if is_healthy(port) or stop.wait(0.3):
             return
-        time.sleep(0.3)
     raise RuntimeError(f"the MLflow server did not respond within {_START_TIMEOUT} s")
 
 

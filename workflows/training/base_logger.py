@@ -6,12 +6,11 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 from diffusion.config import Config
 from diffusion.data.dataset import Dataset
 from diffusion.data.sources import short_name
-from diffusion.errors import InputError
 from workflows.cli.resume import output_storage
 from workflows.cli.run_options import RunOptions
 from workflows.publishing.provenance import session_provenance
 from workflows.status import Status
-from workflows.storage.run_record import Command, RunRecord, check_same_config
+from workflows.storage.run_record import Command, RunRecord
 from workflows.storage.storage import Storage
 from workflows.tracking.tracker import Tracker, open_tracker
 
@@ -74,7 +73,7 @@ class BaseLogger(Generic[Options]):
                 differ from those of the run to resume, or the tracker does not have that run.
         """
         if record is not None:
-            check_unchanged(record, config, dataset, cls.fixed_options(options))
+            record.check_unchanged(config, dataset.spec.fingerprint, cls.fixed_options(options))
         runs = output_storage(options)
         name = record.name if record else _new_name(options, runs)
         folder = runs.child(name)
@@ -137,45 +136,8 @@ class BaseLogger(Generic[Options]):
         """Print how the run ended; a hook for subclasses."""
 
 
-def check_unchanged(
-    record: RunRecord, config: Config, dataset: Dataset, options: Mapping[str, Any] | None = None
-) -> None:
-    """Check that a run is resumed with the config, the options and the data that it was started with.
-
-    Args:
-        record: record of the run to resume.
-        config: config of this session.
-        dataset: data of this session.
-        options: those of this session's options that must be the same, by name.
-
-    Raises:
-        InputError: something differs.
-    """
-    noun = "sweep" if record.command == "tune" else "run"
-    check_same_config(config, record.config)
-    for name, value in (options or {}).items():
-        # The record was read from JSON, where tuples are lists.
-        if _with_lists(value) != _with_lists(record.options[name]):
-            raise InputError(
-                f"--{name.replace('_', '-')} differs from what the {noun} to be resumed was started with; "
-                f"leave it out, or start a new {noun}"
-            )
-    if dataset.spec.fingerprint != record.data_fingerprint:
-        raise InputError(
-            f"--resume: the data of {config.data.name} have changed since the {noun} {record.name} was "
-            f"started; restore them, or start a new {noun}"
-        )
-
-
 def _new_name(options: RunOptions, runs: Storage) -> str:
     """Name of a new run, which is free unless it was killed before it wrote its record."""
     if options.resume and options.name is not None:
         return options.name
     return options.free_name(set(runs.names()).__contains__)
-
-
-def _with_lists(value: Any) -> Any:
-    """The value with lists in place of tuples, also inside dicts."""
-    if isinstance(value, dict):
-        return {key: _with_lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,8 @@
 """A small Ray actor through which the workers of a training and their driver exchange events and signals.
 
 Rank 0 adds events and reports its progress, which the driver collects with `take_events`. The driver and the
-workers request signals, which every worker polls. Workers never call the driver directly.
+workers request signals, which every worker polls. Workers never call the driver directly. Ray Train's
+controller makes itself known, so that the driver can end it.
 """
 
 from typing import Any, Literal
@@ -33,6 +34,15 @@ class Coordinator:
         self._signal: Signal = "continue"
         self._updates = 0
         self._starts: list[int] = []
+        self._controller: Any = None
+
+    def set_controller(self, controller: Any) -> None:
+        """Record the actor handle of Ray Train's controller, which starts the workers."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """Return the actor handle of Ray Train's controller; None before it has started."""
+        return self._controller
 
     def record_start(self, updates: int) -> int:
         """Record that the workers start, and end a request to restart them.

@@ -20,16 +20,18 @@ from diffusion.data.dataset import Dataset
 from diffusion.data.sources import DataSource
 from diffusion.devices import default_device
 from diffusion.errors import InputError
+from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.manifest import MANIFEST, write_manifest
 from diffusion.metrics import BEST_UPDATE, OBJECTIVE, TEST_PREFIX, VAL_ELBO_WINDOW, metrics_of_best
 from diffusion.networks.build import build_network
 from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
 from diffusion.training.train_step import check_precision
 from export.to_onnx import ParityError
-from workflows.cli.resume import model_folder
+from workflows.cli.request import model_folder
 from workflows.cli.run_options import TrainOptions
 from workflows.data.load import LoadedData, load_or_stream, prepare_data
 from workflows.publishing.artifacts import write_model_artifacts
+from workflows.publishing.deployed_sampler import sampler_curves, with_deployed_sampler
 from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.publishing.provenance import provenance
 from workflows.publishing.registration import upload_model
@@ -39,7 +41,6 @@ from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
 from workflows.terminal import TrainingProgress, display_path
 from workflows.tracking.tracker import resolve_tracking_uri, tracker_class
-from workflows.training.base_logger import check_unchanged
 from workflows.training.dry_run import describe_training
 from workflows.training.run_logger import RunLogger
 from workflows.training.worker import TrainingJob
@@ -71,7 +72,7 @@ def run_training(options: TrainOptions, source: DataSource, record: RunRecord | 
         weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None
         config, data = prepare_data(config, dataset)
         if record is not None:
-            check_unchanged(record, config, dataset)  # fail early: before Ray is started
+            record.check_unchanged(config, dataset.spec.fingerprint)  # fail early: before Ray is started
         start_ray(options.verbose)
         min_workers, max_workers = options.workers
         resources = plan_workers(min_workers, max_workers=max_workers if max_workers > min_workers else None)
@@ -130,7 +131,6 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
     Returns:
         Lines of a summary to print.
     """
-    log.view.print("evaluating the model on the test split")
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = log.store.load_newest(Path(scratch) / "checkpoint", log.view.print)
         assert checkpoint is not None, "a finished training has a checkpoint"
@@ -139,10 +139,15 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
         held_out = metrics_of_best({entry["update"]: entry["metrics"] for entry in log.history})
         last = log.history[-1]["update"]
         update = int(held_out.get(BEST_UPDATE, last))
+        model = with_deployed_sampler(model, data, log.view.print)
+        samplers = SamplerChoice.of(model.provenance)
+        log.view.print("evaluating the model on the test split")
         metrics = {**held_out, **metrics_on_test_split(model, data.dataset, data.features)}
         folder = Path(scratch) / "model"
         write_model_artifacts(
-            dataclasses.replace(model, provenance={**origin, "update": update, "metrics": metrics}),
+            dataclasses.replace(
+                model, provenance={**model.provenance, **origin, "update": update, "metrics": metrics}
+            ),
             data.dataset,
             data.features,
             folder,
@@ -156,19 +161,22 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
         test = {name: value for name, value in metrics.items() if name.startswith(TEST_PREFIX)}
         if not log.tracker.has_test_metrics:  # else an earlier session was killed between here and the end
             log.tracker.log(test, last)
+            for evaluations, curves in sampler_curves(samplers).items():
+                log.tracker.log(curves, evaluations)
             log.tracker.tag({"best_update": str(update)})
         upload_model(log.tracker, folder, "model")
         log.tracker.flush()
-    return _summary(log, metrics)
+    return _summary(log, metrics, samplers.sentences() if samplers else [])
 
 
-def _summary(log: RunLogger, metrics: dict[str, float]) -> list[str]:
+def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str]) -> list[str]:
     folder = f"{display_path(log.folder)}/model"
     last = log.history[-1]
     return [
         "",
         weights_line(int(metrics.get(BEST_UPDATE, last["update"])), last["update"], metrics[OBJECTIVE]),
         f"  {VAL_ELBO_WINDOW} {metrics[VAL_ELBO_WINDOW]:.4f} nats/dim",
+        *(f"  {note}" for note in notes),
         *quality_lines(metrics),
         "",
         *file_lines(folder),

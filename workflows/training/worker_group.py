@@ -15,6 +15,8 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from diffusion.errors import InputError
 from workflows.ray_runtime.preemption import PreemptibleTorchConfig
@@ -27,6 +29,7 @@ SECONDS_BETWEEN_RESIZES = 60.0
 SECONDS_TO_START = 1800.0  # a cloud takes minutes to start a machine and set it up; Ray would wait for ever
 _SECONDS_BETWEEN_POLLS = 0.2
 _SECONDS_TO_STOP = 60.0
+_SECONDS_TO_ANSWER = 300.0  # of the coordinator, on a machine that is busy with other trainings
 _COLLECTIVE_TIMEOUT_SECONDS = 2 * 3600  # the other workers wait in a collective while rank 0 evaluates
 
 
@@ -132,10 +135,10 @@ def run_worker_group(
             resources did not become available within half an hour.
     """
     coordinator = start_coordinator()
-    failure: list[Exception] = []
+    failures: list[str] = []  # not the error itself: its traceback would keep the controller alive
 
     def fit(folder: str) -> None:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             run_worker,
             train_loop_config={"job": job, "coordinator": coordinator},
             torch_config=PreemptibleTorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
@@ -151,13 +154,13 @@ def run_worker_group(
                 name="group",
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=max_failures),
-                callbacks=[_FailureReporter(coordinator)],
+                callbacks=[_ControllerLink(coordinator), _FailureReporter(coordinator)],
             ),
         )
         try:
             trainer.fit()
         except Exception as error:
-            failure.append(error)
+            failures.append(_one_line(error))
 
     waiting_since: float | None = time.monotonic()
 
@@ -195,8 +198,8 @@ def run_worker_group(
             raise
         finally:
             _shut_down(coordinator, thread, grace_seconds)
-    if failure:
-        raise WorkerGroupError(_one_line(failure[0]))
+    if failures:
+        raise WorkerGroupError(failures[0])
 
 
 def _shut_down(coordinator: Any, thread: threading.Thread, grace_seconds: float) -> None:
@@ -204,9 +207,37 @@ def _shut_down(coordinator: Any, thread: threading.Thread, grace_seconds: float)
     if thread.is_alive() and grace_seconds:
         ray.get(coordinator.request_signal.remote("stop"))
         thread.join(grace_seconds)
+    controller = ray.get(coordinator.controller.remote())
     ray.kill(coordinator)  # a worker without its coordinator exits immediately
     if grace_seconds:
         thread.join(grace_seconds)
+    if controller is not None:
+        ray.kill(controller)  # left to itself, its process has been seen to stay
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's trainer without the actor that removes the placement group of a killed controller.
+
+    Ray removes a placement group with the actor that created it, and a sweep those of its killed trials (see
+    `workflows.ray_runtime.placement_groups`). The actor asks the dashboard whether the controller is alive;
+    without a dashboard every training would end with 12 s of waiting for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
+class _ControllerLink(ControllerCallback):
+    """Makes the controller known to the coordinator; runs in the controller."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Send the controller's actor handle."""
+        controller = ray.get_runtime_context().current_actor
+        ray.get(self._coordinator.set_controller.remote(controller), timeout=_SECONDS_TO_ANSWER)
 
 
 class _FailureReporter(UserCallback):
@@ -218,7 +249,7 @@ class _FailureReporter(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Send the event."""
         event = WorkerDied(_failure_reason(worker_exceptions))
-        ray.get(self._coordinator.add_event.remote(event), timeout=30.0)
+        ray.get(self._coordinator.add_event.remote(event), timeout=_SECONDS_TO_ANSWER)
 
 
 def _failure_reason(worker_exceptions: dict[int, Exception]) -> str:

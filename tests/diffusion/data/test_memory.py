@@ -155,9 +155,21 @@ def test_what_cannot_be_used_is_refused_in_one_line(data, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_data_frame_can_have_columns_of_splits_and_groups(tmp_path):
+    frame = pd.DataFrame({"a": RANDOM.normal(size=90), "who": np.arange(90) // 3, "b": range(90)})
+    grouped = dataset_from_memory(frame, DataConfig(group_column="who"))
+    assert grouped.spec.columns == ("a", "b")
+    groups = [set((grouped.raw(part[:])[:, 1].round() // 3).tolist()) for part in (grouped.val, grouped.test)]
+    assert not groups[0] & groups[1] and len(grouped.val) == len(grouped.test) == 12
+    frame["part"] = ["train", "val", "test"] * 30
+    split = dataset_from_memory(frame.drop(columns="who"), DataConfig(split_column="part"))
+    assert sorted(split.raw(split.test[:])[:, 1].round().tolist()) == list(range(2, 90, 3))
+
+
 @pytest.mark.parametrize(
     ("config", "labels", "message"),
     [
+        ({"split_column": "a"}, None, "--split-column a: only tables have columns"),
         ({"image_size": 8}, None, "only images of a folder are resized"),
         ({"label_column": "a"}, None, "only tables have columns"),
         ({"conditional": True}, None, "no classes"),

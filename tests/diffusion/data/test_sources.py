@@ -1,6 +1,8 @@
 """Data sources: folders, tables, named data sets without a network, and those of other packages."""
 
+import itertools
 import os
+import shutil
 import struct
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -136,6 +138,56 @@ def test_a_label_column_gives_classes_instead_of_a_coordinate(tmp_path):
     expected = dict(zip(petals[:, 0].round(4), names, strict=True))
     for point, label in zip(dataset.raw(dataset.val[:]), dataset.val.labels, strict=True):
         assert expected[point[0].round(4)] == dataset.spec.classes[label]
+
+
+def write_split_folder(root, names, classes=("cat", "dog")):
+    """20 images of each class for each name of a split."""
+    for number, (name, kind, index) in enumerate(itertools.product(names, classes, range(20))):
+        path = root / name / kind / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"), [(("train", "Validation", "test"), (40, 40, 40)), (("train", "test"), (28, 12, 40))]
+)
+def test_folders_named_as_splits_are_the_split(tmp_path, names, sizes):
+    write_split_folder(tmp_path, names)
+    dataset = load_dataset(DataConfig(name=str(tmp_path), conditional=True))
+    assert tuple(len(part) for part in (dataset.train, dataset.val, dataset.test)) == sizes
+    assert dataset.spec.classes == ("cat", "dog")
+    expected = {Image.open(path).tobytes() for path in (tmp_path / "test").rglob("*.png")}
+    found = dataset.raw(dataset.test[:]).round().astype(np.uint8)
+    assert {image.tobytes() for image in found} == expected
+
+
+@pytest.mark.parametrize("names", [("test", "val"), ("train", "car"), ("train",)])
+def test_other_folders_are_classes(tmp_path, names):
+    write_split_folder(tmp_path, names)
+    dataset = load_dataset(DataConfig(name=str(tmp_path), conditional=True))
+    assert dataset.spec.classes == tuple(sorted(names))
+
+
+def test_images_without_classes_may_be_split_by_folders(tmp_path):
+    write_split_folder(tmp_path, ("train", "test"), classes=(".",))
+    assert len(load_dataset(DataConfig(name=str(tmp_path))).test) == 20
+    with pytest.raises(InputError, match="has no classes"):
+        load_dataset(DataConfig(name=str(tmp_path), conditional=True))
+
+
+def test_equal_images_are_on_one_side_and_it_is_said(tmp_path):
+    write_split_folder(tmp_path, ("a", "b"))
+    for path in sorted(tmp_path.rglob("*.png"))[:40]:
+        shutil.copy(path, path.with_name(f"again-{path.name}"))
+    said = []
+    dataset = load_source(open_source(DataConfig(name=str(tmp_path))), said.append)
+    train, val, test = (
+        {image.tobytes() for image in dataset.raw(part[:]).round().astype(np.uint8)}
+        for part in (dataset.train, dataset.val, dataset.test)
+    )
+    assert not train & val and not train & test and not val & test and len(train | val | test) == 80
+    assert said == [f"--data {tmp_path}: 40 examples equal others; equal ones are kept in one split"]
 
 
 def test_labels_are_part_of_the_fingerprint(tmp_path):

@@ -4,10 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffusion.data.tables import load_table
+from diffusion.config import DataConfig
+from diffusion.data.tables import read_frame, table_from_frame
 from diffusion.errors import InputError
 
 SUFFIXES = (".csv", ".parquet", ".npy")
+
+
+def load_table(path, label_column=None, **columns):
+    return table_from_frame(read_frame(path), str(path), DataConfig(label_column=label_column, **columns))
 
 
 def write(table: pd.DataFrame, path):
@@ -173,3 +178,40 @@ def test_a_pickle_in_an_array_is_not_executed(tmp_path):
 def test_a_trailing_comma_in_every_row_is_not_a_column(tmp_path):
     (tmp_path / "points.csv").write_text("a,b\n1,2,\n4,5,\n")
     np.testing.assert_array_equal(load_table(tmp_path / "points.csv").values, [[1.0, 2.0], [4.0, 5.0]])
+
+
+def test_split_and_group_columns_are_removed_from_the_coordinates(tmp_path):
+    table = pd.DataFrame(
+        {
+            "who": ["b", "a", "a", "c", "b"],
+            "x": np.arange(5.0),
+            "part": ["train", "Test", "test ", "validation", "train"],
+            "kind": list("uvuvu"),
+        }
+    )
+    path = write(table, tmp_path / "points.csv")
+    loaded = load_table(path, "kind", split_column="part", group_column="who")
+    assert loaded.columns == ("x",) and loaded.labels == list("uvuvu")
+    np.testing.assert_array_equal(loaded.sides, [0, 2, 2, 1, 0])
+    np.testing.assert_array_equal(loaded.groups, [1, 0, 0, 2, 1])
+    assert load_table(path.with_name(write(table[["x"]], tmp_path / "x.csv").name)).groups is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["train", "dev", "test"], "row 2, split column part holds 'dev': give train, val or test"),
+        (["train", "train", "train"], "--split-column part: .* has train only; give train, and val or test"),
+        (["val", "test", "val"], "has test and val only; give train"),
+        (["train", None, "test"], "row 2, split column part is empty"),
+    ],
+)
+def test_a_split_column_that_is_no_split_is_refused(tmp_path, cells, message):
+    path = write(pd.DataFrame({"x": [1.0, 2.0, 3.0], "part": cells}), tmp_path / "points.csv")
+    with pytest.raises(InputError, match=message):
+        load_table(path, split_column="part")
+
+
+def test_one_column_cannot_have_two_roles():
+    with pytest.raises(InputError, match="name part, part: give different columns"):
+        DataConfig(split_column="part", group_column="part")

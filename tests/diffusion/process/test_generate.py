@@ -26,7 +26,7 @@ def test_sampler_config_builds_the_configured_table(schedule):
 def test_sampler_config_passes_on_the_variance(schedule):
     sampler = SamplerConfig(name="ddpm", num_steps=20, variance="beta", clip=False)
     found = sampler.build(schedule, (-2.0, 3.0), "epsilon")
-    expected = sampler_table(schedule, "ddpm", 20, variance="beta", spacing="trailing", clip=None)
+    expected = sampler_table(schedule, "ddpm", 20, variance="beta", spacing="logsnr", clip=None)
     np.testing.assert_array_equal(found.coefficients, expected.coefficients)
     assert np.isinf(found.coefficients[:, 7:]).all()
 

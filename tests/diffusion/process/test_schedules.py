@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.process.schedules import NoiseSchedule, cosine_betas, linear_betas, respaced_timesteps
+from diffusion.process.schedules import (
+    NoiseSchedule,
+    cosine_betas,
+    linear_betas,
+    respaced_timesteps,
+    zero_terminal_snr,
+)
 
 SPACINGS = ("leading", "trailing", "linspace", "logsnr")
 
@@ -228,6 +234,25 @@ def test_logsnr_spacing_has_equal_steps_in_log_snr_if_the_schedule_is_fine_enoug
     # log-SNR are largest between the first timesteps.
     assert np.abs(gaps - gaps.mean()).max() <= np.abs(np.diff(schedule.log_snr))[:10].max()
     assert gaps.min() > 0.0
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        NoiseSchedule(cosine_betas(1000)),
+        NoiseSchedule(linear_betas(1000, 1e-4, 0.2)),
+        NoiseSchedule(zero_terminal_snr(linear_betas(1000, 1e-4, 0.02))),
+    ],
+    ids=["cosine", "steep", "zero terminal SNR"],
+)
+@pytest.mark.parametrize("steps", [2, 10, 30])
+def test_logsnr_spacing_loses_no_step_in_pure_noise(schedule, steps):
+    assert schedule.log_snr[-1] < -15.0
+    visited = schedule.log_snr[respaced_timesteps(schedule, steps, "logsnr")]
+    assert visited[0] == schedule.log_snr[-1]
+    expected = np.linspace(-10.0, schedule.log_snr[0], steps)
+    is_fine = expected < 5.0  # there the timesteps of a schedule are closer than the steps
+    np.testing.assert_allclose(visited[1:][is_fine[1:]], expected[1:][is_fine[1:]], atol=0.3)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 11])

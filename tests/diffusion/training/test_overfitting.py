@@ -59,7 +59,7 @@ def test_one_or_two_examples_are_memorised(small_config, network, training, x_0,
     config = small_config(
         network=network,
         training={"learning_rate": 5e-3, "num_evaluations": 1} | training,
-        metrics={"num_examples": 128, "num_samples": 16},
+        metrics={"num_examples": 128, "num_samples": 16, "features": "random"},
     )
     repeated = x_0.repeat(64, *[1] * (x_0.ndim - 1))
     floor, trained = errors(config, dataset_of(repeated, repeated), points(*x_0))
@@ -73,7 +73,7 @@ def test_a_unet_learns_gaussian_images(small_config):
     config = small_config(
         network=UNET,
         training={"num_updates": 200, "batch_size": 32, "learning_rate": 1e-2, "num_evaluations": 1},
-        metrics={"num_examples": 256, "num_samples": 16},
+        metrics={"num_examples": 256, "num_samples": 16, "features": "random"},
     )
     floor, trained = errors(config, dataset_of(x_0[:2048], x_0[2048:]), GaussianDenoiser)
     assert floor == pytest.approx(float(config.schedule.build().alphas_cumprod.mean()), rel=0.02)

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -7,7 +5,7 @@ from diffusion.config import TrainingConfig
 from diffusion.errors import InputError
 from diffusion.training.distributed import DistributedContext
 from diffusion.training.loss import DenoisingLoss
-from diffusion.training.train_step import TrainStep, check_precision, ema_decay, learning_rate_factor
+from diffusion.training.train_step import TrainStep, check_precision, learning_rate_factor
 
 CPU = torch.device("cpu")
 
@@ -32,33 +30,6 @@ def test_the_learning_rate_is_a_half_cosine_after_a_linear_warm_up():
     assert learning_rate_factor(training, 350) == pytest.approx(0.5 * (1.0 + 0.5**0.5))
     assert learning_rate_factor(training, 600) == pytest.approx(0.5)
     assert learning_rate_factor(training, 1100) == pytest.approx(0.0, abs=1e-15)
-
-
-@pytest.mark.parametrize("num_updates", [1, 10, 30, 100, 2500, 20_000])
-@pytest.mark.parametrize("decay", [0.9999, 0.99, 0.0])
-def test_the_averaged_weights_forget_the_initial_ones(num_updates, decay):
-    """A constant decay of 0.9999 would leave 78% of the initial weights after 2,500 updates."""
-    training = TrainingConfig(num_updates=num_updates, ema_decay=decay, num_evaluations=1)
-    decays = [ema_decay(training, done) for done in range(num_updates)]
-    assert all(0.0 <= value <= decay for value in decays)
-    assert decays == sorted(decays)
-    initial_fraction = math.prod(decays)
-    assert initial_fraction < (0.11 if num_updates == 1 else 1e-3)
-    if num_updates == 2500:
-        assert math.prod([0.9999] * 2500) == pytest.approx(0.78, abs=0.01)
-
-
-@pytest.mark.parametrize("num_updates", [40, 1000, 20_000])
-def test_the_final_average_reaches_back_over_a_small_part_of_the_training(num_updates):
-    """The last quarter of the updates has 99% of the weight, however few updates there are."""
-    training = TrainingConfig(num_updates=num_updates, ema_decay=0.9999)
-    last_quarter = range(num_updates - num_updates // 4, num_updates)
-    assert math.prod(ema_decay(training, done) for done in last_quarter) < 0.01
-
-
-def test_the_first_averagings_follow_1_plus_n_over_10_plus_n():
-    training = TrainingConfig(num_updates=100_000)
-    assert [ema_decay(training, done) for done in range(4)] == pytest.approx([1 / 10, 2 / 11, 3 / 12, 4 / 13])
 
 
 def batch(size=16):

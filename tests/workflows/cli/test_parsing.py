@@ -109,6 +109,7 @@ def test_each_data_set_brings_its_own_defaults():
         ("--gpus-per-worker 0.5 --workers-per-trial 2", ["--gpus-per-worker", "--workers-per-trial"]),
         ("--final-epochs -1", ["--final-epochs", "-1"]),
         ("--training-seed-error -1", ["--training-seed-error", "-1"]),
+        ("--early-stopping never", ["--early-stopping", "never", "proven", "eager", "off"]),
         ("--final-workers 2", ["--final-workers", "--final-epochs"]),
         ("--metrics.features eyes", ["--metrics.features", "eyes", "inception"]),
         ("--resume --output-dir /nowhere/at/all", ["--resume", "/nowhere/at/all"]),
@@ -412,7 +413,10 @@ def test_given_flags_win_over_the_defaults_of_the_data(data, defaults, places, m
     given = list(GIVEN.items())[: None if data in ("heart", "side8", "side14") else 1]
     for flags, values in given:
         arguments = ["--data", *data.split(), *flags.split()]
-        expected = Config().with_values({**defaults, "data.name": name, **values})
+        chooses = not any(value.startswith("sampler.") for value in values)
+        expected = Config().with_values(
+            {**defaults, "metrics.choose_sampler": chooses, "data.name": name, **values}
+        )
         sweep = tune_options(arguments)
         updates = {} if not unet or "training.num_updates" in values else {"training.num_updates": 1800}
         assert sweep.config() == expected.with_values(updates)
@@ -501,3 +505,19 @@ def test_a_data_source_added_to_the_projects_own_works_from_the_flag_to_the_data
     source, options = parse_tune_options(["--data", "hearts"]).open_data()
     assert options.config() == preset("heart").with_values({"data.name": "hearts"})
     assert load_source(source).spec.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hidden_size", "num_blocks"),
+    [
+        ("--data heart", (64, 128), (3, 6)),
+        ("--data heart --network.hidden-size 32", (), (3, 6)),
+        ("--data heart --search.hidden-size 32 --network.num-blocks 2", (32,), ()),
+        ("--data digits", (), ()),
+    ],
+)
+def test_sweeps_of_points_search_the_size_of_the_network_unless_it_is_given(
+    arguments, hidden_size, num_blocks
+):
+    search = tune_options(arguments.split()).search
+    assert (search.hidden_size, search.num_blocks) == (hidden_size, num_blocks)

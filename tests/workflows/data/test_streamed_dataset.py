@@ -102,6 +102,19 @@ def test_the_splits_are_the_same(streamed, in_memory):
     assert torch.equal(streamed.train.labels, in_memory.train.labels)
 
 
+def test_folders_of_splits_and_equal_images_are_treated_the_same(tmp_path):
+    for number in range(90):
+        path = tmp_path / ("train", "val", "test")[number % 3] / f"{number:02}.png"
+        write_image(path, number if number % 8 else 0)
+    said: list[list[str]] = [[], []]
+    config = DataConfig(name=str(tmp_path), memory_limit_gb=TINY)
+    streamed = load_dataset(config, said[0].append)
+    in_memory = data.load_source(open_source(config), said[1].append)
+    assert streamed.spec == in_memory.spec and said[0][-1] == said[1][-1]
+    assert torch.equal(streamed.test.values, in_memory.test.values) and len(streamed.test) == 26
+    assert torch.equal(streamed.train[:], in_memory.train[:])
+
+
 def test_the_limits_of_large_data_are_the_same(config, monkeypatch):
     """Large data limit the number of held-out examples and of those that the window is fitted to."""
     monkeypatch.setattr(splits, "MAX_HELD_OUT", 20)
@@ -267,7 +280,7 @@ def test_a_generator_that_is_closed_leaves_nothing_running(streamed):
     assert decoding_threads()
     batches.close()
     for thread in decoding_threads():
-        thread.join(timeout=10.0)
+        thread.join(timeout=120.0)
     assert not decoding_threads()
 
 

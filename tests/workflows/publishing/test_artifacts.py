@@ -30,6 +30,7 @@ SMALL = {
     "sampler.num_steps": 5,
     "metrics.num_samples": 40,
     "metrics.num_examples": 32,
+    "metrics.choose_sampler": False,
 }
 EXPORTED = {"config.json", "model.safetensors", "sampler.onnx", "parity.json"}
 POINT_PICTURES = {"samples.png", "samples_onnx.png", "animation.gif"}

@@ -16,7 +16,8 @@ from diffusion.training.loop import Request, Training, TrainingStopped
 from export.sampler import Sampler
 from export.to_onnx import main as export_main
 from workflows.cli.parsing import parse_train_options, parse_tune_options
-from workflows.cli.resume import model_folder, run_to_resume
+from workflows.cli.request import model_folder
+from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
 from workflows.storage.run_record import FORMAT_VERSION, check_same_config, read_record
 from workflows.storage.storage import Storage

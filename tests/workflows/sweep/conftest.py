@@ -21,6 +21,7 @@ SMALL = {
     "sampler.num_steps": 5,
     "metrics.num_samples": 10,
     "metrics.num_examples": 16,
+    "metrics.choose_sampler": False,
     "training.num_updates": 40,
 }
 

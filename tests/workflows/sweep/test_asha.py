@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from workflows.sweep.asha import SuccessiveHalving
+from workflows.sweep.asha import SuccessiveHalving, make_scheduler
 
 POINTS = [100, 200, 300, 400, 500, 600, 700, 800]
 
@@ -16,8 +16,13 @@ def report_result(scheduler, trial_id, updates, objective, status="running"):
     return scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial_id), result)
 
 
+def at_once(points):
+    """Stops trials at rungs of which nothing is known, too."""
+    return make_scheduler("eager", points)
+
+
 def test_rungs_double_and_the_end_of_training_is_not_a_rung():
-    scheduler = SuccessiveHalving(POINTS)
+    scheduler = at_once(POINTS)
     for updates in POINTS:
         report_result(scheduler, "a", updates, 1.0)
     assert [report_result(scheduler, "b", updates, 2.0) for updates in POINTS] == [
@@ -34,7 +39,7 @@ def test_a_single_evaluation_stops_no_trial():
 
 def test_of_many_trials_the_better_half_continues():
     values = np.random.default_rng(0).permutation(1000).astype(float)
-    scheduler = SuccessiveHalving(POINTS)
+    scheduler = at_once(POINTS)
     decisions = [report_result(scheduler, str(number), 100, value) for number, value in enumerate(values)]
     continued = [
         value
@@ -70,22 +75,46 @@ def test_the_rank_correlation_is_spearmans():
     assert scheduler.rank_correlations()[100] == pytest.approx(stats.spearmanr(early, final).statistic)
 
 
+def test_early_stopping_can_be_eager_or_off():
+    stopped = {}
+    for name in ("proven", "eager", "off"):
+        scheduler = make_scheduler(name, POINTS)
+        early = report_result(scheduler, "a", 100, 1.0), report_result(scheduler, "b", 100, 2.0)
+        observe_finished(scheduler, [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
+        stopped[name] = [
+            decision == TrialScheduler.STOP for decision in (*early, report_result(scheduler, "x", 100, 9.0))
+        ]
+    assert stopped == {
+        "proven": [False, False, True],
+        "eager": [False, True, True],
+        "off": [False, False, False],
+    }
+
+
 def test_three_finished_trials_are_too_few_for_a_correlation():
     scheduler = SuccessiveHalving(POINTS)
     observe_finished(scheduler, [1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
     assert scheduler.rank_correlations() == {}
-    assert report_result(scheduler, "x", 100, 9.0) == TrialScheduler.STOP
+    assert report_result(scheduler, "x", 100, 9.0) == TrialScheduler.CONTINUE
+    observe_finished(scheduler, [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
+    assert report_result(scheduler, "y", 100, 9.0) == TrialScheduler.STOP
+
+
+def test_a_rung_of_which_nothing_is_known_stops_nobody():
+    scheduler = SuccessiveHalving(POINTS)
+    decisions = {report_result(scheduler, str(n), 100, float(n)) for n in range(50)}
+    assert decisions == {TrialScheduler.CONTINUE}
 
 
 @pytest.mark.parametrize("status", ["pruned", "diverged"])
 def test_a_trial_that_ended_by_itself_is_not_stopped(status):
-    scheduler = SuccessiveHalving(POINTS)
+    scheduler = at_once(POINTS)
     report_result(scheduler, "a", 100, 1.0)
     assert report_result(scheduler, "b", 100, float("inf"), status) == TrialScheduler.CONTINUE
 
 
 def test_a_resumed_sweep_takes_the_objectives_of_the_best_weights():
-    scheduler = SuccessiveHalving(POINTS)
+    scheduler = at_once(POINTS)
     scheduler.observe(
         "a", {100: {"objective": 1.0, "best_objective": 1.0}, 200: {"objective": 3.0, "best_objective": 1.0}}
     )

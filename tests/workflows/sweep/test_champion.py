@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from diffusion.evaluation.sampler_choice import MeasuredSampler, choose_sampler
 from export.to_onnx import ParityError
+from workflows.publishing import deployed_sampler
 from workflows.publishing.model_card import model_card
 from workflows.sweep import champion as champion_module
 from workflows.sweep.champion import select_champion
@@ -84,6 +86,32 @@ def test_the_next_finalist_takes_the_place_of_one_that_cannot_be_exported(select
     assert champion.reasons == ("chosen since trial a, which is better, cannot be exported",)
     with pytest.raises(ParityError):
         select(models, broken={"a", "b"})
+
+
+def test_the_champion_is_deployed_with_the_sampler_that_was_measured_best(select, make_model, monkeypatch):
+    """Only the champion is measured, before the test split is used, and not with the split's examples."""
+    fast = MeasuredSampler("dpmpp_2m", 10, 10, 0.1, 0.01, 0.5, 0.01)
+    choice = choose_sampler([fast, MeasuredSampler("ddpm", 20, 20, 0.3, 0.01, 0.7, 0.01)], num_samples=9)
+    measured, tested = [], []
+
+    def measure(config, network, dataset, features, notify):
+        measured.append(float(network.outward.bias[0]))
+        return choice
+
+    def metrics_on_test_split(model, dataset, features):
+        tested.append(model.table.num_rows)
+        return {}
+
+    monkeypatch.setattr(deployed_sampler, "measure_samplers", measure)
+    monkeypatch.setattr(champion_module, "metrics_on_test_split", metrics_on_test_split)
+    asked = {"metrics.choose_sampler": True}
+    champion, model, record, _ = select(
+        {"a": make_model(1.0, 3.0, **asked), "b": make_model(1.0, 1.0, **asked)}
+    )
+    assert champion.trial_id == "b" and measured == [1.0] and tested == [10]
+    assert (model.config.sampler.name, model.config.sampler.num_steps) == ("dpmpp_2m", 10)
+    assert champion.samplers == choice and model.provenance["samplers"] == choice.to_dict()
+    assert record["reasons"][-1] == champion.reasons[-1] == choice.sentences()[-1]
 
 
 def final_of(model):

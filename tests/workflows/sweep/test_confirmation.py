@@ -87,8 +87,8 @@ def test_samples_that_are_not_finite_have_no_difference(data, make_model, drawn_
 def test_the_copying_verdict_is_that_of_the_confirmed_metrics(data, make_model, drawn_samples, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "workflows.sweep.confirmation.copies_training_data",
-        lambda metrics: bool(seen.append(metrics)) or metrics["sample/distance"] > 1.5,
+        "workflows.sweep.confirmation.copying_verdict",
+        lambda metrics: seen.append(metrics) or ("copies" if metrics["sample/distance"] > 1.5 else "no sign"),
     )
     _, finalists = confirm(data, {"a": make_model(), "b": make_model(spread=2.0)})
     assert [each.copies for each in finalists.values()] == [False, True] and len(seen) == 2

@@ -74,6 +74,37 @@ def test_one_distance_alone_does_not_overrule_the_objective(distance, auc):
     assert "its objective is better by 20.0 standard errors" in decision.sentences()[0]
 
 
+@pytest.mark.parametrize("name", ["distance", "auc"])
+def test_one_distance_decides_where_nothing_else_does(name):
+    """The objectives are equal, "b" is half as expensive, and "a" is closer by 3.1 standard errors of one."""
+    a, b = finalist("a"), finalist("b", cost=0.5, **{name: {"distance": 0.1, "auc": 0.6}[name] + 0.031})
+    measured = Measured(a, b)
+    decision = decide([a, b], measured)
+    assert decision.ranking == ("a", "b") and decision.outcomes[0].grounds == "one distance"
+    assert {call[2] for call in measured.calls} == {0}, "no more samples are needed"
+    (sentence,) = decision.sentences()
+    assert sentence.endswith(f"closer to the data by sample/{name} (3.1 standard errors)")
+
+
+@pytest.mark.parametrize(
+    ("distance", "auc", "winner"), [(0.029, 0.0, None), (0.05, -0.021, None), (0.05, -0.019, "a")]
+)
+def test_one_distance_needs_three_standard_errors_and_no_contradiction(distance, auc, winner):
+    differences = {"distance": Estimate(-distance, 0.01), "auc": Estimate(-auc, 0.01)}
+    comparison = Comparison(Estimate(0.0, 0.01), differences, 512)
+    outcome = compare_finalists(finalist("a"), finalist("b"), comparison)
+    assert (outcome and outcome.winner) == winner
+    mirrored = compare_finalists(finalist("b"), finalist("a"), comparison.reversed())
+    assert (mirrored and mirrored.winner) == winner
+
+
+def test_two_percent_of_the_cost_do_not_count():
+    """Embeddings of other sizes make models of one network differ by that much."""
+    a, b = finalist("a", 1.0, cost=1.0), finalist("b", 1.001, cost=0.98)
+    assert decided(a, b).ranking == ("a", "b")
+    assert decided(a, finalist("b", 1.001, cost=0.94)).ranking == ("b", "a")
+
+
 def test_the_training_seed_belongs_to_the_error_of_the_objective():
     difference = with_training_seed(Estimate(0.004, 0.001), 0.002)
     assert difference.standard_error == pytest.approx(math.sqrt(0.001**2 + 2 * 0.002**2))

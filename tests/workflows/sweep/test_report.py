@@ -1,12 +1,14 @@
 """report.html of a sweep."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from diffusion.evaluation.sampler_choice import MeasuredSampler, choose_sampler
 from workflows.sweep.champion import Champion
 from workflows.sweep.decision import Decision
 from workflows.sweep.report import write_report
@@ -67,6 +69,17 @@ def write_and_parse(sweep, correlations, names=("schedule.kind", "training.learn
     directory, records, champion = sweep
     text = write_report(directory, records, names, champion, correlations).read_text()
     return text, ParsedPage(text)
+
+
+def test_the_report_shows_quality_by_network_evaluations_if_it_was_measured(sweep):
+    directory, records, champion = sweep
+    assert "quality of the samples by network evaluations" not in write_and_parse(sweep, {})[0]
+    choice = choose_sampler([MeasuredSampler("ddpm", 20, 20, 0.3, 0.01, 0.7, 0.01)], num_samples=321)
+    champion = replace(champion, samplers=choice)
+    text, page = write_and_parse((directory, records, champion), {})
+    assert "quality of the samples by network evaluations" in text and "with 321 samples" in " ".join(
+        page.words
+    )
 
 
 def test_the_report_has_every_trial_and_the_champions_metrics_with_error_and_floor(sweep):

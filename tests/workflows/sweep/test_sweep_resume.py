@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from tests.workflows.conftest import user_environment
+
 ROOT = Path(__file__).parents[3]
 NUM_TRIALS, UPDATES = 4, 1200
 SWEEP = (
@@ -23,9 +25,7 @@ SWEEP = (
 
 
 def start(folder, *arguments):
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))
-    }
+    environment = user_environment()
     with (folder / "output.txt").open("ab") as output:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "workflows" / "tune.py"), *arguments],

@@ -55,3 +55,18 @@ def test_searched_words_are_shown_as_they_are(capsys):
         view.finish("aaa", "failed", "no reason")
     assert "(kind cosine, prediction_type v_prediction)" in capsys.readouterr().out
     assert "cosine" in rendered(view)
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_names_the_others():
+    names = ("schedule.beta_end", "network.hidden_size", "network.num_blocks", "training.learning_rate")
+    view = SweepTable("sweep", 1, 10_000)
+    view.add("t1697d50a", dict.fromkeys(names, 0.0123))
+    view.update("t1697d50a", 7500, 2.7311, {"val/mse": 0.2167, "sample/distance": 0.0456})
+    view.console.width = 80
+    text = rendered(view)
+    assert "…" not in text and "beta_end" in text and "0.0456" in text
+    assert "trials.csv also has width, blocks, val MSE" in " ".join(text.split())
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    view.console.width = 200
+    text = rendered(view)
+    assert "val MSE" in text and "blocks" in text and "trials.csv" not in text

@@ -17,6 +17,8 @@ from workflows.sweep.trial import TrialContext, run_trial
 from workflows.sweep.trial_records import OUT_OF_MEMORY
 from workflows.training.worker_group import WorkerResources
 
+pytestmark = pytest.mark.usefixtures("small_reference")
+
 
 @pytest.fixture(scope="module")
 def context():
@@ -25,6 +27,7 @@ def context():
             "training.num_updates": 20,
             "training.num_evaluations": 2,
             "metrics.num_samples": 50,
+            "metrics.num_examples": 64,
             "sampler.num_steps": 5,
         }
     )

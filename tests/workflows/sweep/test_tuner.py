@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import cloudpickle
-import numpy as np
 import pytest
 from PIL import Image
 from ray import tune
@@ -18,7 +17,6 @@ from workflows.sweep.tuner import (
     OUT_OF_TIME,
     Search,
     SweepCallback,
-    build_searcher,
     failure_reason,
     remaining_seconds,
     run_trials,
@@ -217,55 +215,3 @@ def test_trials_that_the_time_budget_cut_are_stopped_and_can_win(tmp_path):
     record = records["t12345678"]
     assert (record.status, record.reason, record.unfinished) == ("stopped", OUT_OF_TIME, False)
     assert records.ranked() == [record]
-
-
-SPACE = {"training.learning_rate": (1e-4, 1e-2), "schedule.num_train_timesteps": (50, 1000)}
-
-
-def searcher(records, algorithm="tpe", initial_points=()):
-    return build_searcher(Search(SPACE, algorithm, 0, 8, None, initial_points), records)
-
-
-def test_the_initial_points_are_tried_before_the_search_suggests_its_own(tmp_path):
-    points = [{"training.learning_rate": 1e-3 * n, "schedule.num_train_timesteps": 50} for n in (1, 2)]
-    search = searcher(TrialRecords(tmp_path), initial_points=points)
-    suggested = [search.suggest(str(number)) for number in range(4)]
-    assert suggested[:2] == points
-    assert all(1e-4 <= point["training.learning_rate"] <= 1e-2 for point in suggested)
-
-
-@pytest.mark.parametrize("algorithm", ["tpe", "random"])
-def test_a_resumed_search_uses_earlier_results_and_repeats_no_draw(tmp_path, algorithm):
-    records = TrialRecords(tmp_path)
-    before = searcher(records, algorithm)
-    for number in range(12):
-        point = before.suggest(str(number))
-        records.start(f"t{number}", point)
-        if number < 11:
-            records.add_evaluation(f"t{number}", 10, {"objective": point["training.learning_rate"]})
-            records.end(f"t{number}", "finished", "", 1.0)
-    after = searcher(TrialRecords(tmp_path), algorithm, initial_points=[{"never": 0}])
-    assert after.suggest("a") == {name: records["t11"].params[name] for name in SPACE}, (
-        "the unfinished trial runs first"
-    )
-    suggested = [after.suggest(str(number))["training.learning_rate"] for number in range(6)]
-    assert not set(suggested) & {record.params["training.learning_rate"] for record in records}
-    if algorithm == "tpe":  # in the eleven completed trials, lower was better
-        assert np.median(suggested) < 2e-3
-
-
-def test_failed_trials_give_the_search_no_objective(tmp_path):
-    records = TrialRecords(tmp_path)
-    for number, status in enumerate(("failed", "pruned", "diverged")):
-        records.start(f"t{number}", {"training.learning_rate": 1e-3, "schedule.num_train_timesteps": 50})
-        records.end(f"t{number}", status, "", 0.0)
-    study = searcher(records)._ot_study
-    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 3
-
-
-def test_ranges_are_searched_on_a_logarithmic_scale(tmp_path):
-    """From 1e-4 to 1e-2 the median is 1e-3 on a logarithmic scale, and 5e-3 on a linear one."""
-    search = searcher(TrialRecords(tmp_path), "random")
-    drawn = [search.suggest(str(number))["training.learning_rate"] for number in range(60)]
-    assert 5e-4 < np.median(drawn) < 2e-3
-    assert min(drawn) >= 1e-4 and max(drawn) <= 1e-2

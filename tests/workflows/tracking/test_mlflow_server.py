@@ -38,7 +38,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while True:
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=2):
@@ -73,7 +73,7 @@ def sweep(server, tmp_path_factory):
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(folder.glob("runs/lost/trials/*/samples.png")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)

@@ -17,7 +17,6 @@ from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.tuner import SweepCallback
 from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.tracker import TRACKERS, resolve_tracking_uri, tracker_class
-from workflows.training.base_logger import check_unchanged
 from workflows.training.events import (
     CheckpointDamaged,
     Diverged,
@@ -147,9 +146,8 @@ def test_both_logs_refuse_data_that_have_changed(uri, open_run, noun, status):
     log.close(status)
     record = read_record(log.folder)
     assert record.status == status == run_of(log)["status"]
-    other = SimpleNamespace(spec=SimpleNamespace(fingerprint="other"))
     with pytest.raises(InputError, match=f"the data of heart have changed since the {noun} mine was started"):
-        check_unchanged(record, record.config, other)
+        record.check_unchanged(record.config, "other")
 
 
 def test_a_sweep_is_logged_through_its_callback(uri, tmp_path, capsys):

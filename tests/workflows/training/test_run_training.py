@@ -1,7 +1,6 @@
 """train.py: a real training on two workers. One run serves most tests here."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from PIL import Image
 from diffusion.manifest import read_manifest
 from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
 from export.sampler import Sampler
+from tests.workflows.conftest import user_environment
 from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore
 
@@ -34,9 +34,7 @@ POINTS = [100, 200, 300]
 
 def train(folder, *arguments):
     """Run train.py; returns the completed process and every process that it started."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))
-    }
+    environment = user_environment()
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "workflows" / "train.py"), *arguments],
@@ -59,7 +57,7 @@ def train(folder, *arguments):
     thread = threading.Thread(target=watch_children, daemon=True)
     thread.start()
     try:
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=900)
     finally:
         process.kill()
         finished.set()
@@ -101,7 +99,7 @@ def test_the_summary_names_the_files_and_the_next_command(training):
 def test_no_ray_process_is_left_behind(training):
     _, _, started = training
     assert len(started) > 4, "Ray's servers and the workers"
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=120)
     assert not alive
 
 

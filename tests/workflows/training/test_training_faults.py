@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from diffusion.training.checkpoints import read_checkpoint
+from tests.workflows.conftest import user_environment
 from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore
 
@@ -42,9 +43,7 @@ class Training:
     def __init__(self, folder, *arguments, workers=2, output_dir="runs", **environment):
         self.folder, self.output = folder, folder / "output.txt"
         self.output_start = self.output.stat().st_size if self.output.exists() else 0
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))
-        }
+        inherited = user_environment()
         command = [sys.executable, str(ROOT / "workflows" / "train.py"), *arguments]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(

@@ -15,6 +15,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from ray.train.torch import TorchTrainer
 from ray.util import placement_group_table
 from safetensors.torch import load
 
@@ -22,6 +23,7 @@ from diffusion.data.dataset import load_dataset
 from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.training.loop import Training
+from tests.workflows.conftest import user_environment
 from workflows.data.load import LoadedData
 from workflows.training import worker_group
 from workflows.training.events import Evaluated, Finished, Started
@@ -163,7 +165,6 @@ GROUP_PROCESSES = (
     *TRIAL_PROCESSES,
     "ray::RayTrainWorker",
     "ray::TrainController",
-    "ray::PlacementGroupCleaner",
     "ray::Coordinator",
 )
 
@@ -267,6 +268,25 @@ def test_a_group_trains_the_same_model_as_one_process_even_after_interrupted_gro
 
 
 @pytest.mark.slow
+def test_the_controller_is_ended_even_if_something_still_refers_to_it(job, monkeypatch):
+    """Ray ends an actor that nothing refers to; its process has been seen to stay all the same."""
+    controllers = []
+    shut_down = worker_group._shut_down
+
+    def end_training(event):
+        raise StopListening
+
+    def keep_controller(coordinator, *others):
+        controllers.append(ray.get(coordinator.controller.remote()))
+        shut_down(coordinator, *others)
+
+    monkeypatch.setattr(worker_group, "_shut_down", keep_controller)
+    with pytest.raises(StopListening):
+        run_worker_group(job, TWO_WORKERS, end_training)
+    assert controllers[0] is not None and not left_behind()
+
+
+@pytest.mark.slow
 def test_a_group_whose_worker_dies_fails_in_one_line_and_leaves_nothing(job, config, dataset):
     """No restarts are allowed, as in a trial of a sweep."""
     long = TrainingJob(config.with_values({"training.num_updates": 20_000}), job.data, 1, {})
@@ -285,7 +305,7 @@ SWEEP = (
     "--data heart --workers-per-trial 2 --num-trials 6 --name nested --training.num-updates 800 "
     "--training.num-evaluations 4 --training.batch-size 64 --network.hidden-size 16 --metrics.num-samples 50 "
     "--metrics.num-examples 64 --sampler.num-steps 5 --search.num-train-timesteps 50 --search.beta-end 0.2 "
-    "--search.learning-rate 1e-6 1e-2"
+    "--search.learning-rate 1e-6 1e-2 --early-stopping eager"
 ).split()
 
 
@@ -336,9 +356,7 @@ def nested(ray_here, another_ray, tmp_path_factory):
     """Folder of a sweep that stops most of its trials early, and in which two trials are killed."""
     folder = tmp_path_factory.mktemp("nested")
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))
-    }
+    environment = user_environment()
     environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **address}
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
@@ -395,6 +413,15 @@ def test_nested_groups_leave_neither_placement_groups_nor_processes(nested):
     assert not left_behind()
 
 
+def test_ray_trains_cleaner_is_left_out():
+    """Without a dashboard it ends every training with 12 s of waiting."""
+    names = [
+        {type(each).__name__ for each in trainer(lambda: None)._create_default_callbacks()}
+        for trainer in (TorchTrainer, worker_group._Trainer)
+    ]
+    assert names[0] - names[1] == {"PlacementGroupCleanerCallback"} and names[1]
+
+
 def test_workers_that_do_not_get_their_resources_fail_in_one_line(job, monkeypatch):
     class WaitingTrainer:
         """Trainer that waits for machines; Ray's own waits for ever."""
@@ -405,7 +432,7 @@ def test_workers_that_do_not_get_their_resources_fail_in_one_line(job, monkeypat
         def fit(self):
             time.sleep(20)
 
-    monkeypatch.setattr(worker_group, "TorchTrainer", WaitingTrainer)
+    monkeypatch.setattr(worker_group, "_Trainer", WaitingTrainer)
     monkeypatch.setattr(worker_group, "SECONDS_TO_START", 2.0)
     started = time.monotonic()
     with pytest.raises(WorkerGroupError, match="no room for 1 workers .64 CPU each. within") as failure:
