@@ -80,9 +80,14 @@ def no_ray(monkeypatch):
     return drawn
 
 
+def blocks(folder):
+    """Finished .npy files of a folder; those that are still being written have a hidden name."""
+    return sorted(Path(folder).glob("[0-9]*.npy"))
+
+
 def read(folder):
     """All samples of the .npy files in a folder, in the order of the file names."""
-    return np.concatenate([np.load(path) for path in sorted(Path(folder).glob("*.npy"))])
+    return np.concatenate([np.load(path) for path in blocks(folder)])
 
 
 def test_all_blocks_together_equal_the_samples_of_one_call(onnx, tmp_path, no_ray, capsys):
@@ -181,13 +186,13 @@ def test_an_interrupted_run_resumes_without_drawing_samples_again(onnx, tmp_path
     out = tmp_path / "out"
     process = start(onnx, out, 2, "--num-samples", "200000", "--block-size", "100")
     deadline = time.monotonic() + 180
-    while len(list(out.glob("*.npy"))) < 3:
+    while len(blocks(out)) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=300)
     assert process.returncode == 1
-    drawn = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
+    drawn = {path: path.stat().st_mtime_ns for path in blocks(out)}
     record = (out / "generation.json").read_text()
     assert 3 <= len(drawn) < 2000
     (out / "generation.json").write_text(record.replace('"num_samples": 200000', '"num_samples": 5000'))
