@@ -30,6 +30,7 @@ def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRe
         InputError: an unknown flag or data set, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
+    arguments = with_hyphens(arguments)
     early_flags = _parse_early_flags(arguments, prog, TuneFlags)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -53,6 +54,7 @@ def parse_train_options(arguments: Sequence[str], prog: str = "train.py") -> Run
         InputError: an unknown flag, data set or run, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
+    arguments = with_hyphens(arguments)
     early_flags = _parse_early_flags(arguments, prog, TrainFlags)
     record = _record_to_resume(arguments, early_flags, "train")
     defaults, kept = train_defaults(record, early_flags.init_from)
@@ -115,6 +117,18 @@ def _parse_early_flags(arguments: Sequence[str], prog: str, flags: type) -> argp
     for flag in ("--data", "--image-size", "--name", "--experiment", "--output-dir", "--init-from"):
         parser.add_argument(flag, nargs="?")
     return parser.parse_known_args(list(arguments))[0]
+
+
+def with_hyphens(arguments: Sequence[str]) -> list[str]:
+    """Arguments with hyphens in the names of flags: --image_size=8 becomes --image-size=8.
+
+    tyro takes both; every other look at the arguments has to find the same flags.
+    """
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return result
 
 
 def _is_given(flag: str, arguments: Sequence[str]) -> bool:

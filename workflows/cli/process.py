@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from diffusion.errors import InputError
+from workflows.redaction import redact
 
 
 def exit_status(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -14,7 +15,7 @@ def exit_status(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) 
     try:
         return main(arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -4,8 +4,8 @@
 `workflows.api`.
 """
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 from diffusion.config import Config, TrainingConfig
 from diffusion.data.sources import DataSource, open_source
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
+from diffusion.json_values import read_json
 from workflows.cli.run_options import RunOptions, TrainOptions
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.storage.run_record import RunRecord
@@ -84,10 +86,18 @@ def train_defaults(record: RunRecord | None, init_from: str | None) -> tuple[Tra
     if record is not None:
         return TrainOptions.for_config(record.config, name=record.name, experiment=record.experiment), {}
     defaults = TrainOptions(training=_ANY_BATCH)
-    if not init_from:
+    if init_from is None:
         return defaults, {}
-    tree = json.loads((model_folder(init_from) / "config.json").read_text())
-    config = Config.from_dict({"network": tree["config"]["network"]})
+    if not init_from.strip():
+        raise InputError("--init-from is empty: give the folder of a run or a model, or leave the flag out")
+    file = model_folder(init_from) / "config.json"
+    tree = read_json(file, "the folder of a model for --init-from")
+    try:
+        config = Config.from_dict({"network": tree["config"]["network"]})
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"--init-from {init_from}: {file} describes no network ({error}); give another model"
+        ) from error
     kept = {name: value for name, value in config.flat().items() if name.startswith("network.")}
     return replace(defaults, network=config.network), kept
 
@@ -102,10 +112,13 @@ def model_folder(path: str) -> Path:
     Raises:
         InputError: there is no model.
     """
-    root = Path(path).expanduser().absolute()
-    checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
+    root = user_path(path)
+    checkpoints: list[Path] = []
+    if path_kind(root) == "folder":
+        with suppress(OSError):  # of a folder that cannot be listed
+            checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
     for folder in (root, root / "model", root / "champion", *checkpoints):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        if all(path_kind(folder / name) == "file" for name in ("config.json", "model.safetensors")):
             return folder
     raise InputError(
         f"--init-from {path}: no model there; give a run's folder, its model/, or one of its checkpoints/"

@@ -3,14 +3,14 @@
 The docstring under a field is the help text of its flag. Imports neither torch, ray nor mlflow.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
+from diffusion.json_values import read_json
 from diffusion.process.samplers import PredictionType
 
 # Ranges, searched on a logarithmic scale. All other parameters are lists of choices.
@@ -156,15 +156,14 @@ def start_values(path: str, searched: Values) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or a value lies outside the search space.
     """
-    file = Path(path).expanduser()
-    file = file / "config.json" if file.is_dir() else file
+    file = user_path(path)
     try:
-        tree = json.loads(file.read_text())
+        file = file / "config.json" if path_kind(file) == "folder" else file
+        tree = read_json(file, "a trial's config.json")
         flat = Config.from_dict(tree.get("config", tree)).flat()
-    except (OSError, ValueError, AttributeError, InputError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except InputError as error:
         raise InputError(
-            f"--start-from {path}: cannot be read as a config ({reason}); give a trial's config.json"
+            f"--start-from {path}: cannot be read as a config ({error}); give a trial's config.json"
         ) from error
     values = {name: flat[name] for name in searched}
     if (name := _first_outside(searched, values)) is not None:

@@ -21,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from PIL import Image
 
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
 from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE
 from workflows.environment import set_mlflow_requests
 from workflows.redaction import redact
@@ -122,9 +123,10 @@ class MlflowTracker(Tracker):
                 cannot exist.
         """
         if uri.startswith("sqlite:///"):
-            path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
-            if path.is_dir() or not path.parent.is_dir():
-                problem = "is a folder" if path.is_dir() else f"is in {path.parent}, which does not exist"
+            path = user_path(uri.removeprefix("sqlite:///"))
+            kind = path_kind(path)
+            if kind not in ("file", None) or path_kind(path.parent) != "folder":
+                problem = "is no file" if kind else f"is in {path.parent}, which does not exist"
                 raise InputError(f"--tracking-uri {uri}: {path} {problem}; give a file in an existing folder")
             return f"sqlite:///{path}"
         if "://" not in uri and uri != "databricks" or uri.startswith("file:"):
