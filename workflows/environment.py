@@ -111,6 +111,16 @@ def ray_address() -> str | None:
     return os.environ.get(RAY_ADDRESS) or None
 
 
+def ray_token_file() -> Path | None:
+    """File with Ray's token: RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
+
+    None if Ray uses no file: RAY_AUTH_TOKEN holds the token, or RAY_AUTH_MODE switches tokens off.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def tracking_uri() -> str | None:
     """MLFLOW_TRACKING_URI: the MLflow server or database; None if it is not set."""
     return os.environ.get(TRACKING_URI) or None

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diffusion.data.dataset import Dataset
+from diffusion.errors import printable
 from diffusion.evaluation.distances import Estimate
 from diffusion.files import replacing
 from diffusion.metrics import AUC, DISTANCE, FLOOR, NUM_HELDOUT, NUM_REFERENCE, NUM_SAMPLES, STANDARD_ERROR
@@ -65,15 +66,15 @@ def write_report(judged: Sequence[Judged], dataset: Dataset, path: Path) -> Path
         index=rows,
     )
     comparisons = [
-        f"<li><code>{escape(each.candidate.name)}</code>: {each.outcome}"
-        + (f" ({_differences(each)})" if each.from_best else "")
+        f"<li><code>{escape(printable(each.candidate.name))}</code>: {escape(each.outcome)}"
+        + (f" ({escape(_differences(each))})" if each.from_best else "")
         + f". {escape(_copying(each))}</li>"
         for each in judged
     ]
     pictures = [_picture(dataset, dataset.raw(dataset.test[:]), "examples of the data")]
     pictures += [_picture(dataset, each.candidate.samples, each.candidate.name) for each in judged]
     body = [
-        f"<h1>{escape(', '.join(names))}</h1>",
+        f"<h1>{escape(printable(', '.join(names)))}</h1>",
         f"<p>{metrics[NUM_SAMPLES]:.0f} samples of each, compared with {metrics[NUM_REFERENCE]:.0f} examples "
         f"of <code>{escape(data_name)}</code>. <code>distance</code> and <code>auc</code> decide; lower is "
         "better.</p>",

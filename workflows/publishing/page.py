@@ -26,7 +26,9 @@ def write_page(path: Path, title: str, body: Iterable[str]) -> Path:
     with replacing(path) as part:
         part.write_text(
             f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>"
-            f"<style>{_STYLE}</style>{''.join(body)}\n"
+            f"<style>{_STYLE}</style>{''.join(body)}\n",
+            encoding="utf-8",
+            errors="backslashreplace",
         )
     return path
 
