@@ -21,6 +21,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 _DEFAULTS = {
     "RAY_AUTH_MODE": "token",  # Ray listens on every network interface, and any client can run code
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",  # its page of metrics has no password, and nothing here reads it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process a group; workers act on SIGTERM themselves
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of trials and other programs
