@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy
 from diffusion.errors import InputError
 from diffusion.files import read_file, user_path
 from diffusion.json_values import parse_json
+from diffusion.memory_limit import check_memory
 from diffusion.process.schedules import Spacing
 from export.contract import SamplerSpec
 from export.labels import resolve_labels
@@ -30,6 +31,7 @@ from workflows.terminal import SamplingProgress
 
 _RECORD = "generation.json"
 _MAX_SAMPLES = 2**32  # number of sample indices of one seed
+_MAX_FILES = 1_000_000
 _MAX_BLOCK_SAMPLES, _MAX_BLOCK_VALUES = 1024, 2**22  # of the default block size
 
 
@@ -91,6 +93,12 @@ def generate(
     sampler = Sampler(model, "cpu", threads=1)
     sampler.sample(1, **asdict(options))  # fails early if the model does not allow these options
     size = block_size or max(1, min(_MAX_BLOCK_SAMPLES, _MAX_BLOCK_VALUES // sampler.spec.size))
+    if num_samples > _MAX_FILES * size:
+        raise InputError(
+            f"--block-size {size}: {num_samples} samples would make more than {_MAX_FILES:,} files; give "
+            "a larger one"
+        )
+    check_memory(4.0 * size * sampler.spec.size, f"--block-size {size}", "give a smaller one")
     content = read_file(user_path(model), "the path of a sampler.onnx", MAX_FILE_BYTES)
     record = {
         "model_sha256": hashlib.sha256(content).hexdigest(),

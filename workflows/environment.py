@@ -4,7 +4,6 @@ AWS's own variables are read in `workflows.storage.bucket`. This module imports 
 which read some of these variables when they are imported.
 """
 
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from diffusion.errors import InputError
+from diffusion.json_values import read_json
 
 STORAGE = "RAY_DDPM_STORAGE"
 CLUSTER_CONFIG = "RAY_DDPM_CLUSTER_CONFIG"
@@ -83,10 +85,10 @@ def cluster_config() -> dict[str, Any] | None:
     if not path or RAY_ADDRESS not in os.environ:
         return None
     try:
-        config = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        config = read_json(Path(path), "the cluster's YAML as JSON")
+    except InputError:
         return None
-    return config if isinstance(config, dict) and "provider" in config else None
+    return config if "provider" in config else None
 
 
 def configured_storage(config: Mapping[str, Any]) -> str | None:

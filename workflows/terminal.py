@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffusion.errors import printable
 from diffusion.metrics import OBJECTIVE, SAMPLE_DISTANCE, TRAIN_MSE, VAL_MSE
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -69,7 +70,8 @@ class ProgressBar:
 
     def print(self, line: str) -> None:
         """Print a line without markup or highlighting, above the bar if there is one."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        shown = "\n".join(map(printable, line.split("\n")))  # names may hold what controls a terminal
+        self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
 
 class TrainingProgress(ProgressBar):

@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion.data.sources import CACHE, PIXEL_RANGE, DataSource, RawData
 from diffusion.errors import InputError
+from diffusion.files import user_path
 
 
 class Digits(DataSource):
@@ -62,7 +63,7 @@ class _TorchvisionSource(DataSource):
         import torchvision
 
         name = self.config.name
-        root = CACHE.expanduser()
+        root = user_path(CACHE)
         dataset_class = getattr(torchvision.datasets, self.dataset_class)
         read_error = ""
         try:

@@ -29,7 +29,8 @@ from workflows.cli.run_options import (
 from workflows.cli.search_space import SearchSpace
 from workflows.environment import default_output_dir
 
-_DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
+_NUMBER = r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 _UNET_TRIALS = 6  # by default; each takes longer than that of an MLP
 # Larger ones take twice the time for little: benchmarks/results/network_sizes.md.
 _SIZES_FOR_POINTS: dict[str, Any] = {"hidden_size": (64, 128), "num_blocks": (3, 6)}

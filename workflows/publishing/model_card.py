@@ -57,7 +57,7 @@ def model_card(model: TrainedModel) -> str:
         planned = config.training.num_updates
         origin += f": its weights after update {update} of {planned}, the evaluation with the best objective"
     metric_rows = "\n".join(f"| {code(name)} | {value:.6g} |" for name, value in sorted(metrics.items()))
-    param_rows = "\n".join(f"| {code(name)} | {code(value)} |" for name, value in config.flat().items())
+    param_rows = "\n".join(f"| {code(name)} | {plain(value)} |" for name, value in config.flat().items())
     compared_by = "coordinates" if data.kind == "points" else f"{config.metrics.features} features"
     # The distance of models of earlier versions is another metric.
     distance = (

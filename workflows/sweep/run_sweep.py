@@ -20,6 +20,7 @@ import ray
 from diffusion.config import Config
 from diffusion.data.sources import DataSource
 from diffusion.devices import default_device
+from diffusion.errors import printable
 from diffusion.metrics import (
     AUC,
     DISTANCE,
@@ -117,7 +118,7 @@ def _sweep(
     records, tracker, view = log.records, log.tracker, log.view
     status: Status = "failed"
     try:
-        view.print(f"Sweep {log.directory.name}: {_budget(options)} on {options.data}")
+        view.print(f"Sweep {log.directory.name}: {_budget(options)} on {printable(options.data)}")
         objective: Objective = OBJECTIVES[config.metrics.objective]
         if objective.warning is not None:
             view.print(objective.warning)
