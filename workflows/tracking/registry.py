@@ -77,7 +77,7 @@ def _delete_earlier_version(client: MlflowClient, run_id: str, name: str) -> Non
 def log_model(run_id: str, name: str, sampler_file: Path) -> str:
     """Log sampler.onnx to a run as a pyfunc model, register it, and return the new version."""
     spec = Sampler(sampler_file, provider="cpu").spec
-    columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed")]
+    columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed", required=False)]
     if spec.classes:
         columns.append(ColSpec(DataType.string, "label", required=False))
     signature = ModelSignature(

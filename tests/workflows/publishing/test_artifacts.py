@@ -19,7 +19,7 @@ from workflows.publishing import export
 from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.export import write_export
 from workflows.publishing.final_metrics import metrics_on_test_split
-from workflows.publishing.model_card import write_model_card
+from workflows.publishing.model_card import MODEL_CARD, write_model_card
 from workflows.publishing.pictures import write_pictures
 
 SMALL = {
@@ -136,6 +136,9 @@ def test_the_model_card_has_metrics_parameters_and_provenance(points, tmp_path):
     text = card(points[0], tmp_path)
     assert "trial `t1`" in text and "| `test/sample_distance` | 0.125 |" in text
     assert "| `network.hidden_size` | 8 |" in text and points[1].spec.fingerprint in text
+    blocks = [block.removeprefix("python\n") for block in text.split("```")[1::2] if block[:6] == "python"]
+    assert len(blocks) == 2 and all(compile(block, MODEL_CARD, "exec") for block in blocks)
+    assert "float32 [64, 2]" in blocks[0] and "mlflow.pyfunc" not in card(points[0], tmp_path, trial_id=None)
     section = text.split("## Provenance\n")[1].split("## Parameters")[0]
     assert "workflows/tune.py --data heart" in section
     assert "git revision `c82f3f7`, with uncommitted changes" in section

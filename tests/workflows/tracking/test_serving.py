@@ -57,6 +57,10 @@ def test_the_model_has_a_signature_and_an_example(registered):
     samples = model.predict(pd.DataFrame({"num_samples": [3], "seed": [1]}))
     expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
     np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-5 * expected.std())
+    without_a_seed = model.predict(pd.DataFrame({"num_samples": [3]}))
+    np.testing.assert_allclose(
+        without_a_seed, Sampler(registered[1], provider="cpu").sample(3), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("uri", ["models:/points@champion", "models:/points/1", "models:/points/latest"])
