@@ -7,6 +7,10 @@
 # make test-cluster  start both shipped clusters on simulated hosts (Linux namespaces); needs root
 # make ui            show the runs in MLflow (PORT=5001 for another port)
 # make cluster-ui    open MLflow and Ray's dashboard on a running cluster (CLUSTER=cluster/on-prem.yaml)
+# make docs          build the documentation into docs/_build; errors in it are errors
+# make docs-outputs  run the commands of the documentation, and write what they print into it; half an hour
+# make docs-pictures make its pictures again, from the runs of make docs-outputs
+# make notebook      execute the notebook of examples/ again; four minutes
 # make lint          check format, lint and types, as CI does
 # make clean         remove the environment
 
@@ -16,7 +20,8 @@ BIN := $(VENV)/bin
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-quick coverage test-slow test-faults test-cluster lint ui cluster-ui clean
+.PHONY: demo test test-quick coverage test-slow test-faults test-cluster lint docs docs-outputs \
+	docs-pictures notebook ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
@@ -52,6 +57,22 @@ test-cluster: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# Where the commands of the documentation run; make docs-pictures takes its pictures from there.
+DOCS_RUNS ?= docs/_build/runs
+
+docs-outputs: $(VENV)/test.stamp
+	$(BIN)/python -m docs.run_blocks --folder $(DOCS_RUNS)
+
+docs-pictures: $(VENV)/test.stamp
+	$(BIN)/python -m docs.pictures --folder $(DOCS_RUNS)
+
+notebook: $(VENV)/docs.stamp
+	$(BIN)/jupyter execute --inplace --timeout 1800 examples/*.ipynb
+
 ui: $(VENV)/train.stamp
 	$(BIN)/python -m workflows.ui --port $(PORT)
 
@@ -78,6 +99,10 @@ $(VENV)/train.stamp: $(VENV)/python.stamp
 
 $(VENV)/cluster.stamp: $(VENV)/python.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,cluster]'
+	@touch $@ $(VENV)/train.stamp
+
+$(VENV)/docs.stamp: $(VENV)/python.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@ $(VENV)/train.stamp
 
 $(VENV)/test.stamp: $(VENV)/python.stamp

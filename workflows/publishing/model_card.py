@@ -115,8 +115,8 @@ samples = Sampler("sampler.onnx").sample(64, seed=0)  # {result}
 """
     if not registered:
         return section
-    return f"""{section}The champion of sweeps is also registered in MLflow, where its NAME is `ray-ddpm-` and the
-experiment's name:
+    return f"""{section}A sweep's champion is also registered in MLflow, where its NAME is `ray-ddpm-` and the
+name of the experiment:
 
 ```python
 import mlflow
