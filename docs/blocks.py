@@ -49,9 +49,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README.md, the pages of docs/ that build on each other, then the others that are no generated ones."""
+    """The pages, first those whose runs others use; without those that are generated."""
     folder = ROOT / "docs"
-    first = [ROOT / "README.md", folder / "tutorial.md", *sorted(folder.glob("how-to/*.md"))]
+    how_to = folder / "how-to"
+    first = [folder / "tutorial.md", how_to / "train.md", ROOT / "README.md", *sorted(how_to.glob("*.md"))]
     others = [ROOT / "CONTRIBUTING.md", *sorted(folder.glob("*.md")), *sorted(folder.glob("*/*.md"))]
     return list(dict.fromkeys(path for path in [*first, *others] if path.exists()))
 

@@ -8,8 +8,14 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
+from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "examples/mse_ranks_schedules_wrongly.ipynb"
@@ -26,7 +32,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",  # docstrings in Google's style
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
 html_theme = "furo"
@@ -38,9 +43,8 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = True
 nb_execution_mode = "off"  # `make notebook` executes it; here its outputs are shown
 highlight_language = "none"
-numfig = True
+html_math_renderer = "mathml"
 math_eqref_format = "({number})"
-nitpicky = False
 suppress_warnings = ["misc.highlighting_failure"]  # MathML and HTML in docstrings' examples
 
 autodoc_member_order = "bysource"
@@ -102,8 +106,35 @@ def _escaped(text: str) -> str:
     return result
 
 
+def inline_math(translator: HTML5Translator, node: nodes.math) -> None:
+    """Write a formula of a line as MathML, which browsers show without a script."""
+    translator.body.append(_mathml(node, display="inline"))
+    raise nodes.SkipNode
+
+
+def display_math(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """Write an equation as MathML, with its number."""
+    translator.body.append(translator.starttag(node, "div", CLASS="math"))
+    if node["number"]:
+        number = get_node_equation_number(translator, node)
+        translator.body.append(f'<span class="eqno">({number})')
+        translator.add_permalink_ref(node, "Link to this equation")
+        translator.body.append("</span>")
+    translator.body.append(_mathml(node, display="block") + "</div>")
+    raise nodes.SkipNode
+
+
+def _mathml(node: nodes.math | nodes.math_block, *, display: Literal["inline", "block"]) -> str:
+    mathml = convert(node.astext().strip(), display=display)
+    if unknown := re.findall(r"\\\w+", re.sub(r"<[^>]+>", "", mathml)):
+        message = f"LaTeX that cannot be converted: {', '.join(unknown)}"
+        logging.getLogger(__name__).warning(message, location=node)
+    return mathml
+
+
 def setup(app: Sphinx) -> None:
     """Register the steps that Sphinx calls."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     write_command_reference(Path(app.srcdir) / "reference" / "commands")
     shutil.copyfile(ROOT / NOTEBOOK, Path(app.srcdir) / "notebook.ipynb")
     app.connect("autodoc-process-docstring", markdown_to_rst, priority=400)  # before napoleon

@@ -1,6 +1,6 @@
 """Make every picture of the documentation: `make docs-pictures`.
 
-    python -m docs.run_blocks --folder /tmp/docs README.md
+    python -m docs.run_blocks --folder /tmp/docs docs/tutorial.md
     python -m docs.pictures --folder /tmp/docs
 
 The folder is one in which the commands of the pages have run: it has a sweep over digits, one named hearts,

@@ -1,6 +1,6 @@
 """Run the commands of the documentation, and write what they print into it: `make docs-outputs`.
 
-    python -m docs.run_blocks --folder /tmp/docs README.md docs/tutorial.md
+    python -m docs.run_blocks --folder /tmp/docs docs/tutorial.md
 
 All pages share a folder, so that a page can use the runs of the pages before. It is kept, and
 `python -m docs.pictures` takes its pictures from it. Blocks that say `not run` are left out; docs/blocks.py
