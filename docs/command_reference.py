@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,9 +11,8 @@ from unittest.mock import patch
 
 from workflows.cli.main import _COMMANDS as COMMANDS  # the commands in the order of the help
 
-_COLUMNS = "100"
+_COLUMNS = "88"  # as many as the site shows
 _ALL_FLAGS = ("tune", "train")  # --help shows only the flags that people use most
-_SUBCOMMANDS = {"cluster": ("init", "check", "mlflow")}
 
 
 def write_command_reference(folder: Path) -> None:
@@ -24,7 +24,7 @@ def write_command_reference(folder: Path) -> None:
             module = command.module.removesuffix(".__main__")
             page += f"\nWithout the installed command: `python -m {module}`.\n"
         page += f"\n```text\n{command_help(name)}```\n"
-        for subcommand in _SUBCOMMANDS.get(name, ()):
+        for subcommand in subcommands(name):
             page += f"\n## {subcommand}\n\n```text\n{command_help(name, subcommand)}```\n"
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text() != page:
@@ -39,6 +39,12 @@ def command_help(name: str, *arguments: str) -> str:
     with _plain_terminal(), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*arguments, flag], prog=f"ray-ddpm {name}")
     return "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines()) + "\n"
+
+
+def subcommands(name: str) -> list[str]:
+    """The commands of a command, such as `check` of `cluster`, which its usage separates by bars."""
+    found = re.search(r"(\w+(?: \| \w+)+) \.\.\.", command_help(name))
+    return found[1].split(" | ") if found else []
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ extensions = [
 ]
 html_theme = "furo"
 html_theme_options = {"source_directory": "docs/"}
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3

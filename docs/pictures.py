@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion.plots import image_grid, save_animation
@@ -52,18 +53,16 @@ def digits(folder: Path, path: Path) -> None:
 
 
 def digits_animation(folder: Path, path: Path) -> None:
-    """The same, as noise becomes digits: the estimate of the finished samples after every other call."""
+    """40 of them, as noise becomes digits: the estimate of the finished samples after every third call."""
     sampler = Sampler(digits_sweep(folder) / "champion" / "sampler.onnx")
     frames: list[Image.Image] = []
-    sampler.sample(
-        40,
-        seed=0,
-        sampler="ddim",
-        num_steps=48,
-        batch_size=40,
-        on_preview=lambda x0: frames.append(image_grid(x0, sampler.spec.data["range"], cell=40, columns=10)),
-    )
-    save_animation(frames[::2] + frames[-1:], path)
+
+    def add(x0: NDArray[np.float32]) -> None:
+        frame = image_grid(x0, sampler.spec.data["range"], cell=40, columns=10)
+        frames.append(frame.quantize(16, dither=Image.Dither.NONE))
+
+    sampler.sample(40, seed=0, sampler="ddim", num_steps=48, batch_size=40, on_preview=add)
+    save_animation(frames[::3] + frames[-1:], path, duration_ms=120, hold_ms=2500)
 
 
 def heart(folder: Path, path: Path) -> None:

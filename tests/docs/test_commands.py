@@ -18,7 +18,7 @@ import pytest
 from diffusion.config import Config
 from diffusion.errors import InputError
 from docs.blocks import ROOT, Block, commands, pages, read_blocks
-from docs.command_reference import COMMANDS, command_help
+from docs.command_reference import COMMANDS, command_help, subcommands
 from docs.run_blocks import shorten
 from export.cli import OneLineParser
 from workflows.api import SweepSettings, TrainingSettings
@@ -166,9 +166,9 @@ def test_the_documentation_has_commands_programs_and_outputs():
 
 
 def test_every_flag_that_the_text_names_exists():
-    known = {flag for name in COMMANDS for flag in re.findall(r"--[a-z][\w.-]*", command_help(name))}
-    for subcommand in ("init", "check", "mlflow"):
-        known |= set(re.findall(r"--[a-z][\w.-]*", command_help("cluster", subcommand)))
+    assert subcommands("cluster") == ["init", "check", "mlflow"] and subcommands("sample") == []
+    calls = [(name, *inner) for name in COMMANDS for inner in ((), *zip(subcommands(name), strict=True))]
+    known = {flag for call in calls for flag in re.findall(r"--[a-z][\w.-]*", command_help(*call))}
     known |= {"--help-all", "--version"} | EXTERNAL_FLAGS
     known |= {
         re.sub(r"(?<=\.)no-|(?<=^--)no-", "", flag) for flag in known
