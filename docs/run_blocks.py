@@ -140,7 +140,7 @@ def shorten(text: str, note: str) -> str:
     Raises:
         ValueError: the note asks for something else.
     """
-    lines = text.strip("\n").splitlines()
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
     if note:
         asked = re.fullmatch(r"last (\d+) lines", note)
         if not asked:

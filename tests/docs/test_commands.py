@@ -54,7 +54,7 @@ def _reader(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(json.dumps({"config": Config().to_dict()}))
         (tmp_path / name / "model.safetensors").touch()
-    monkeypatch.setattr(resume, "run_to_resume", lambda *_: None)
+    monkeypatch.setattr(resume, "run_to_resume", lambda *_, **__: None)
 
     def parse_args(parser, arguments=None, namespace=None):
         argparse.ArgumentParser.parse_args(parser, arguments, namespace)
@@ -161,8 +161,10 @@ def test_the_documentation_has_commands_programs_and_outputs():
             assert block.note, f"{place(block)} does not say why it is not run"
         elif block.language == "text":  # what is printed, or a layout that no command prints
             assert block.kind or "$" not in block.text, place(block)
+        if block.kind.startswith("printed"):
+            assert block.text.strip(), f"{place(block)} is empty: run python -m docs.run_blocks"
         if block.kind == "printed":
-            shorten("", block.note)
+            assert shorten(block.text, block.note) == block.text, place(block)
 
 
 def test_every_flag_that_the_text_names_exists():
