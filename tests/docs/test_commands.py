@@ -268,3 +268,21 @@ def test_every_picture_of_the_documentation_is_made_by_a_command():
     assert {path.name for path in folder.iterdir() if path.suffix in (".png", ".gif", ".jpg", ".svg")} == set(
         PICTURES
     )
+
+
+@pytest.mark.parametrize("package", ["diffusion", "export", "workflows"])
+def test_the_reference_has_every_public_name(package):
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    described = set(re.findall(rf"::\s+{package}\.(\w+)$", page, re.MULTILINE))
+    registries = set(re.findall(r"`([A-Z_]+)`", page))
+    public = set(import_module(package).__all__)
+    assert described | (registries & public) == public
+
+
+def test_every_page_is_in_the_table_of_contents():
+    """Sphinx finds this too, where it is installed."""
+    folder = ROOT / "docs"
+    index = (folder / "index.md").read_text()
+    for path in PAGES:
+        if path.parent != ROOT and path.name not in ("index.md", "package.md"):
+            assert f"\n{path.relative_to(folder).with_suffix('')}\n" in index, path
