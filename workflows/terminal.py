@@ -22,6 +22,30 @@ def display_path(path: Any) -> str:
     return str(local.relative_to(Path.cwd()) if local.is_relative_to(Path.cwd()) else local)
 
 
+def hide_columns(columns: dict[str, list[str]], optional: list[str], width: int) -> list[str]:
+    """Remove columns until a table fits a terminal, and return their headings.
+
+    Args:
+        columns: cells by heading; changed here.
+        optional: headings of those that may be removed, the last ones first.
+        width: width of the terminal in characters.
+    """
+    hidden: list[str] = []
+    while optional and 1 + sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items()) > width:
+        hidden.insert(0, optional.pop())
+        del columns[hidden[0]]
+    return hidden
+
+
+def number(value: Any) -> str:
+    """A number with three or four digits; a word as it is, and None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else f"{value:.4g}"
+
+
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show a spinner and a text on stderr while something runs, if that is a terminal."""

@@ -16,6 +16,9 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
         prog: name of the command in its help.
     """
     request = parse_train_options(arguments, prog)
+    if request.is_finished:
+        print("\n".join(request.finished_lines()))
+        return 0
     set_defaults(request.options.verbose)
     source, options = request.open_data()
 

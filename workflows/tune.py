@@ -16,6 +16,9 @@ def main(arguments: Sequence[str], prog: str = "tune.py") -> int:
         prog: name of the command in its help.
     """
     request = parse_tune_options(arguments, prog)
+    if request.is_finished:
+        print("\n".join(request.finished_lines()))
+        return 0
     request.options.run_directory()  # fail early if --name is taken
     set_defaults(request.options.verbose)
     source, options = request.open_data()

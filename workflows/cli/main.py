@@ -27,6 +27,7 @@ _COMMANDS = {
     "sample": _Command("export.sampler", None, "draw samples from a sampler.onnx"),
     "generate": _Command("workflows.generate", "train", "draw many samples on all cores, GPUs or machines"),
     "evaluate": _Command("workflows.evaluate", "train", "judge samples of models or of other programs"),
+    "runs": _Command("workflows.runs", "train", "list, compare and delete runs"),
     "export": _Command("export.to_onnx", "train", "export a trained model to ONNX"),
     "ui": _Command("workflows.ui", "train", "show the runs in MLflow's web interface"),
     "cluster": _Command("workflows.cluster.__main__", "train,cluster", "check a cluster's YAML"),

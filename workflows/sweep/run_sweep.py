@@ -8,7 +8,7 @@ registered there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,7 @@ from workflows.publishing.summary import file_lines, next_lines, quality_lines
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
-from workflows.sweep.champion import Champion, select_champion
+from workflows.sweep.champion import Champion, read_finalists, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
 from workflows.sweep.report import write_report
@@ -187,6 +187,7 @@ def _select_champion(
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
+    earlier_finalists = read_finalists(log.directory / "champion")
     champion = select_champion(
         finalists,
         data,
@@ -197,7 +198,7 @@ def _select_champion(
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
         picked_by_mse=records.picked_by_mse(),
     )
-    record_decision(champion, records, log.tracker)
+    record_decision(champion, records, log.tracker, earlier_finalists)
     records.write_csv()
     return champion
 
@@ -252,11 +253,20 @@ def training_seed_error(options: TuneOptions, objective: str, kind: str) -> floa
     return TRAINING_SEED_ERRORS[kind] if objective == VAL_ELBO_WINDOW else 0.0
 
 
-def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker) -> None:
+def record_decision(
+    champion: Champion, records: TrialRecords, tracker: Tracker, earlier_finalists: Collection[str] = ()
+) -> None:
     """Add to the finalists' records, and to the tracker, how the champion was chosen.
 
     Finalists get `val/confirmed_distance` and `val/confirmed_auc` with their standard errors, their rank,
     and why each is the champion or is not.
+
+    Args:
+        champion: the champion, and how it was chosen.
+        records: records of the sweep's trials.
+        tracker: tracker of the sweep.
+        earlier_finalists: IDs of the finalists when an earlier session ended. The tracker has decisions on
+            them, which no longer hold for those that are no finalists any more.
     """
     decision, reasons = champion.decision, " ".join(f"{reason}." for reason in champion.reasons)
     sentences = dict(zip(decision.ranking[1:], decision.sentences(), strict=False))
@@ -277,6 +287,10 @@ def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker)
         record.extra_metrics |= metrics
         tracker.log(metrics | {"rank": rank}, 0, trial_id)
         tracker.tag({"rank": str(rank), "decision": record.decision}, trial_id)
+    for trial_id in earlier_finalists:
+        if trial_id in records.ids and trial_id not in decision.ranking:
+            tracker.log({"rank": math.nan}, 0, trial_id)
+            tracker.tag({"rank": "", "decision": "no finalist since the sweep was extended"}, trial_id)
     tracker.tag({"champion": champion.trial_id, "decision": reasons})
 
 

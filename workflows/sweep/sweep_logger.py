@@ -40,6 +40,7 @@ class SweepLogger(BaseLogger[TuneOptions]):
         num_updates = record.config.training.num_updates
         self.view = SweepTable(record.name, num_trials, num_updates, quiet=not options.progress)
         self.directory, self.experiment = folder.path, record.experiment
+        self._options = options
         self.records = TrialRecords(folder.path)
         self.shared = Storage(shared_location(folder.path))
 
@@ -58,14 +59,24 @@ class SweepLogger(BaseLogger[TuneOptions]):
     def create_folder(cls, folder: Storage, options: TuneOptions) -> None:
         """Create the folder, which may exist if the sweep was killed before it wrote its record."""
         try:
-            folder.path.mkdir(parents=True, exist_ok=options.resume)
+            folder.path.mkdir(parents=True, exist_ok=options.may_exist)
         except OSError as error:
             raise InputError(
                 f"{folder} cannot be created ({error.strerror}): give another --output-dir"
             ) from error
 
     def resume(self, run_id: str) -> None:
-        """Continue the sweep in the tracker, and send it what a killed session may not have sent."""
+        """Continue the sweep in the tracker, and send it what a killed session may not have sent.
+
+        Raises:
+            InputError: a finished sweep is extended without time to do so.
+        """
+        budget = self._options.budget_seconds()
+        if self._record.status == "finished" and budget and self.records.previous_seconds >= budget:
+            raise InputError(
+                f"--num-trials {self._options.num_trials}: the sweep has used its time budget of "
+                f"{self._options.time_budget}; give a larger --time-budget as well"
+            )
         self._send_missing(self.tracker.resume_sweep(run_id, self.records.ids))
         self.shared.delete("tune")
 

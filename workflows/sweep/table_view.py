@@ -11,6 +11,7 @@ from rich.table import Table
 
 from diffusion.metrics import OBJECTIVE, SAMPLE_DISTANCE, VAL_MSE
 from workflows.sweep.trial_records import TrialRecord
+from workflows.terminal import hide_columns, number
 
 _MAX_ROWS = 24
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "pruned": "magenta"}
@@ -83,10 +84,10 @@ class SweepTable:
         row.status = status
         if not self.console.is_terminal:
             seconds = time.monotonic() - self._start_time
-            params = ", ".join(f"{_short_name(key)} {_number(value)}" for key, value in row.params.items())
+            params = ", ".join(f"{_short_name(key)} {number(value)}" for key, value in row.params.items())
             self.print(
                 f"[{seconds:4.0f} s] trial {self._num_done()}{self._of_total} {status} after {row.updates} "
-                f"updates: objective {_number(row.objective)} ({params})"
+                f"updates: objective {number(row.objective)} ({params})"
             )
         if status == "failed":
             self.print(f"trial {trial_id} failed: {reason}")
@@ -120,25 +121,25 @@ class SweepTable:
             shown = shown[:_MAX_ROWS]
         keys = list(dict.fromkeys(key for row in self._rows.values() for key in row.params))
         columns = {"trial": [trial_id for trial_id, _ in shown]}
-        columns |= {_short_name(key): [_number(row.params.get(key)) for _, row in shown] for key in keys}
+        columns |= {_short_name(key): [number(row.params.get(key)) for _, row in shown] for key in keys}
         columns |= {
             "updates": [f"{row.updates}/{self._num_updates}" for _, row in shown],
-            OBJECTIVE: [_number(row.objective) for _, row in shown],
-            "val MSE": [_number(row.mse) for _, row in shown],
-            "distance": [_number(row.distance) for _, row in shown],
+            OBJECTIVE: [number(row.objective) for _, row in shown],
+            "val MSE": [number(row.mse) for _, row in shown],
+            "distance": [number(row.distance) for _, row in shown],
             "status": [row.status for _, row in shown],
         }
         # The network's parameters say least about a trial; MSE says nothing about which is better.
         by_importance = sorted(keys, key=lambda key: key.startswith("network."))
-        hidden = _hide_columns(columns, [*map(_short_name, by_importance), "val MSE"], self.console.width)
+        hidden = hide_columns(columns, [*map(_short_name, by_importance), "val MSE"], self.console.width)
         if hidden:
             table.caption = f"objective: lower is better; trials.csv also has {', '.join(hidden)}"
         for heading in columns:
             table.add_column(
                 heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True
             )
-        for number, (_, row) in enumerate(shown):
-            cells = {heading: cells[number] for heading, cells in columns.items()}
+        for index, (_, row) in enumerate(shown):
+            cells = {heading: cells[index] for heading, cells in columns.items()}
             if row.objective is not None and row.objective == best:
                 cells[OBJECTIVE] = f"[bold green]{cells[OBJECTIVE]}[/]"
             cells["status"] = f"[{_STYLES.get(row.status, 'red')}]{row.status}[/]"
@@ -149,28 +150,5 @@ class SweepTable:
         return sum(row.status != "running" for row in self._rows.values())
 
 
-def _hide_columns(columns: dict[str, list[str]], optional: list[str], width: int) -> list[str]:
-    """Remove columns until a table fits a terminal, and return their headings.
-
-    Args:
-        columns: cells by heading; changed here.
-        optional: headings of those that may be removed, the last ones first.
-        width: width of the terminal in characters.
-    """
-    hidden: list[str] = []
-    while optional and 1 + sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items()) > width:
-        hidden.insert(0, optional.pop())
-        del columns[hidden[0]]
-    return hidden
-
-
 def _short_name(key: str) -> str:
     return _SHORT_NAMES.get(key, key.rsplit(".", 1)[-1])
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else f"{value:.4g}"

@@ -1,6 +1,7 @@
 """What the logs of a training and of a sweep have in common: the run's record, its tracker and its status."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from diffusion.config import Config
@@ -80,11 +81,12 @@ class BaseLogger(Generic[Options]):
         experiment = record.experiment if record else options.experiment or short_name(config.data)
         tracker = open_tracker(uri, experiment)
         if record is not None:
+            record = replace(record, options=cls.saved_options(options))  # the budget may have changed
             log = cls(folder, record.with_session(session_provenance()), tracker, options)
             log.resume(record.run_id)
         else:
             cls.create_folder(folder, options)
-            run_id = tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.resume)
+            run_id = tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.may_exist)
             record = RunRecord(
                 name,
                 experiment,
@@ -138,6 +140,6 @@ class BaseLogger(Generic[Options]):
 
 def _new_name(options: RunOptions, runs: Storage) -> str:
     """Name of a new run, which is free unless it was killed before it wrote its record."""
-    if options.resume and options.name is not None:
+    if options.may_exist and options.name is not None:
         return options.name
     return options.free_name(set(runs.names()).__contains__)

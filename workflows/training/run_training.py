@@ -27,7 +27,7 @@ from diffusion.networks.build import build_network
 from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
 from diffusion.training.train_step import check_precision
 from export.to_onnx import ParityError
-from workflows.cli.request import model_folder
+from workflows.cli.model_reference import model_folder, read_saved_config
 from workflows.cli.run_options import TrainOptions
 from workflows.data.load import LoadedData, load_or_stream, prepare_data
 from workflows.publishing.artifacts import write_model_artifacts
@@ -66,10 +66,13 @@ def run_training(options: TrainOptions, source: DataSource, record: RunRecord | 
         if not options.dry_run:
             tracker_class(uri).check_store(uri, may_create=False)  # fail before the data are loaded
         dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
+        if options.config_file and record is None:
+            saved = read_saved_config("--config", options.config_file, options.tracking_uri)
+            saved.check_data(f"--config {options.config_file}", dataset.spec.kind, dataset.spec.shape)
         build_network(config, dataset.spec.shape, dataset.spec.num_classes)
         if reason := config.infeasible_reason():
             raise InputError(f"this schedule cannot run ({reason})")
-        weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None
+        weights = _initial_weights(options, config, dataset) if options.init_from else None
         config, data = prepare_data(config, dataset)
         if record is not None:
             record.check_unchanged(config, dataset.spec.fingerprint)  # fail early: before Ray is started
@@ -211,13 +214,15 @@ def _handle_interrupts(view: TrainingProgress) -> Iterator[Callable[[], bool]]:
             signal.signal(number, previous_handler)
 
 
-def _initial_weights(path: str, config: Config, dataset: Dataset) -> dict[str, Tensor]:
-    """Averaged weights of another model.
+def _initial_weights(options: TrainOptions, config: Config, dataset: Dataset) -> dict[str, Tensor]:
+    """Averaged weights of the model of --init-from.
 
     Raises:
         InputError: there is no model, or its weights do not fit this network.
     """
-    given = TrainedModel.load(model_folder(path)).network.state_dict()
+    path = options.init_from
+    assert path is not None, "it is given"
+    given = TrainedModel.load(model_folder(path, options.tracking_uri)).network.state_dict()
     expected = build_network(config, dataset.spec.shape, dataset.spec.num_classes).state_dict()
     for name in [*expected, *given]:
         shapes = [tuple(weights[name].shape) if name in weights else None for weights in (given, expected)]
