@@ -104,7 +104,7 @@ def describe_settings(kind: type[RunFlags]) -> str:
     lines: list[str] = []
 
     def describe(part: Any, names: Iterable[str], indent: str) -> None:
-        hints, texts = get_type_hints(part), _help_texts(part)
+        hints, texts = get_type_hints(part), help_texts(part)
         for field in fields(part):
             if field.name in names:
                 make = field.default_factory
@@ -121,7 +121,7 @@ def describe_settings(kind: type[RunFlags]) -> str:
     return "\n".join(lines)
 
 
-def _help_texts(part: type) -> dict[str, str]:
+def help_texts(part: type) -> dict[str, str]:
     """The string under each field of a dataclass and its bases, by name of the field."""
     texts: dict[str, str] = {}
     for base in reversed(part.__mro__):

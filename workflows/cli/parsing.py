@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import tyro
@@ -13,6 +14,7 @@ from diffusion.errors import InputError
 from workflows.cli.request import OptionsT, RunRequest, keep, saved_config, train_defaults, tune_defaults
 from workflows.cli.run_options import RunFlags, TrainFlags, TrainOptions
 from workflows.cli.search_space import search_flag_for
+from workflows.cli.short_help import SHORT_FORMS, SHORT_FORMS_OF_SWEEPS, print_short_help, suggestion
 from workflows.cli.tune_options import TuneFlags, TuneOptions
 from workflows.storage.run_record import Command, RunRecord
 
@@ -27,13 +29,6 @@ _EARLY_FLAGS = (
     "--config",
     "--init-from",
 )
-_SHORT_FORMS = {
-    "--lr": "--training.learning-rate",
-    "--batch-size": "--training.batch-size",
-    "--num-updates": "--training.num-updates",
-    "--num-epochs": "--training.num-epochs",
-}
-_SHORT_FORMS_OF_SWEEPS = {"--lr": "--search.learning-rate"}  # which it searches
 
 
 def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRequest[TuneOptions]:
@@ -47,7 +42,7 @@ def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRe
         InputError: an unknown flag or data set, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    arguments = _expand_short_forms(arguments, _SHORT_FORMS | _SHORT_FORMS_OF_SWEEPS)
+    arguments = _expand_short_forms(arguments, SHORT_FORMS_OF_SWEEPS)
     early_flags = _parse_early_flags(arguments, prog, TuneFlags)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -71,7 +66,7 @@ def parse_train_options(arguments: Sequence[str], prog: str = "train.py") -> Run
         InputError: an unknown flag, data set or run, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    arguments = _expand_short_forms(arguments, _SHORT_FORMS)
+    arguments = _expand_short_forms(arguments, SHORT_FORMS)
     early_flags = _parse_early_flags(arguments, prog, TrainFlags)
     record = _record_to_resume(arguments, early_flags, "train")
     config = None
@@ -172,24 +167,18 @@ def _image_size(text: str | None) -> int | None:
 def parse(options: type[_T], arguments: Sequence[str], *, prog: str, default: _T) -> _T:
     """Parse with tyro, turning its error boxes into one-line InputErrors."""
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
-    with tyro_errors.on_parse_error(_raise_as_input_error):
+    with tyro_errors.on_parse_error(partial(_raise_as_input_error, kind=options)):
         return tyro.cli(
             options, prog=prog, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
         )
 
 
-def print_short_help(prog: str, flags: type) -> None:
-    """Print the help of the most used flags, and exit."""
-    try:
-        tyro.cli(flags, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
-    finally:
-        print("--help-all shows all flags, including every parameter of the config")
-
-
-def _raise_as_input_error(event: tyro_errors.ParseErrorEvent) -> None:
+def _raise_as_input_error(event: tyro_errors.ParseErrorEvent, kind: type) -> None:
     match event:
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
-            message = f"unknown argument {' '.join(tokens)}: --help-all shows every flag"
+            hint = suggestion(tokens[0], kind) if tokens[0].startswith("--") else ""
+            separator = " " if hint.endswith("?") else "; " if hint else ""
+            message = f"unknown argument {' '.join(tokens)}: {hint}{separator}--help-all shows every flag"
         case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
             message = f"{argument.lowered.name_or_flags[0]} {value}: choose one of {', '.join(choices)}"
         case tyro_errors.BadValue(argument=argument):

@@ -30,7 +30,7 @@ from workflows.environment import default_output_dir
 _DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
 _UNET_TRIALS = 6  # by default; each takes longer than that of an MLP
 # Larger ones take twice the time for little: benchmarks/results/network_sizes.md.
-_SIZES_FOR_POINTS: dict[str, Any] = {"hidden_size": (64, 128), "num_blocks": (3, 6)}
+SIZES_FOR_POINTS: dict[str, Any] = {"hidden_size": (64, 128), "num_blocks": (3, 6)}
 UNLIMITED = 10_000  # number of trials when only --time-budget limits a sweep
 _SAVED_FOR_RESUME = (
     "num_trials",
@@ -155,7 +155,7 @@ class TuneOptions(TuneFlags, RunOptions):
         if source.image_side is None and options.network.kind == "mlp":
             sizes = {
                 name: choices
-                for name, choices in _SIZES_FOR_POINTS.items()
+                for name, choices in SIZES_FOR_POINTS.items()
                 if not getattr(options.search, name) and f"network.{name}" not in given
             }
             options = replace(options, search=replace(options.search, **sizes))

@@ -17,7 +17,9 @@ from diffusion.presets import preset
 from diffusion.registry import DATA_SOURCES
 from workflows import train, tune
 from workflows.cli.parsing import parse_train_options, parse_tune_options
-from workflows.cli.tune_options import UNLIMITED
+from workflows.cli.run_options import TrainOptions
+from workflows.cli.short_help import SHORT_FORMS, SHORT_FORMS_OF_SWEEPS, all_flags
+from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 
@@ -358,6 +360,10 @@ def test_help_is_short_and_help_all_shows_the_tree(capsys):
     short, full = texts
     assert "--num-trials" in short and "--schedule." not in short and "--help-all" in short
     assert "--search.beta-end" in full and "--training.batch-size" in full
+    for flag in ("--num-updates", "--batch-size", "--lr", "--search.num-train-timesteps"):
+        assert flag in short, "what everybody looks for"
+    for default in ("50 100 200 500 1000", "0.0003 0.003", "larger images 1800"):
+        assert default in " ".join(short.replace("│", " ").split())
 
 
 def check_imports_nothing_heavy(command, arguments, folder):
@@ -464,9 +470,46 @@ def test_help_of_train_py_is_short_and_help_all_shows_the_tree(capsys):
     short, full = texts
     for flag in ("--num-workers", "--resume", "--init-from", "--keep-checkpoints", "--dry-run", "--help-all"):
         assert flag in short
-    assert (
-        "--schedule." not in short and "--schedule.kind" in full and "--training.accumulation-steps" in full
-    )
+    for flag in ("--num-updates", "--batch-size", "--lr", "--schedule.num-train-timesteps"):
+        assert flag in short, "what everybody looks for"
+    assert "larger images 6000" in " ".join(short.replace("│", " ").split())
+    assert "--network." not in short and "--network.kind" in full and "--training.accumulation-steps" in full
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "meant"),
+    [
+        ("tune", "--epochs", "did you mean --num-epochs"),
+        ("tune", "--trials", "did you mean --num-trials?"),
+        ("tune", "--learning-rate", "did you mean --lr?"),
+        ("tune", "--beta-end", "did you mean --search.beta-end?"),
+        ("tune", "--num-workers", "it is a flag of train.py"),
+        ("train", "--epochs=5", "did you mean --num-epochs?"),
+        ("train", "--learning_rate", "did you mean --lr?"),
+        ("train", "--beta-end", "did you mean --schedule.beta-end?"),
+        ("train", "--num-trials", "it is a flag of tune.py"),
+        ("train", "--batchsize", "did you mean --batch-size?"),
+        ("train", "--dat", "did you mean --data?"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(command, flag, meant):
+    parse = parse_tune_options if command == "tune" else parse_train_options
+    with pytest.raises(InputError) as caught:
+        parse([flag, "5"])
+    assert meant in str(caught.value) and "--help-all" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [TrainOptions, TuneOptions])
+def test_every_flag_that_is_suggested_exists(options, capsys):
+    parse = parse_tune_options if options is TuneOptions else parse_train_options
+    with pytest.raises(SystemExit):
+        parse(["--help-all"])
+    full = capsys.readouterr().out
+    forms = SHORT_FORMS_OF_SWEEPS if options is TuneOptions else SHORT_FORMS
+    for flag in all_flags(options):
+        section, _, name = forms.get(flag, flag).rpartition(".")
+        negated = f"{section}.no-{name}" if section else f"--no-{flag.removeprefix('--')}"
+        assert any(f"{each} " in full for each in (forms.get(flag, flag), negated)), flag
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--num-workers", "0"], ["--resume", "--name", "nope"]])
