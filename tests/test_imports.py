@@ -23,7 +23,7 @@ LAYERS = {
     "workflows": (
         "redaction", "environment", "terminal", "status", "storage", "data", "ray_runtime", "tracking",
         "publishing", "cli", "evaluation", "bulk_sampling", "cluster", "training", "sweep", "results", "api",
-        "ui", "generate", "evaluate", "runs", "train", "tune", "__main__",
+        "run_management", "ui", "generate", "evaluate", "runs", "train", "tune", "__main__",
     ),
 }  # fmt: skip
 ABOVE = {
