@@ -23,7 +23,7 @@ LAYERS = {
     "workflows": (
         "redaction", "environment", "terminal", "status", "storage", "data", "ray_runtime", "tracking",
         "publishing", "cli", "evaluation", "bulk_sampling", "cluster", "training", "sweep", "results", "api",
-        "ui", "generate", "evaluate", "train", "tune", "__main__",
+        "run_management", "ui", "generate", "evaluate", "runs", "train", "tune", "__main__",
     ),
 }  # fmt: skip
 ABOVE = {
@@ -48,6 +48,7 @@ NUMPY_ONLY = (
     "export.sampler", "export.cli", "export.conditions", "export.contract", "export.doctor",
     "export.gpu_loop", "export.noise", "export.registered", "export.session",
     "workflows.environment", "workflows.cli.parsing", "workflows.cli.main", "workflows.api",
+    "workflows.cli.model_reference", "workflows.runs",
     "workflows.data.image_decoding", "workflows.evaluate", "workflows.evaluation.candidates",
 )  # fmt: skip
 
@@ -106,6 +107,7 @@ def test_mlflow_is_for_tracking_and_the_registry():
     users = {name for name in FILES if "mlflow" in {each.split(".")[0] for each in imports(name)}}
     assert users == {
         "export.registered", "workflows.tracking.mlflow_tracker", "workflows.tracking.registry",
+        "workflows.tracking.registered_files", "workflows.tracking.deletion",
     }  # fmt: skip
 
 

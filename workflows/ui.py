@@ -123,4 +123,4 @@ def _stop_signals() -> threading.Event:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra="train")

@@ -3,15 +3,14 @@
 The docstring under a field is the help text of its flag. Imports neither torch, ray nor mlflow.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
 from diffusion.process.samplers import PredictionType
+from workflows.cli.model_reference import read_saved_config
 
 # Ranges, searched on a logarithmic scale. All other parameters are lists of choices.
 _RANGES = {"beta_start", "beta_end", "learning_rate"}
@@ -150,22 +149,13 @@ def start_values(path: str, searched: Values) -> dict[str, Any]:
     """Read the values of the searched parameters from a config.json, such as that of a trial.
 
     Args:
-        path: path of the file, or of the folder that holds it.
+        path: path of the file, of the folder that holds it, or models:/NAME@ALIAS.
         searched: choices, or ends of a range, by dotted name.
 
     Raises:
         InputError: the file cannot be read, or a value lies outside the search space.
     """
-    file = Path(path).expanduser()
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        tree = json.loads(file.read_text())
-        flat = Config.from_dict(tree.get("config", tree)).flat()
-    except (OSError, ValueError, AttributeError, InputError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"--start-from {path}: cannot be read as a config ({reason}); give a trial's config.json"
-        ) from error
+    flat = read_saved_config("--start-from", path).config.flat()
     values = {name: flat[name] for name in searched}
     if (name := _first_outside(searched, values)) is not None:
         short = next(short for short, dotted in _DOTTED_NAMES.items() if dotted == name)

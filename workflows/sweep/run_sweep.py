@@ -8,9 +8,9 @@ registered there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,15 @@ from diffusion.metrics import (
     STANDARD_ERROR,
     VAL_CONFIRMED,
     VAL_ELBO_WINDOW,
+    VAL_MSE,
     Objective,
 )
 from diffusion.networks.build import build_network
 from diffusion.registry import OBJECTIVES
 from diffusion.training.train_step import check_precision
 from export.to_onnx import ParityError
-from workflows.cli.search_space import contains, start_values
+from workflows.cli.process import on_interrupt
+from workflows.cli.search_space import contains, format_values, start_values
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.data.load import LoadedData, load_or_stream, prepare_data
 from workflows.publishing.deployed_sampler import sampler_curves
@@ -45,7 +47,7 @@ from workflows.publishing.summary import file_lines, next_lines, quality_lines
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
-from workflows.sweep.champion import Champion, select_champion
+from workflows.sweep.champion import Champion, read_finalists, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
 from workflows.sweep.report import write_report
@@ -53,10 +55,10 @@ from workflows.sweep.searcher import Search
 from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.trial import TrialContext
 from workflows.sweep.trial_records import TrialRecords
-from workflows.sweep.tuner import SweepCallback, run_trials
-from workflows.terminal import display_path
+from workflows.sweep.tuner import SweepCallback, remaining_seconds, run_trials
+from workflows.terminal import display_path, waiting
 from workflows.tracking.tracker import Tracker, resolve_tracking_uri, tracker_class
-from workflows.training.dry_run import describe_sweep
+from workflows.training.dry_run import describe_sweep, run_lines
 from workflows.training.worker_group import WorkerResources, max_concurrent_groups, plan_workers
 
 _FINAL_CHECKPOINTS = "final"
@@ -74,13 +76,58 @@ def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None
         InputError: the tracking store or the data cannot be used, the network does not fit the data, or the
             options differ from those of the sweep to resume.
     """
+    with on_interrupt("Interrupted before the first trial: nothing was written."):
+        plan = _plan(options, source)
+        if options.dry_run:
+            _describe(plan, options)
+            stop_ray()
+            return Outcome("finished")
+    searched = plan.search.space
+    fixed_params = {name: value for name, value in plan.config.flat().items() if name not in searched}
+    params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
+    with waiting("opening the sweep's folder and MLflow", quiet=not options.progress):
+        log = SweepLogger.open(options, plan.base_config, plan.data.dataset, record, plan.uri, params)
+    return _sweep(log, options, plan)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a sweep is going to run.
+
+    Attributes:
+        uri: URI of the tracker's store.
+        base_config: config of the sweep, without the values that the search fixes.
+        config: config into which each trial puts the values that it tries.
+        data: the loaded data.
+        search: the search.
+        resources: workers of each trial.
+    """
+
+    uri: str
+    base_config: Config
+    config: Config
+    data: LoadedData
+    search: Search
+    resources: WorkerResources
+
+
+def _plan(options: TuneOptions, source: DataSource) -> _Plan:
+    """Check the options, load the data and start Ray; nothing is written.
+
+    Raises:
+        InputError: see `run_sweep`.
+    """
     uri = resolve_tracking_uri(options.tracking_uri)
+    quiet = not options.progress
     if not options.dry_run:
-        tracker_class(uri).check_store(uri, may_create=True)  # fail early: loading the data can take long
-    dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
+        with waiting("looking for MLflow", quiet=quiet):  # fail early: loading the data can take long
+            tracker_class(uri).check_store(uri, may_create=True)
+    with waiting(f"reading {options.data}", quiet=quiet):
+        dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
     fixed, searched = options.search.fixed_and_searched(options.config(), dataset.spec.kind)
     build_network(options.config().with_values(fixed), dataset.spec.shape, dataset.spec.num_classes)
-    base_config, data = prepare_data(options.config(), dataset)
+    with waiting("preparing the data", quiet=quiet):
+        base_config, data = prepare_data(options.config(), dataset)
     config = base_config.with_values(fixed)
     search = make_search(options, config, searched)
     start_ray(options.verbose)
@@ -89,36 +136,31 @@ def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None
         check_precision(config.training, default_device(use_cuda=False, num_workers=resources.num_workers))
     if options.final_epochs is not None:
         plan_workers(options.final_workers, "--final-workers")  # fail now rather than after hours of trials
-    if options.dry_run:
+    return _Plan(uri, base_config, config, data, search, resources)
+
+
+def _describe(plan: _Plan, options: TuneOptions) -> None:
+    with waiting("measuring a few steps"):
         describe_sweep(
-            config,
-            data,
-            resources,
-            searched,
+            plan.config,
+            plan.data,
+            plan.resources,
+            plan.search.space,
             options.num_trials,
-            max_concurrent_groups(resources),
-            search.time_budget,
+            max_concurrent_groups(plan.resources),
+            plan.search.time_budget,
         )
-        stop_ray()
-        return Outcome("finished")
-    fixed_params = {name: value for name, value in config.flat().items() if name not in searched}
-    params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
-    log = SweepLogger.open(options, base_config, dataset, record, uri, params)
-    return _sweep(log, options, search, config, data, resources)
 
 
-def _sweep(
-    log: SweepLogger,
-    options: TuneOptions,
-    search: Search,
-    config: Config,
-    data: LoadedData,
-    resources: WorkerResources,
-) -> Outcome:
+def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
     records, tracker, view = log.records, log.tracker, log.view
+    search, config, data, resources = plan.search, plan.config, plan.data, plan.resources
     status: Status = "failed"
     try:
-        view.print(f"Sweep {log.directory.name}: {_budget(options)} on {options.data}")
+        view.print(f"Sweep {log.directory.name} in {display_path(log.folder)}: {_budget(options)}")
+        space = (f"{name} {format_values(values)}" for name, values in search.space.items())
+        for line in (*run_lines(config, data.dataset, resources), f"search    {', '.join(space)}"):
+            view.print(f"  {line}")
         objective: Objective = OBJECTIVES[config.metrics.objective]
         if objective.warning is not None:
             view.print(objective.warning)
@@ -129,6 +171,7 @@ def _sweep(
                 view.restore(record, search.space)
         origin = provenance(tracker.run_id, data.dataset)
         shared_data = data if resources.num_workers == 1 else ray.put(data)
+        view.limit_time(search.time_budget and remaining_seconds(search, records.elapsed))
         with view:
             interrupted, correlations = run_trials(
                 TrialContext(config, shared_data, resources, origin),
@@ -138,6 +181,7 @@ def _sweep(
                 SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
                 verbose=options.verbose,
             )
+        view.step("choosing the finalists")
         stop_ray()
         records.add_paired_errors()
         records.write_csv()
@@ -156,7 +200,9 @@ def _sweep(
             view.print(f"{reason[0].upper()}{reason[1:]}.")
             return Outcome(status, str(log.directory), reason=reason)
         champion = _select_champion(log, options, config, data, origin, finalists)
+        view.step("writing the report")
         write_report(log.directory, records, search.space, champion, correlations)
+        view.step(f"sending the champion to {tracker.name}")
         for line in _publish(log, champion, data, interrupted=interrupted):
             view.print(line)
         status = "stopped" if interrupted else "finished"
@@ -187,17 +233,18 @@ def _select_champion(
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
+    earlier_finalists = read_finalists(log.directory / "champion")
     champion = select_champion(
         finalists,
         data,
         log.directory / "champion",
         origin,
-        log.view.print,
+        log.view.step,
         _final_training(options, log),
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
         picked_by_mse=records.picked_by_mse(),
     )
-    record_decision(champion, records, log.tracker)
+    record_decision(champion, records, log.tracker, earlier_finalists)
     records.write_csv()
     return champion
 
@@ -252,11 +299,20 @@ def training_seed_error(options: TuneOptions, objective: str, kind: str) -> floa
     return TRAINING_SEED_ERRORS[kind] if objective == VAL_ELBO_WINDOW else 0.0
 
 
-def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker) -> None:
+def record_decision(
+    champion: Champion, records: TrialRecords, tracker: Tracker, earlier_finalists: Collection[str] = ()
+) -> None:
     """Add to the finalists' records, and to the tracker, how the champion was chosen.
 
     Finalists get `val/confirmed_distance` and `val/confirmed_auc` with their standard errors, their rank,
     and why each is the champion or is not.
+
+    Args:
+        champion: the champion, and how it was chosen.
+        records: records of the sweep's trials.
+        tracker: tracker of the sweep.
+        earlier_finalists: IDs of the finalists when an earlier session ended. The tracker has decisions on
+            them, which no longer hold for those that are no finalists any more.
     """
     decision, reasons = champion.decision, " ".join(f"{reason}." for reason in champion.reasons)
     sentences = dict(zip(decision.ranking[1:], decision.sentences(), strict=False))
@@ -277,6 +333,10 @@ def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker)
         record.extra_metrics |= metrics
         tracker.log(metrics | {"rank": rank}, 0, trial_id)
         tracker.tag({"rank": str(rank), "decision": record.decision}, trial_id)
+    for trial_id in earlier_finalists:
+        if trial_id in records.ids and trial_id not in decision.ranking:
+            tracker.log({"rank": math.nan}, 0, trial_id)
+            tracker.tag({"rank": "", "decision": "no finalist since the sweep was extended"}, trial_id)
     tracker.tag({"champion": champion.trial_id, "decision": reasons})
 
 
@@ -298,7 +358,7 @@ def _final_training(options: TuneOptions, log: SweepLogger) -> FinalTraining | N
         options.final_workers,
         log.shared.child(_FINAL_CHECKPOINTS),
         log.tracker.log,
-        log.view.print,
+        log.view.step,
         options.verbose,
     )
 
@@ -313,8 +373,10 @@ def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, regist
     return [
         "",
         f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.items())}",
-        f"champion: trial {champion.trial_id}, objective ({objective}) {champion.objective:.4f}{weights}",
-        *(f"  {reason}" for reason in champion.reasons),
+        f"champion: trial {champion.trial_id}, {champion.reasons[0]}",
+        f"  objective ({objective}) {champion.objective:.4f}{weights}",
+        *(f"  {reason}" for reason in champion.reasons[1:]),
+        *_picked_by_mse(champion, records),
         *quality_lines(champion.metrics),
         "",
         f"{display_path(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
@@ -323,6 +385,18 @@ def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, regist
         registered,
         "",
         *next_lines(str(folder), tracker, is_local=True),
+    ]
+
+
+def _picked_by_mse(champion: Champion, records: TrialRecords) -> list[str]:
+    """What the mean squared error, which the champion is never chosen by, would have chosen."""
+    picked = records.picked_by_mse()
+    if not picked:
+        return []
+    if picked == champion.trial_id:
+        return [f"  {VAL_MSE} would have picked the same trial"]
+    return [
+        f"  {VAL_MSE} would have picked trial {picked}, whose objective is {records[picked].objective:.4f}"
     ]
 
 

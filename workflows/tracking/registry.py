@@ -55,7 +55,7 @@ def register(
     """
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        _delete_earlier_version(client, run_id, name)
+        _delete_earlier_version(client, run_id, name, keep_champion=not may_promote)
         version = log_model(run_id, name, sampler_file)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, str(value))
@@ -67,10 +67,21 @@ def register(
     return int(version), promoted
 
 
-def _delete_earlier_version(client: MlflowClient, run_id: str, name: str) -> None:
-    """Delete what an earlier session of the same sweep registered, so that each sweep has one version."""
+def _delete_earlier_version(client: MlflowClient, run_id: str, name: str, *, keep_champion: bool) -> None:
+    """Delete what an earlier session of the same sweep registered, so that each sweep has one version.
+
+    Args:
+        client: client of the MLflow store.
+        run_id: id of the sweep's parent run.
+        name: name of the registered model.
+        keep_champion: whether the version with the alias champion stays: when a finished sweep is extended,
+            and the extension is interrupted.
+    """
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run_id:
+            aliases = client.get_model_version(name, version.version).aliases
+            if keep_champion and _ALIAS in aliases:
+                continue
             client.delete_model_version(name, version.version)
 
 

@@ -1,20 +1,17 @@
 """Dispatches the events of a training to the tracker, the terminal and the run record."""
 
 import io
-import shlex
 from typing import Any
 
 from PIL import Image
 
-from diffusion.config import IN_MEMORY
-from workflows.cli.run_options import TrainFlags, TrainOptions
-from workflows.redaction import redact
+from workflows.cli.run_options import TrainOptions
 from workflows.status import Status
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 from workflows.terminal import TrainingProgress
 from workflows.tracking.tracker import Tracker
-from workflows.training.base_logger import BaseLogger
+from workflows.training.base_logger import BaseLogger, resume_command
 from workflows.training.checkpoint_store import CheckpointStore
 from workflows.training.events import (
     CheckpointDamaged,
@@ -28,6 +25,9 @@ from workflows.training.events import (
     WorkerDied,
 )
 from workflows.training.worker import picture_name
+
+# Flags that a resumed training does not remember.
+_NOT_SAVED = ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri")
 
 
 class RunLogger(BaseLogger[TrainOptions], EventHandler):
@@ -58,7 +58,7 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         self.status: Status = "failed"
         self.reason = self.input_error = ""
         self._logged: set[int] = set()
-        self._resume_command = _command_to_resume(record.name, options)
+        self._resume_command = resume_command(self.command, record.name, options, _NOT_SAVED)
 
     def resume(self, run_id: str) -> None:
         """Continue the run in the tracker, and keep which evaluations it has."""
@@ -140,16 +140,3 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
             with Image.open(io.BytesIO(picture)) as file:
                 self.tracker.log_picture(file.copy(), updates)
         self.tracker.log(metrics, updates)
-
-
-def _command_to_resume(name: str, options: TrainOptions) -> str:
-    """Command that resumes a run, with the flags that are not the default and not in the run's record."""
-    if options.data.startswith(IN_MEMORY):
-        return f"run_training(data, name={name!r}, resume=True), with the same data"
-    words = ["python", "-m", "workflows.train", "--resume", "--name", name]
-    defaults = TrainFlags()
-    for field in ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
-        value = getattr(options, field)
-        if value != getattr(defaults, field):
-            words += [f"--{field.replace('_', '-')}", redact(str(value))]
-    return shlex.join(words)

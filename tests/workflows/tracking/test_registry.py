@@ -56,6 +56,17 @@ def test_a_sweep_registered_again_has_one_version(versions):
     assert sorted(version.run_id == mine for version in remaining) == [False, True]
 
 
+def test_an_interrupted_extension_leaves_the_champion_of_the_finished_sweep(versions):
+    mine = versions.start()
+    assert versions(run_id=mine)
+    assert not versions(run_id=mine, test_distance=0.5, may_promote=False)
+    champion = versions.client.get_model_version_by_alias("model", "champion")
+    assert champion.tags["test_distance"] == "1.0"
+    assert versions(run_id=mine, test_distance=0.7), "at its end, the sweep has one version again"
+    (version,) = versions.client.search_model_versions("name = 'model'")
+    assert version.tags["test_distance"] == "0.7"
+
+
 def test_an_interrupted_sweep_never_becomes_champion(versions):
     assert not versions(may_promote=False)
     assert versions()

@@ -194,9 +194,13 @@ def test_an_existing_name_is_refused_and_nothing_is_lost(training, run_folder, h
     assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
 
 
-def test_a_finished_run_is_not_resumed(training, here):
-    message = here.refused(["--resume", "--name", "one"], training[0])
-    assert "--resume --name one" in message and "finished" in message
+def test_a_finished_run_is_not_trained_again(training, here, run_folder):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    for flags in (["--resume"], [*SMALL, "--start-or-resume"]):
+        status, output, errors = here([*flags, "--name", "one"], training[0])
+        assert (status, errors) == (0, "") and "one is finished" in output
+        assert "--config runs/one/model/config.json --init-from runs/one" in output
+    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
 
 
 def test_training_can_start_from_another_models_weights(training, here, run_folder, database):
