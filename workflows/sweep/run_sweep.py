@@ -48,7 +48,7 @@ from workflows.storage.run_record import RunRecord
 from workflows.sweep.champion import Champion, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
-from workflows.sweep.report import write_report
+from workflows.sweep.report.write_report import write_report
 from workflows.sweep.searcher import Search
 from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.trial import TrialContext
@@ -156,7 +156,15 @@ def _sweep(
             view.print(f"{reason[0].upper()}{reason[1:]}.")
             return Outcome(status, str(log.directory), reason=reason)
         champion = _select_champion(log, options, config, data, origin, finalists)
-        write_report(log.directory, records, search.space, champion, correlations)
+        write_report(
+            log.directory,
+            records,
+            search.space,
+            champion,
+            correlations,
+            interrupted=interrupted,
+            location_hint=tracker.location_hint(),
+        )
         for line in _publish(log, champion, data, interrupted=interrupted):
             view.print(line)
         status = "stopped" if interrupted else "finished"
