@@ -33,7 +33,7 @@ ABOVE = {
 }
 HEAVY = (
     "torch", "torchvision", "ray", "mlflow", "onnx", "onnxscript", "pandas", "sklearn", "scipy",
-    "safetensors", "optuna", "diffusers", "matplotlib",
+    "safetensors", "optuna", "diffusers", "matplotlib", "plotly", "jinja2",
 )  # fmt: skip
 # What the exported sampler runs, and what a command line loads before its input is known to be good.
 NUMPY_ONLY = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from diffusion.data.dataset import Dataset
 from diffusion.evaluation.sample_metrics import nearest_training_examples
@@ -17,14 +18,14 @@ from export.torch_sampler import TorchSampler
 from workflows.publishing.export import SAMPLER
 
 _MAX_FRAMES = 40
-_NUM_PAIRS, _NUM_COLUMNS = 32, 16
+_NUM_PAIRS, _NUM_COLUMNS = 24, 8
 _MAX_POINTS_FOR_LIMITS = 10_000
 
 
 def write_pictures(model: TrainedModel, dataset: Dataset, directory: Path) -> None:
     """Draw samples.png by PyTorch, samples_onnx.png by ONNX Runtime, and animation.gif.
 
-    For images there is also nearest.png: samples, each with the nearest training image to its right.
+    For images there is also nearest.png: rows of samples, each with the nearest training image below it.
 
     Args:
         model: model that draws the samples.
@@ -51,14 +52,32 @@ def write_pictures(model: TrainedModel, dataset: Dataset, directory: Path) -> No
     save_animation([*forward, *reverse], directory / "animation.gif")
 
 
-def _nearest_pairs(model: TrainedModel, dataset: Dataset, samples: np.ndarray) -> Any:
-    """Picture of samples, in data units, each with the nearest training image to its right."""
+def _nearest_pairs(model: TrainedModel, dataset: Dataset, samples: np.ndarray) -> Image.Image:
+    """Picture of rows of samples, in data units, each with the nearest training image below it."""
     spec = model.data
     normalised = torch.from_numpy((samples - np.array(spec.mean)) / np.array(spec.std)).float()
     nearest = dataset.raw(nearest_training_examples(dataset, normalised))
-    pairs = np.stack([samples, nearest], axis=1).reshape(-1, *spec.shape)
     assert spec.range is not None
-    return image_grid(pairs, spec.range, columns=_NUM_COLUMNS)
+    rows = []
+    for start in range(0, len(samples), _NUM_COLUMNS):
+        for images, title in ((samples, "samples"), (nearest, "nearest training images")):
+            row = image_grid(images[start : start + _NUM_COLUMNS], spec.range, columns=_NUM_COLUMNS)
+            rows.append(_titled(row, title))
+    picture = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height
+    return picture
+
+
+def _titled(picture: Image.Image, title: str) -> Image.Image:
+    """A picture below its title."""
+    height = max(12, picture.width // 32)
+    titled = Image.new("RGB", (picture.width, picture.height + 3 * height // 2), "white")
+    ImageDraw.Draw(titled).text((4, height // 4), title, fill="black", font_size=height)
+    titled.paste(picture, (0, 3 * height // 2))
+    return titled
 
 
 def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:

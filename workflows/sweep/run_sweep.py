@@ -50,7 +50,7 @@ from workflows.storage.run_record import RunRecord
 from workflows.sweep.champion import Champion, read_finalists, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
-from workflows.sweep.report import write_report
+from workflows.sweep.report.write_report import write_report
 from workflows.sweep.searcher import Search
 from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.trial import TrialContext
@@ -201,7 +201,15 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
             return Outcome(status, str(log.directory), reason=reason)
         champion = _select_champion(log, options, config, data, origin, finalists)
         view.step("writing the report")
-        write_report(log.directory, records, search.space, champion, correlations)
+        write_report(
+            log.directory,
+            records,
+            search.space,
+            champion,
+            correlations,
+            interrupted=interrupted,
+            location_hint=tracker.location_hint(),
+        )
         view.step(f"sending the champion to {tracker.name}")
         for line in _publish(log, champion, data, interrupted=interrupted):
             view.print(line)
