@@ -181,6 +181,8 @@ def test_every_flag_that_the_text_names_exists():
             for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", code):
                 group = any(each.startswith(f"{flag}.") for each in known)  # as in "a `--search` flag"
                 assert flag in known or group, f"{path.name}: {code}"
+                if re.search(r"[-.]no-", flag) and flag not in EXTERNAL_FLAGS:
+                    parse("workflows.train", ["--data", "heart", flag])
 
 
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.path.name != "extending.md"]
