@@ -13,10 +13,20 @@
 # make notebook      execute the notebook of examples/ again; four minutes
 # make lint          check format, lint and types, as CI does
 # make clean         remove the environment
+# TORCH=cpu makes an environment without CUDA's packages, 3.4 GB less, if pip's index has PyTorch's CPU wheels, or
+# PIP_EXTRA_INDEX_URL names one that has. The other commands then keep it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The build of PyTorch: cuda or cpu; an environment that exists keeps its own.
+TORCH ?= $(if $(wildcard $(VENV)/torch-cpu.stamp),cpu,cuda)
+ifneq ($(filter-out cpu cuda,$(TORCH)),)
+$(error TORCH=$(TORCH): give cpu or cuda)
+endif
+PINS := $(VENV)/constraints.txt
+PIN_cuda := p
+PIN_cpu := s/^(torch|torchvision)={2,3}([0-9.]+)$$/\1===\2+cpu/p; t; p
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
@@ -84,27 +94,31 @@ clean:
 	rm -rf $(VENV)
 
 # One environment with extras installed on demand. A changed dependency recreates it, so nothing stale remains.
-$(VENV)/python.stamp: pyproject.toml constraints.txt
+$(VENV)/torch-$(TORCH).stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
-	@echo "Creating $(VENV): 5 GB of packages, a few minutes the first time"
+	@echo "Creating $(VENV): $(if $(filter cpu,$(TORCH)),2,5) GB of packages, a few minutes the first time"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/train.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
+# PyTorch's builds for CPUs have versions of their own.
+$(PINS): $(VENV)/torch-$(TORCH).stamp
+	@sed -nE '$(PIN_$(TORCH))' constraints.txt > $@
+
+$(VENV)/train.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[train]'
 	@touch $@
 
-$(VENV)/cluster.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,cluster]'
+$(VENV)/cluster.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[train,cluster]'
 	@touch $@ $(VENV)/train.stamp
 
-$(VENV)/docs.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+$(VENV)/docs.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[docs]'
 	@touch $@ $(VENV)/train.stamp
 
-$(VENV)/test.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+$(VENV)/test.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[test]'
 	@touch $@ $(VENV)/train.stamp $(VENV)/cluster.stamp

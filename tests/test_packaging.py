@@ -1,6 +1,7 @@
 """pyproject.toml and constraints.txt agree with each other and with the environment."""
 
 import re
+import subprocess
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,35 @@ def test_every_line_of_the_constraints_is_an_exact_pin():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[\w.-]+={2,3}[\w.]+", line) for line in lines if not line.startswith("#"))
     assert "torch===2.13.0" in lines, "with == pip may choose a local CPU build"
+
+
+@pytest.mark.parametrize("torch", ["cpu", "cuda"])
+def test_an_environment_without_cuda_differs_in_the_builds_of_pytorch_only(torch, tmp_path):
+    (tmp_path / f"torch-{torch}.stamp").touch()  # as if the environment had been created
+    for flags in ([f"TORCH={torch}"], []):  # other commands keep what it was created with
+        (tmp_path / "constraints.txt").unlink(missing_ok=True)
+        command = [
+            "make",
+            "-s",
+            "-C",
+            str(ROOT),
+            f"VENV={tmp_path}",
+            *flags,
+            str(tmp_path / "constraints.txt"),
+        ]
+        subprocess.run(command, check=True, timeout=60)
+        lines = (tmp_path / "constraints.txt").read_text().splitlines()
+        own = (ROOT / "constraints.txt").read_text().splitlines()
+        changed = {new: old for new, old in zip(lines, own, strict=True) if new != old}
+        expected = {f"{name}==={PINS[name]}+cpu": name for name in ("torch", "torchvision")}
+        assert set(changed) == (set(expected) if torch == "cpu" else set())
+
+
+def test_another_build_of_pytorch_is_refused():
+    result = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "TORCH=gpu", "demo"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode != 0 and "TORCH=gpu: give cpu or cuda" in result.stderr
 
 
 def test_the_constraints_name_every_transitive_package():

@@ -1,6 +1,7 @@
 """Progress of long tasks: a bar in a terminal, otherwise printed lines."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,20 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else f"{value:.4g}"
 
 
+def print_line(console: Console, line: str) -> None:
+    """Print a line without markup; in a terminal, break prose between words, but no command."""
+    if console.is_terminal and len(line) > console.width and "python -m " not in line:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        line = textwrap.fill(
+            line,
+            console.width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class Steps:
     """Prints a line for each step that takes seconds; in a terminal, a clock runs under the last one.
 
@@ -84,7 +99,7 @@ class Steps:
     def start(self, line: str) -> None:
         """Print a line about a step that starts, which ends the one before."""
         self.stop()
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, line)
         self.run_clock("")
 
     def run_clock(self, text: str) -> None:
@@ -187,7 +202,7 @@ class ProgressBar:
     def print(self, line: str) -> None:
         """Print a line without markup or highlighting, above the bar if there is one."""
         self._steps.stop()
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, line)
 
     def step(self, line: str) -> None:
         """Print a line about a step that takes seconds, when there is no bar any more."""

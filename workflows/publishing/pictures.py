@@ -17,7 +17,8 @@ from export.sampler import Sampler
 from export.torch_sampler import TorchSampler
 from workflows.publishing.export import SAMPLER
 
-_MAX_FRAMES = 40
+_MAX_FRAMES = {"image": 24, "points": 40}  # in each direction; frames of noisy images are large files
+_MILLISECONDS = {"image": 100, "points": 60}  # for which each frame is shown
 _NUM_PAIRS, _NUM_COLUMNS = 24, 8
 _MAX_POINTS_FOR_LIMITS = 10_000
 
@@ -45,11 +46,12 @@ def write_pictures(model: TrainedModel, dataset: Dataset, directory: Path) -> No
         _nearest_pairs(model, dataset, frames[-1][:_NUM_PAIRS]).save(directory / "nearest.png")
     onnx_samples = Sampler(directory / SAMPLER, provider="cpu").sample(count, seed=0)
     draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
-    reverse = [draw(frame, "reverse diffusion") for frame in _evenly_thinned(frames)]
+    reverse = [draw(frame, "reverse diffusion") for frame in _evenly_thinned(frames, model.data.kind)]
     forward = (
         [draw(frame, "forward diffusion") for frame in _forward_frames(model, dataset)] if is_points else []
     )
-    save_animation([*forward, *reverse], directory / "animation.gif")
+    duration = _MILLISECONDS[model.data.kind]
+    save_animation([*forward, *reverse], directory / "animation.gif", duration_ms=duration)
 
 
 def _nearest_pairs(model: TrainedModel, dataset: Dataset, samples: np.ndarray) -> Image.Image:
@@ -85,13 +87,14 @@ def _forward_frames(model: TrainedModel, dataset: Dataset) -> list[np.ndarray]:
     x_0 = dataset.train[: samples_per_picture("points")]
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     frames = [x_0]
-    for t in _evenly_thinned(list(model.table.timesteps[::-1])):
+    for t in _evenly_thinned(list(model.table.timesteps[::-1]), model.data.kind):
         timesteps = torch.full((len(x_0),), int(t), dtype=torch.int64)
         frames.append(q_sample(model.schedule, x_0, timesteps, noise))
     return [model.data.denormalise(frame.numpy()) for frame in frames]
 
 
-def _evenly_thinned(items: Sequence[Any]) -> list[Any]:
+def _evenly_thinned(items: Sequence[Any], kind: str) -> list[Any]:
     """At most `_MAX_FRAMES` of the items, evenly spaced, with the first and the last."""
-    indices = np.unique(np.linspace(0, len(items) - 1, min(len(items), _MAX_FRAMES)).round().astype(int))
+    count = min(len(items), _MAX_FRAMES[kind])
+    indices = np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))
     return [items[index] for index in indices]

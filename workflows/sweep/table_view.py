@@ -12,7 +12,7 @@ from rich.table import Table
 
 from diffusion.metrics import OBJECTIVE, SAMPLE_DISTANCE, VAL_MSE
 from workflows.sweep.trial_records import TrialRecord
-from workflows.terminal import Steps, hide_columns, number
+from workflows.terminal import Steps, hide_columns, number, print_line
 
 _MAX_ROWS = 24
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "pruned": "magenta"}
@@ -90,7 +90,7 @@ class SweepTable:
     def print(self, line: str) -> None:
         """Print a line without interpreting markup in it."""
         self.end_step()
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, line)
 
     def step(self, line: str) -> None:
         """Print a line about a step that takes seconds, before or after the trials."""

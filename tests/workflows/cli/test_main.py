@@ -50,8 +50,9 @@ def test_sampling_needs_no_extra():
 
 
 def test_a_missing_extra_is_named_with_the_remedy():
-    for name, extra in (("tune", "train"), ("export", "train"), ("cluster", "train,cluster")):
-        result = run_bare(name, "x")
+    for line, extra in (("tune x", "train"), ("export x", "train"), ("cluster check x", "train,cluster")):
+        name, *arguments = line.split()
+        result = run_bare(name, *arguments)
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith(f"error: ray-ddpm {name} needs ")
         assert (
