@@ -19,9 +19,9 @@ from diffusion.metrics import (
     SAMPLE_AUC,
     SAMPLE_DISTANCE,
     STANDARD_ERROR,
-    VAL_CONFIRMED,
     VAL_ELBO_WINDOW_PAIRED_SE,
     VAL_MSE,
+    VAL_SAMPLE_PREFIX,
 )
 from workflows.publishing.deployed_sampler import sampler_figure
 from workflows.publishing.page import embedded, embedded_plot, write_page
@@ -130,7 +130,7 @@ def _metrics_table(metrics: Mapping[str, float]) -> str:
 def _trials_table(records: TrialRecords, names: list[str]) -> str:
     metric_names = [
         *(VAL_ELBO_WINDOW_PAIRED_SE, VAL_MSE, SAMPLE_DISTANCE, SAMPLE_AUC),
-        *(VAL_CONFIRMED + DISTANCE, VAL_CONFIRMED + AUC),
+        *(VAL_SAMPLE_PREFIX + DISTANCE, VAL_SAMPLE_PREFIX + AUC),
     ]
     rows = [
         {

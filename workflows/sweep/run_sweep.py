@@ -8,7 +8,7 @@ registered there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,11 +24,12 @@ from diffusion.metrics import (
     AUC,
     DISTANCE,
     FEATURES_ACCURACY,
+    RANK,
     RUNG_SPEARMAN,
     SAMPLE_PREFIX,
     STANDARD_ERROR,
-    VAL_CONFIRMED,
     VAL_ELBO_WINDOW,
+    VAL_SAMPLE_PREFIX,
     Objective,
 )
 from diffusion.networks.build import build_network
@@ -122,6 +123,7 @@ def _sweep(
         objective: Objective = OBJECTIVES[config.metrics.objective]
         if objective.warning is not None:
             view.print(objective.warning)
+        tracker.show_trials(list(search.space))
         if data.features is not None and data.features.accuracy is not None:
             tracker.log({FEATURES_ACCURACY: data.features.accuracy}, 0)
         for record in records:
@@ -155,7 +157,7 @@ def _sweep(
             reason = f"no trial produced a usable model; see the reasons in {log.directory / 'trials.csv'}"
             view.print(f"{reason[0].upper()}{reason[1:]}.")
             return Outcome(status, str(log.directory), reason=reason)
-        champion = _select_champion(log, options, config, data, origin, finalists)
+        champion = _select_champion(log, options, config, data, origin, finalists, search.space)
         write_report(log.directory, records, search.space, champion, correlations)
         for line in _publish(log, champion, data, interrupted=interrupted):
             view.print(line)
@@ -184,6 +186,7 @@ def _select_champion(
     data: LoadedData,
     origin: dict[str, Any],
     finalists: Mapping[str, Path],
+    searched: Collection[str],
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
@@ -198,6 +201,7 @@ def _select_champion(
         picked_by_mse=records.picked_by_mse(),
     )
     record_decision(champion, records, log.tracker)
+    log.tracker.show_trials(list(searched), trial_picks(champion.trial_id, records.picked_by_mse()))
     records.write_csv()
     return champion
 
@@ -214,6 +218,7 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
         tracker,
         f"ray-ddpm-{log.experiment}",
         champion.directory,
+        records[champion.trial_id].params,
         champion.metrics,
         champion.data_fingerprint,
         data.features.name if data.features else "none",
@@ -253,31 +258,50 @@ def training_seed_error(options: TuneOptions, objective: str, kind: str) -> floa
 
 
 def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker) -> None:
-    """Add to the finalists' records, and to the tracker, how the champion was chosen.
+    """Add to the trials' records, and to the tracker, how the champion was chosen.
 
-    Finalists get `val/confirmed_distance` and `val/confirmed_auc` with their standard errors, their rank,
-    and why each is the champion or is not.
+    Trials with a usable model get a rank. Finalists get `val/sample_distance` and `val/sample_auc` with their
+    standard errors, and why each is the champion or is not. The sweep's own run gets the champion's metrics.
     """
     decision, reasons = champion.decision, " ".join(f"{reason}." for reason in champion.reasons)
     sentences = dict(zip(decision.ranking[1:], decision.sentences(), strict=False))
-    for rank, trial_id in enumerate(decision.ranking, start=1):
-        record, confirmed = records[trial_id], champion.confirmations[trial_id]
+    others = [record.trial_id for record in records.ranked() if record.trial_id not in decision.ranking]
+    for rank, trial_id in enumerate([*decision.ranking, *others], start=1):
+        record = records[trial_id]
+        record.rank = rank
         if trial_id == champion.trial_id:
             record.decision = f"champion: {reasons}"
         elif rank == 1:
             record.decision = "the best, but it cannot be exported"
-        else:
+        elif trial_id in sentences:
             record.decision = f"trial {decision.champion} was {sentences[trial_id]}"
-        record.rank = rank
-        metrics = {
-            f"{VAL_CONFIRMED}{name}{suffix}": confirmed.get(f"{SAMPLE_PREFIX}{name}{suffix}", math.nan)
-            for name in (DISTANCE, AUC)
-            for suffix in ("", STANDARD_ERROR)
-        }
+        else:
+            record.decision = "not among the finalists, since its objective is worse"
+        metrics = {}
+        if trial_id in decision.ranking:
+            confirmed = champion.confirmations[trial_id]
+            metrics = {
+                f"{VAL_SAMPLE_PREFIX}{name}{suffix}": confirmed.get(
+                    f"{SAMPLE_PREFIX}{name}{suffix}", math.nan
+                )
+                for name in (DISTANCE, AUC)
+                for suffix in ("", STANDARD_ERROR)
+            }
         record.extra_metrics |= metrics
-        tracker.log(metrics | {"rank": rank}, 0, trial_id)
-        tracker.tag({"rank": str(rank), "decision": record.decision}, trial_id)
-    tracker.tag({"champion": champion.trial_id, "decision": reasons})
+        tracker.log(metrics | {RANK: rank}, 0, trial_id)
+        tracker.tag({RANK: str(rank), "decision": record.decision}, trial_id)
+    tracker.log(records[champion.trial_id].metrics, 0)
+    tracker.tag(
+        {"champion": champion.trial_id, "picked_by_mse": records.picked_by_mse(), "decision": reasons}
+    )
+
+
+def trial_picks(champion: str, picked_by_mse: str) -> dict[str, str]:
+    """What trials were picked as, by trial ID, from the IDs of the champion and of the lowest `val/mse`."""
+    picks = {picked_by_mse: "lowest MSE", champion: "champion"}
+    if champion == picked_by_mse:
+        picks[champion] = "champion, lowest MSE"
+    return {trial_id: pick for trial_id, pick in picks.items() if trial_id}
 
 
 def _initial_points(

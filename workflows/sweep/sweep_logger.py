@@ -17,6 +17,7 @@ from workflows.sweep.table_view import SweepTable
 from workflows.sweep.trial_records import TrialRecords
 from workflows.tracking.tracker import Tracker
 from workflows.training.base_logger import BaseLogger
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
 
 
 class SweepLogger(BaseLogger[TuneOptions]):
@@ -81,8 +82,9 @@ class SweepLogger(BaseLogger[TuneOptions]):
             self.tracker.start_trial(record.trial_id, record.params)
             for updates, metrics in sorted(record.evaluations.items()):
                 self.tracker.log(metrics, updates, record.trial_id)
-            picture = self.records.folder(record.trial_id) / "samples.png"
-            if picture.exists():
-                with Image.open(picture) as file:
-                    self.tracker.log_picture(file.copy(), record.best_update, record.trial_id)
+            for name, step in ((UNTRAINED, 0), (PICTURE, record.best_update)):
+                picture = self.records.folder(record.trial_id) / name
+                if picture.exists():
+                    with Image.open(picture) as file:
+                        self.tracker.log_picture(file.copy(), step, record.trial_id)
             self.tracker.end_trial(record.trial_id, record.status, record.reason)
