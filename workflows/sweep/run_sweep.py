@@ -123,7 +123,7 @@ def _sweep(
         objective: Objective = OBJECTIVES[config.metrics.objective]
         if objective.warning is not None:
             view.print(objective.warning)
-        tracker.show_trials(list(search.space))
+        tracker.show_trials(list(search.space), config.training.num_updates)
         if data.features is not None and data.features.accuracy is not None:
             tracker.log({FEATURES_ACCURACY: data.features.accuracy}, 0)
         for record in records:
@@ -201,7 +201,8 @@ def _select_champion(
         picked_by_mse=records.picked_by_mse(),
     )
     record_decision(champion, records, log.tracker)
-    log.tracker.show_trials(list(searched), trial_picks(champion.trial_id, records.picked_by_mse()))
+    picks = trial_picks(champion.trial_id, records.picked_by_mse())
+    log.tracker.show_trials(list(searched), config.training.num_updates, picks)
     records.write_csv()
     return champion
 
@@ -298,10 +299,9 @@ def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker)
 
 def trial_picks(champion: str, picked_by_mse: str) -> dict[str, str]:
     """What trials were picked as, by trial ID, from the IDs of the champion and of the lowest `val/mse`."""
-    picks = {picked_by_mse: "lowest MSE", champion: "champion"}
     if champion == picked_by_mse:
-        picks[champion] = "champion, lowest MSE"
-    return {trial_id: pick for trial_id, pick in picks.items() if trial_id}
+        return {champion: "champion, lowest MSE"}
+    return {champion: "champion"} | ({picked_by_mse: "lowest MSE"} if picked_by_mse else {})
 
 
 def _initial_points(

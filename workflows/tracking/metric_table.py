@@ -19,8 +19,8 @@ def metric_table(metrics: Mapping[str, float]) -> dict[str, list[Any]]:
     """
     rows = []
     for name in sorted(metrics):
-        if name.endswith((STANDARD_ERROR, FLOOR)) and _subject(name) in metrics:
-            continue
+        if any(name.endswith(suffix) and name.removesuffix(suffix) in metrics for suffix in _SUFFIXES[1:]):
+            continue  # it stands in the row of its metric
         numbers = [metrics.get(name + suffix) for suffix in _SUFFIXES]
         rows.append([name, *(None if x is None or not math.isfinite(x) else x for x in numbers)])
     return {"columns": list(_COLUMNS), "data": rows}
@@ -34,11 +34,3 @@ def table_metrics(table: Mapping[str, list[Any]]) -> dict[str, float]:
         for suffix, number in zip(_SUFFIXES, numbers, strict=True)
         if number is not None
     }
-
-
-def _subject(name: str) -> str:
-    """The metric whose error or floor this one is."""
-    for suffix in reversed(_SUFFIXES[1:]):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return name

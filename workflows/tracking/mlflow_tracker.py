@@ -37,7 +37,16 @@ from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
 from workflows.tracking.dataset_input import dataset_input
 from workflows.tracking.metric_table import metric_table, table_metrics
-from workflows.tracking.prepared_view import PICK, PICTURES, run_page, runs_page, trials_view, view_tag
+from workflows.tracking.prepared_view import (
+    COLOUR,
+    PICK,
+    PICK_COLOURS,
+    PICTURES,
+    run_page,
+    runs_page,
+    trials_view,
+    view_tag,
+)
 from workflows.tracking.system_metrics import SystemMetrics
 from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError, Tracker
 
@@ -121,6 +130,7 @@ class MlflowTracker(Tracker):
         self._logged: dict[str | None, set[int]] = {}
         self._metrics: dict[str | None, dict[str, float]] = {}  # newest value of each
         self._data: list[DatasetInput] = []
+        self._params: dict[str, str] = {}  # of the run
         self._is_sweep = False
         self._system_metrics: SystemMetrics | None = None
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
@@ -197,7 +207,8 @@ class MlflowTracker(Tracker):
             else self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         )
         self.run_id = run.info.run_id
-        self._log_params(self.run_id, params)
+        self._params = {name: str(value) for name, value in params.items()}
+        self._log_params(self.run_id, self._params)
         self._start_system_metrics()
         return self.run_id
 
@@ -209,6 +220,7 @@ class MlflowTracker(Tracker):
         """
         try:
             self.client.set_terminated(run_id, "RUNNING")
+            self._params = dict(self.client.get_run(run_id).data.params)
             history = self.client.get_metric_history(run_id, VAL_MSE)
             self.has_test_metrics = bool(self.client.get_metric_history(run_id, TEST_MSE))
         except MlflowException as error:
@@ -248,8 +260,14 @@ class MlflowTracker(Tracker):
         return ended
 
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
-        """Queue the start of a trial's child run, which is created if missing."""
+        """Queue the start of a trial's child run, which is created if missing.
+
+        It has the parameters in which it differs from the sweep's run, which has the others: MLflow writes
+        all parameters of a run over its pictures.
+        """
         started = _now()
+        text = {name: str(value) for name, value in params.items()}
+        own = {name: value for name, value in text.items() if self._params.get(name) != value}
 
         def job() -> None:
             if trial_id not in self._children:
@@ -258,7 +276,7 @@ class MlflowTracker(Tracker):
                 self._children[trial_id] = run.info.run_id
             else:
                 self.client.set_terminated(self._children[trial_id], "RUNNING")
-            self._log_params(self._children[trial_id], params)
+            self._log_params(self._children[trial_id], own)
             if self._data:
                 with _if_supported():
                     self.client.log_inputs(self._children[trial_id], datasets=self._data)
@@ -313,14 +331,16 @@ class MlflowTracker(Tracker):
 
         self._jobs.put(job)
 
-    def show_trials(self, searched: Sequence[str], picks: Mapping[str, str] | None = None) -> None:
+    def show_trials(
+        self, searched: Sequence[str], num_updates: int, picks: Mapping[str, str] | None = None
+    ) -> None:
         """Queue the prepared view of a sweep's trials, and the names of those that were picked."""
         self._is_sweep = True
-        created = _now()
+        created, colours = _now(), dict(zip(picks or (), PICK_COLOURS, strict=False))
 
         def show() -> None:
             name = self.client.get_run(self.run_id).info.run_name
-            view = trials_view(name, self.run_id, searched, created, decided=picks is not None)
+            view = trials_view(name, self.run_id, searched, num_updates, created, decided=picks is not None)
             with _if_supported():  # an older server may refuse a long tag
                 self.client.set_experiment_tag(self.experiment_id, view_tag(self.run_id), view)
 
@@ -328,6 +348,8 @@ class MlflowTracker(Tracker):
             for trial_id, run_id in self._children.items():
                 pick = (picks or {}).get(trial_id, "")
                 self.client.set_tag(run_id, PICK, pick)
+                if trial_id in colours:
+                    self.client.set_tag(run_id, COLOUR, colours[trial_id])
                 self.client.update_run(run_id, name=f"{trial_id} ({pick})" if pick else trial_id)
 
         self._jobs.put(show)
@@ -458,8 +480,8 @@ class MlflowTracker(Tracker):
             runs, token = [*runs, *page], page.token or None
         return sorted(runs, key=lambda run: run.info.start_time)
 
-    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
-        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
 
     def _id(self, trial_id: str | None) -> str:
         return self.run_id if trial_id is None else self._children[trial_id]

@@ -26,7 +26,11 @@ from diffusion.metrics import (
 
 PICTURES = "pictures/samples"  # key of the pictures; a run's page begins with the section "pictures"
 PICK = "pick"  # tag of trials: what it was picked as, such as "champion"
+COLOUR = "mlflow.runColor"  # tag of runs, which charts would draw in colours that can be alike
+PICK_COLOURS = ("#009e73", "#d55e00")  # of the first picks, as the colour-blind can tell them apart
 _MEASURES = (SAMPLE_DISTANCE, SAMPLE_AUC, BEST_OBJECTIVE, VAL_MSE)
+_PARAMETER_WIDTH = 160  # pixels; the default cuts most of their names
+_PICTURES_HEIGHT = 640  # pixels: two rows
 _TAG = "mlflow.sharedViewState."
 _SHARE_KEY = "viewStateShareKey"
 # Without it the page opens in MLflow's mode for language models, which shows no training runs.
@@ -66,37 +70,41 @@ def run_page(experiment_id: str, run_id: str) -> str:
     return f"/#/experiments/{experiment_id}/runs/{run_id}?{_WORKFLOW}"
 
 
-def trials_view(name: str, run_id: str, searched: Sequence[str], created: int, *, decided: bool) -> str:
+def trials_view(
+    name: str, run_id: str, searched: Sequence[str], num_updates: int, created: int, *, decided: bool
+) -> str:
     """Value of the tag with the view of a sweep's trials.
 
     Args:
         name: name of the sweep.
         run_id: id of its parent run.
         searched: names of the parameters that the sweep searches.
+        num_updates: updates of a complete trial.
         created: when the view was made, in milliseconds since 1970.
         decided: whether the champion has been chosen. The trials are sorted by rank then, else by objective.
     """
-    state = _state(run_id, searched, decided=decided)
+    state = _state(run_id, searched, num_updates, decided=decided)
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     # MLflow 3.17 reads the named view; servers before it read the state itself.
     named = {"name": f"{name}: trials, best first", "createdAt": created, "state": f"deflate;{packed}"}
     return json.dumps({**named, **state})
 
 
-def _state(run_id: str, searched: Sequence[str], *, decided: bool) -> dict[str, Any]:
+def _state(run_id: str, searched: Sequence[str], num_updates: int, *, decided: bool) -> dict[str, Any]:
     metrics = [*([RANK] if decided else []), *_MEASURES]
     columns = [
-        *(_column("tags", name) for name in (PICK, "status")),
+        _column("tags", "status"),
         *(_column("metrics", name) for name in metrics),
         *(_column("params", name) for name in searched),
     ]
-    charts, sections = _charts(searched)
+    charts, sections = _charts(searched, num_updates if decided else 0)
     return {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
         "orderByKey": _column("metrics", RANK if decided else BEST_OBJECTIVE),
         "orderByAsc": True,
         "selectedColumns": columns,
         "columnOrder": columns,
+        "columnWidths": {_column("params", name): _PARAMETER_WIDTH for name in searched},
         "runsHiddenMode": "FIRST_20_RUNS",
         "isAccordionReordered": True,  # else MLflow sorts the sections by name
         "compareRunCharts": charts,
@@ -108,8 +116,13 @@ def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
 
-def _charts(searched: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The charts of the view, and their sections, with the names that MLflow's pages have for them."""
+def _charts(searched: Sequence[str], step: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The charts of the view, and their sections, with the names that MLflow's pages have for them.
+
+    Args:
+        searched: names of parameters.
+        step: the step whose pictures are shown first.
+    """
     bars = [{"type": "BAR", "metricKey": metric, "displayName": metric} for metric in _MEASURES]
     curves = [
         {
@@ -126,7 +139,7 @@ def _charts(searched: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[st
         }
         for metric in (OBJECTIVE, VAL_MSE, TRAIN_MSE)
     ]
-    pictures = {"type": "IMAGE", "imageKeys": [PICTURES], "step": 0, "showRunParams": False}
+    pictures = {"type": "IMAGE", "imageKeys": [PICTURES], "step": step, "showRunParams": False}
     mse_against_samples = {"type": "SCATTER", "xaxis": _axis(VAL_MSE), "yaxis": _axis(SAMPLE_AUC)}
     parameters = {
         "type": "PARALLEL",
@@ -145,9 +158,9 @@ def _charts(searched: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[st
     kept = {"deleted": False, "isGenerated": False}
     for name, (columns, members) in contents.items():
         section = f"section-{len(sections)}"
-        sections.append(
-            {"uuid": section, "name": name, "display": True, "isReordered": True, "columns": columns, **kept}
-        )
+        height = {"cardHeight": _PICTURES_HEIGHT} if members == [pictures] else {}
+        shown = {"display": True, "isReordered": True, "columns": columns, **height}
+        sections.append({"uuid": section, "name": name, **shown, **kept})
         for chart in members:
             place = {"uuid": f"chart-{len(charts)}", "metricSectionId": section}
             charts.append({**place, "runsCountToCompare": 20, **kept, **chart})

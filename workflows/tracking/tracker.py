@@ -165,14 +165,18 @@ class Tracker(Protocol):
     def log_dataset(self, dataset: Dataset) -> None:
         """Log which data the run uses, and every trial that starts after this. Optional: does nothing."""
 
-    def show_trials(self, searched: Sequence[str], picks: Mapping[str, str] | None = None) -> None:
+    def show_trials(
+        self, searched: Sequence[str], num_updates: int, picks: Mapping[str, str] | None = None
+    ) -> None:
         """Prepare the page on which users look at a sweep's trials, best first. Optional: does nothing.
 
         Called when a sweep starts or resumes, and again when its champion is chosen.
 
         Args:
             searched: names of the parameters that the sweep searches.
-            picks: what trials were picked as, such as "champion", by trial ID; None while trials run.
+            num_updates: updates of a complete trial.
+            picks: what trials were picked as, such as "champion", by trial ID, the best first; None while
+                trials run.
         """
 
     def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
