@@ -164,14 +164,6 @@ def select_champion(
     raise AssertionError("the last finalist is exported, or its error is raised")
 
 
-def read_finalists(directory: Path) -> list[str]:
-    """Trial IDs of the finalists that the champion in a folder was chosen from; none without a champion."""
-    try:
-        return list(json.loads((directory / DECISION).read_text())["finalists"])
-    except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or damaged
-        return []
-
-
 def final_training_verdict(trial: Finalist, longer: Finalist, confirmation: Confirmation) -> tuple[bool, str]:
     """Whether the model of the final training replaces that of the trial whose config it has, and why.
 

@@ -24,12 +24,13 @@ from diffusion.metrics import (
     AUC,
     DISTANCE,
     FEATURES_ACCURACY,
+    RANK,
     RUNG_SPEARMAN,
     SAMPLE_PREFIX,
     STANDARD_ERROR,
-    VAL_CONFIRMED,
     VAL_ELBO_WINDOW,
     VAL_MSE,
+    VAL_SAMPLE_PREFIX,
     Objective,
 )
 from diffusion.networks.build import build_network
@@ -47,7 +48,7 @@ from workflows.publishing.summary import file_lines, next_lines, quality_lines
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
-from workflows.sweep.champion import Champion, read_finalists, select_champion
+from workflows.sweep.champion import Champion, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
 from workflows.sweep.report.write_report import write_report
@@ -164,6 +165,7 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
         objective: Objective = OBJECTIVES[config.metrics.objective]
         if objective.warning is not None:
             view.print(objective.warning)
+        tracker.show_trials(list(search.space), config.training.num_updates)
         if data.features is not None and data.features.accuracy is not None:
             tracker.log({FEATURES_ACCURACY: data.features.accuracy}, 0)
         for record in records:
@@ -199,7 +201,7 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
             reason = f"no trial produced a usable model; see the reasons in {log.directory / 'trials.csv'}"
             view.print(f"{reason[0].upper()}{reason[1:]}.")
             return Outcome(status, str(log.directory), reason=reason)
-        champion = _select_champion(log, options, config, data, origin, finalists)
+        champion = _select_champion(log, options, config, data, origin, finalists, search.space)
         view.step("writing the report")
         write_report(
             log.directory,
@@ -238,10 +240,10 @@ def _select_champion(
     data: LoadedData,
     origin: dict[str, Any],
     finalists: Mapping[str, Path],
+    searched: Collection[str],
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
-    earlier_finalists = read_finalists(log.directory / "champion")
     champion = select_champion(
         finalists,
         data,
@@ -252,7 +254,9 @@ def _select_champion(
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
         picked_by_mse=records.picked_by_mse(),
     )
-    record_decision(champion, records, log.tracker, earlier_finalists)
+    record_decision(champion, records, log.tracker)
+    picks = trial_picks(champion.trial_id, records.picked_by_mse())
+    log.tracker.show_trials(list(searched), config.training.num_updates, picks)
     records.write_csv()
     return champion
 
@@ -269,6 +273,7 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
         tracker,
         f"ray-ddpm-{log.experiment}",
         champion.directory,
+        records[champion.trial_id].params,
         champion.metrics,
         champion.data_fingerprint,
         data.features.name if data.features else "none",
@@ -307,45 +312,50 @@ def training_seed_error(options: TuneOptions, objective: str, kind: str) -> floa
     return TRAINING_SEED_ERRORS[kind] if objective == VAL_ELBO_WINDOW else 0.0
 
 
-def record_decision(
-    champion: Champion, records: TrialRecords, tracker: Tracker, earlier_finalists: Collection[str] = ()
-) -> None:
-    """Add to the finalists' records, and to the tracker, how the champion was chosen.
+def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker) -> None:
+    """Add to the trials' records, and to the tracker, how the champion was chosen.
 
-    Finalists get `val/confirmed_distance` and `val/confirmed_auc` with their standard errors, their rank,
-    and why each is the champion or is not.
-
-    Args:
-        champion: the champion, and how it was chosen.
-        records: records of the sweep's trials.
-        tracker: tracker of the sweep.
-        earlier_finalists: IDs of the finalists when an earlier session ended. The tracker has decisions on
-            them, which no longer hold for those that are no finalists any more.
+    Trials with a usable model get a rank. Finalists get `val/sample_distance` and `val/sample_auc` with their
+    standard errors, and why each is the champion or is not. The sweep's own run gets the champion's metrics.
     """
     decision, reasons = champion.decision, " ".join(f"{reason}." for reason in champion.reasons)
     sentences = dict(zip(decision.ranking[1:], decision.sentences(), strict=False))
-    for rank, trial_id in enumerate(decision.ranking, start=1):
-        record, confirmed = records[trial_id], champion.confirmations[trial_id]
+    others = [record.trial_id for record in records.ranked() if record.trial_id not in decision.ranking]
+    for rank, trial_id in enumerate([*decision.ranking, *others], start=1):
+        record = records[trial_id]
+        record.rank = rank
         if trial_id == champion.trial_id:
             record.decision = f"champion: {reasons}"
         elif rank == 1:
             record.decision = "the best, but it cannot be exported"
-        else:
+        elif trial_id in sentences:
             record.decision = f"trial {decision.champion} was {sentences[trial_id]}"
-        record.rank = rank
-        metrics = {
-            f"{VAL_CONFIRMED}{name}{suffix}": confirmed.get(f"{SAMPLE_PREFIX}{name}{suffix}", math.nan)
-            for name in (DISTANCE, AUC)
-            for suffix in ("", STANDARD_ERROR)
-        }
+        else:
+            record.decision = "not among the finalists, since its objective is worse"
+        metrics = {}
+        if trial_id in decision.ranking:
+            confirmed = champion.confirmations[trial_id]
+            metrics = {
+                f"{VAL_SAMPLE_PREFIX}{name}{suffix}": confirmed.get(
+                    f"{SAMPLE_PREFIX}{name}{suffix}", math.nan
+                )
+                for name in (DISTANCE, AUC)
+                for suffix in ("", STANDARD_ERROR)
+            }
         record.extra_metrics |= metrics
-        tracker.log(metrics | {"rank": rank}, 0, trial_id)
-        tracker.tag({"rank": str(rank), "decision": record.decision}, trial_id)
-    for trial_id in earlier_finalists:
-        if trial_id in records.ids and trial_id not in decision.ranking:
-            tracker.log({"rank": math.nan}, 0, trial_id)
-            tracker.tag({"rank": "", "decision": "no finalist since the sweep was extended"}, trial_id)
-    tracker.tag({"champion": champion.trial_id, "decision": reasons})
+        tracker.log(metrics | {RANK: rank}, 0, trial_id)
+        tracker.tag({RANK: str(rank), "decision": record.decision}, trial_id)
+    tracker.log(records[champion.trial_id].metrics, 0)
+    tracker.tag(
+        {"champion": champion.trial_id, "picked_by_mse": records.picked_by_mse(), "decision": reasons}
+    )
+
+
+def trial_picks(champion: str, picked_by_mse: str) -> dict[str, str]:
+    """What trials were picked as, by trial ID, from the IDs of the champion and of the lowest `val/mse`."""
+    if champion == picked_by_mse:
+        return {champion: "champion, lowest MSE"}
+    return {champion: "champion"} | ({picked_by_mse: "lowest MSE"} if picked_by_mse else {})
 
 
 def _initial_points(

@@ -19,6 +19,7 @@ from workflows.sweep.trial_records import TrialRecords
 from workflows.terminal import display_path
 from workflows.tracking.tracker import Tracker
 from workflows.training.base_logger import BaseLogger, resume_command
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
 
 # Flags that a resumed sweep does not remember.
 _NOT_SAVED = ("output_dir", "tracking_uri")
@@ -103,10 +104,11 @@ class SweepLogger(BaseLogger[TuneOptions]):
             self.tracker.start_trial(record.trial_id, record.params)
             for updates, metrics in sorted(record.evaluations.items()):
                 self.tracker.log(metrics, updates, record.trial_id)
-            picture = self.records.folder(record.trial_id) / "samples.png"
-            if picture.exists():
-                with Image.open(picture) as file:
-                    self.tracker.log_picture(file.copy(), record.best_update, record.trial_id)
+            for name, step in ((UNTRAINED, 0), (PICTURE, record.best_update)):
+                picture = self.records.folder(record.trial_id) / name
+                if picture.exists():
+                    with Image.open(picture) as file:
+                        self.tracker.log_picture(file.copy(), step, record.trial_id)
             self.tracker.end_trial(record.trial_id, record.status, record.reason)
 
     def _print_end(self, status: Status) -> None:

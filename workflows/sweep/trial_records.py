@@ -32,7 +32,7 @@ from diffusion.metrics import (
 from workflows.status import OUT_OF_MEMORY, TrialStatus
 from workflows.sweep.decision import choose_finalists, with_training_seed
 from workflows.training.evaluation_files import FILES as EVALUATION_FILES
-from workflows.training.evaluation_files import read_objective
+from workflows.training.evaluation_files import UNTRAINED, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
 _JOURNAL_FILE = "journal.jsonl"
@@ -150,9 +150,10 @@ class TrialRecords:
         """Copy the files of a Tune checkpoint into the trial's folder, in place of earlier ones."""
         folder = self.folder(trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in EVALUATION_FILES:
-            with replacing(folder / name) as part:
-                shutil.copyfile(checkpoint / name, part)
+        for name in (*EVALUATION_FILES, UNTRAINED):
+            if name != UNTRAINED or (checkpoint / name).exists():
+                with replacing(folder / name) as part:
+                    shutil.copyfile(checkpoint / name, part)
 
     def ranked(self) -> list[TrialRecord]:
         """Trials with a usable model, best objective first: the finished and the stopped ones.

@@ -31,6 +31,7 @@ from workflows.sweep.table_view import SweepTable
 from workflows.sweep.trial import TrialContext, WorkersTrial, run_trial
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecord, TrialRecords
 from workflows.tracking.tracker import Tracker
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
 from workflows.training.worker_group import max_concurrent_groups
 
 OUT_OF_TIME = "the time budget was used up"  # reason of a trial that it cut
@@ -113,9 +114,10 @@ class SweepCallback(tune.Callback):
         with checkpoint.as_directory() as folder:  # downloads it if trials store checkpoints in a bucket
             if record.best_update == record.updates:
                 self._records.save_files(trial_id, Path(folder))
-            with Image.open(Path(folder) / "samples.png") as file:
-                picture = file.copy()
-        self._tracker.log_picture(picture, record.updates, trial_id)
+            for name, step in ((UNTRAINED, 0), (PICTURE, record.updates)):
+                if (Path(folder) / name).exists():  # only the first checkpoint has both
+                    with Image.open(Path(folder) / name) as file:
+                        self._tracker.log_picture(file.copy(), step, trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that a trial ended by itself or was stopped early."""

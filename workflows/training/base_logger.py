@@ -108,6 +108,7 @@ class BaseLogger(Generic[Options]):
                 options=cls.saved_options(options),
             )
             log = cls(folder, record.with_session(session_provenance()), tracker, options)
+        tracker.log_dataset(dataset)
         log._record = log._record.write(folder, "running")
         return log
 

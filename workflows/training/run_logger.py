@@ -1,6 +1,7 @@
 """Dispatches the events of a training to the tracker, the terminal and the run record."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -13,6 +14,7 @@ from workflows.terminal import TrainingProgress
 from workflows.tracking.tracker import Tracker
 from workflows.training.base_logger import BaseLogger, resume_command
 from workflows.training.checkpoint_store import CheckpointStore
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
 from workflows.training.events import (
     CheckpointDamaged,
     Evaluated,
@@ -67,16 +69,18 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
     def started(self, event: Started) -> None:
         """Take over the history of the checkpoint that is resumed."""
         self.history = list(event.history)
-        for entry in self.history:  # a driver that was killed may not have logged all of them
-            content = self.pictures.read_bytes(picture_name(entry["update"]))
-            self._log_evaluation(entry["update"], entry["metrics"], content)
+        for index, entry in enumerate(self.history):  # a driver that was killed may not have logged all
+            updates = ([] if index else [0]) + [entry["update"]]
+            pictures = {step: self.pictures.read_bytes(picture_name(step)) for step in updates}
+            self._log_evaluation(entry["update"], entry["metrics"], pictures)
         if event.updates or event.attempt > 1:
             self.view.print(f"Resuming from update {event.updates} (workers: {event.num_workers}).")
 
     def evaluated(self, event: Evaluated) -> None:
         """Log and print the metrics."""
         self.history.append({"update": event.updates, "metrics": event.metrics})
-        self._log_evaluation(event.updates, event.metrics, event.files["samples.png"])
+        pictures = {0: event.files.get(UNTRAINED), event.updates: event.files[PICTURE]}
+        self._log_evaluation(event.updates, event.metrics, pictures)
         self.view.evaluated(event.updates, event.metrics)
 
     def checkpoint_damaged(self, event: CheckpointDamaged) -> None:
@@ -128,15 +132,18 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         elif status == "failed" and not self.input_error:
             self.view.print(f"error: {self.reason or 'the workers ended without a result'}\n{next_line}")
 
-    def _log_evaluation(self, updates: int, metrics: dict[str, float], picture: bytes | None) -> None:
-        """Send an evaluation to the tracker unless it is there already.
+    def _log_evaluation(
+        self, updates: int, metrics: dict[str, float], pictures: Mapping[int, bytes | None]
+    ) -> None:
+        """Send an evaluation, and pictures by the updates before them, unless the tracker has it already.
 
         The metrics go last, since their steps tell a resumed run which evaluations the tracker has.
         """
         if updates in self._logged:
             return
         self._logged.add(updates)
-        if picture is not None:
-            with Image.open(io.BytesIO(picture)) as file:
-                self.tracker.log_picture(file.copy(), updates)
+        for step, picture in pictures.items():
+            if picture is not None:
+                with Image.open(io.BytesIO(picture)) as file:
+                    self.tracker.log_picture(file.copy(), step)
         self.tracker.log(metrics, updates)

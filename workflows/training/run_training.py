@@ -22,7 +22,14 @@ from diffusion.devices import default_device
 from diffusion.errors import InputError
 from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.manifest import MANIFEST, write_manifest
-from diffusion.metrics import BEST_UPDATE, OBJECTIVE, TEST_PREFIX, VAL_ELBO_WINDOW, metrics_of_best
+from diffusion.metrics import (
+    BEST_UPDATE,
+    OBJECTIVE,
+    SAMPLE_PREFIX,
+    TEST_PREFIX,
+    VAL_ELBO_WINDOW,
+    metrics_of_best,
+)
 from diffusion.networks.build import build_network
 from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
 from diffusion.training.train_step import check_precision
@@ -35,7 +42,7 @@ from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.deployed_sampler import sampler_curves, with_deployed_sampler
 from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.publishing.provenance import provenance
-from workflows.publishing.registration import upload_model
+from workflows.publishing.registration import log_model, upload_model
 from workflows.publishing.summary import file_lines, next_lines, quality_lines, weights_line
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
@@ -204,8 +211,11 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
             log.tracker.tag({"best_update": str(update)})
         log.view.step(f"sending the model to {log.tracker.name}")
         upload_model(log.tracker, folder, "model")
+        # The other metrics have a value of each evaluation, and the model is not always that of the last.
+        finals = {name: metrics[name] for name in metrics if name.startswith((TEST_PREFIX, SAMPLE_PREFIX))}
+        warnings = log_model(log.tracker, folder, model.config.flat(), finals, last)
         log.tracker.flush()
-    return _summary(log, metrics, samplers.sentences() if samplers else [])
+    return [*warnings, *_summary(log, metrics, samplers.sentences() if samplers else [])]
 
 
 def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str]) -> list[str]:
