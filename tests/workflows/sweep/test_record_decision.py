@@ -1,7 +1,5 @@
 """What a sweep records about its decision, and what it asks of the search; no trial runs here."""
 
-import math
-
 import pandas as pd
 import pytest
 
@@ -38,7 +36,7 @@ def decision():
 
 @pytest.fixture
 def recorded(tmp_path, decision):
-    def record(champion="b", earlier=()):
+    def record(champion="b"):
         records, tracker = TrialRecords(tmp_path), FakeTracker()
         for trial_id in "abc":
             records.start(trial_id, {})
@@ -56,7 +54,7 @@ def recorded(tmp_path, decision):
         }
         reasons = tuple(decision.sentences()) if champion == "b" else ("b cannot be exported",)
         found = Champion(champion, 1.0, 10, {}, decision, reasons, confirmed, "f", tmp_path)
-        record_decision(found, records, tracker, earlier)
+        record_decision(found, records, tracker)
         return pd.read_csv(records.write_csv()).set_index("trial_id"), tracker
 
     return record
@@ -121,10 +119,3 @@ def test_the_training_seeds_error_is_known_for_the_elbo_only_unless_it_is_given(
     assert training_seed_error(default, "val/mse", "points") == 0.0
     for objective in ("val/mse", "val/elbo_window"):
         assert training_seed_error(given, objective, "points") == 0.5
-
-
-def test_a_trial_that_is_no_finalist_any_more_loses_its_rank(recorded):
-    table, tracker = recorded(earlier=["c", "a", "gone"])
-    assert tracker.tags["c"] == {"rank": "", "decision": "no finalist since the sweep was extended"}
-    assert math.isnan(tracker.metrics["c", 0]["rank"]) and "gone" not in tracker.tags
-    assert tracker.tags["a"]["rank"] == "2" and math.isnan(table.loc["c", "rank"])
