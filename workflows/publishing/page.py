@@ -34,7 +34,8 @@ def write_page(path: Path, template: Path, **values: Any) -> Path:
     )
     text = environment.get_template(template.name).render(**values)
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # A file name can have bytes that are no UTF-8, which Python keeps as lone surrogates.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

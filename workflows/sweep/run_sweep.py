@@ -244,6 +244,7 @@ def _select_champion(
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
+    by_mse = records.picked_by_mse()
     champion = select_champion(
         finalists,
         data,
@@ -252,7 +253,8 @@ def _select_champion(
         log.view.step,
         _final_training(options, log),
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
-        picked_by_mse=records.picked_by_mse(),
+        picked_by_mse=by_mse,
+        also_measured=records.model_folders({by_mse} - set(finalists)),
     )
     record_decision(champion, records, log.tracker)
     picks = trial_picks(champion.trial_id, records.picked_by_mse())

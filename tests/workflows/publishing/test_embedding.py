@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion.plots import save_animation
+from workflows.publishing import embedding
 from workflows.publishing.embedding import embedded_animation, embedded_picture, thumbnail
 
 
@@ -42,13 +43,15 @@ def test_a_thumbnail_keeps_the_shape(tmp_path):
         assert picture.size == (60, 20)
 
 
-def test_an_animation_of_noise_stays_below_a_megabyte_and_ends_with_its_last_frame(tmp_path):
-    frames = [*(noise(500, seed=seed) for seed in range(45)), Image.new("RGB", (500, 500), (200, 30, 90))]
+def test_an_animation_is_reduced_until_it_is_small_and_ends_with_its_last_frame(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "_MAX_ANIMATION_BYTES", 60_000)
+    monkeypatch.setattr(embedding, "_ANIMATION_SIZES", ((100, 20, 60), (60, 10, 30), (1, 1, 1)))
+    frames = [*(noise(120, seed=seed) for seed in range(20)), Image.new("RGB", (120, 120), (200, 30, 90))]
     save_animation(frames, tmp_path / "a.gif")
     uri = embedded_animation(tmp_path / "a.gif")
-    assert len(uri) < 1_000_000
+    assert len(uri) < 80_000
     with decoded(uri) as animation:
-        assert animation.format == "WEBP" and animation.n_frames > 8
+        assert animation.format == "WEBP" and animation.n_frames > 5 and animation.width == 60
         animation.seek(animation.n_frames - 1)
         animation.load()
         last = np.asarray(animation.convert("RGB"), dtype=float).mean(axis=(0, 1))

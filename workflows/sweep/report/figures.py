@@ -48,6 +48,7 @@ from workflows.sweep.trial_records import TrialRecord
 _SAMPLER_STYLES = (("#0072b2", "circle"), ("#d55e00", "square"), ("#009e73", "diamond"), ("#cc79a7", "x"))
 _CURVE_POINTS = 48
 _MIN_FOR_CORRELATION = 5
+_LIMITED = "The worst trials lie above the shown range; double-click to see all."
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,16 @@ def learning_curves(standings: Standings, correlations: Mapping[int, float]) -> 
 def effects(standings: Standings, names: Sequence[str]) -> Chart:
     """Objective by the value of each searched parameter."""
     usable = standings.records.ranked()
-    plots = []
+    objectives = [record.objective for record in usable]
+    plots, is_limited = [], False
     for name in names:
         short = name.rsplit(".", 1)[-1]
         figure = new_figure(short, _objective_title(standings), height=280)
         values: list[Any] = [record.params.get(name) for record in usable]
         numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         shown = [value if numeric else escape(str(value)) for value in values]
-        add_points(figure, standings, usable, shown, [record.objective for record in usable])
-        set_robust_range(figure, [record.objective for record in usable], [r.objective for r in usable])
+        add_points(figure, standings, usable, shown, objectives)
+        is_limited = set_robust_range(figure, objectives, objectives)
         if numeric and values:
             figure.update_xaxes(**parameter_axis(values))
         figure.update_layout(showlegend=False)
@@ -128,6 +130,8 @@ def effects(standings: Standings, names: Sequence[str]) -> Chart:
         "Each mark is a trial with a usable model. Lower is better. Hover for its name; the numbers are in "
         "the table of all trials."
     ]
+    if is_limited:
+        notes.append(_LIMITED)
     if not names:
         notes = ["Nothing was searched."]
     return Chart("Effect of each parameter", notes, plots, [], has_marks=bool(plots))
@@ -283,6 +287,7 @@ def mse_against_quality(standings: Standings) -> Chart:
         qualities = {OBJECTIVE: _objective_title(standings), **qualities}
     plots: list[Plot] = []
     rows: list[tuple[str, int, str]] = []
+    is_limited = False
     for metric, label in qualities.items():
         known = [
             (record, record.metrics[VAL_MSE], value)
@@ -299,7 +304,7 @@ def mse_against_quality(standings: Standings) -> Chart:
         records, mse, values = (list(each) for each in zip(*known, strict=True))
         figure = new_figure(VAL_MSE, label, height=320)
         add_points(figure, standings, records, mse, values)
-        set_robust_range(figure, values, values)
+        is_limited = set_robust_range(figure, values, values) or is_limited
         figure.update_layout(showlegend=False)
         correlation = rank_correlation(mse, values)
         rows.append((label, len(known), correlation))
@@ -313,6 +318,8 @@ def mse_against_quality(standings: Standings) -> Chart:
         "across schedules: a schedule that spends more steps at high noise scores lower with a worse model."
     ]
     notes += [f"Rank correlation with {label}: {text} ({count} trials)." for label, count, text in rows]
+    if is_limited:
+        notes.append(_LIMITED)
     return Chart("MSE against quality", notes, plots, [], has_marks=True)
 
 

@@ -15,7 +15,7 @@ from workflows.cli.search_space import is_range
 from workflows.sweep.trial_records import TrialRecord
 
 MIN_TRIALS = 10  # with fewer the forest fits chance
-_MAX_TRIALS = 150  # of a resample, to bound the time
+_MAX_TRIALS = 80  # of a resample, to bound the time
 _NUM_RESAMPLES = 10
 _NUM_TREES, _MAX_DEPTH = 16, 16
 
@@ -55,8 +55,11 @@ def importances(
         sample = [(points[index], places[index]) for index in drawn]
         for name, share in _shares(sample, distributions).items():
             shares[name].append(share)
+    # A resample that is smaller than the sweep varies more than one of its size would.
+    scale = math.sqrt(min(1.0, _MAX_TRIALS / len(records)))
     found = {
-        name: Estimate(float(np.mean(each)), float(np.std(each, ddof=1))) for name, each in shares.items()
+        name: Estimate(float(np.mean(each)), scale * float(np.std(each, ddof=1)))
+        for name, each in shares.items()
     }
     return dict(sorted(found.items(), key=lambda item: -item[1].value))
 

@@ -144,12 +144,13 @@ def side_by_side(standings: Standings) -> Table:
         measured("weights of update", [f"{record.best_update:,}" for record in records]),
         measured("training time", [duration(record.seconds) for record in records]),
     ]
+    known = [row for row in rows if any(cell.text not in ("", MISSING) for cell in row[1:])]
     columns = [Column("measure", is_text=True), *map(Column, titles), Column("real data")]
     caption = (
         "Lower is better for objective, distance, AUC and MSE. ± is one standard error. Distance, AUC and "
         "MSE have no unit."
     )
-    return Table(caption, columns, rows)
+    return Table(caption, columns, known)
 
 
 def leaderboard(standings: Standings, names: list[str]) -> tuple[list[Column], list[TrialRow]]:

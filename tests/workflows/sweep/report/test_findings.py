@@ -71,8 +71,8 @@ def test_a_circle_and_a_model_that_cannot_be_exported_are_said(make_sweep):
 
 def test_the_pick_of_mse_is_named_with_its_place_and_how_much_worse_it_is(make_sweep):
     assert what_mse_would_pick(make_sweep().standings) == (
-        "val/mse would have picked trial lowmse, number 3 of 4 by the objective: its objective is higher by 2 "
-        "nats/dim, its sample distance 0.500 ± 0.020 against 0.100 ± 0.010."
+        "val/mse would have picked trial lowmse, number 3 of 4 by the objective: its objective is higher by "
+        "2 nats/dim, its sample distance 0.500 ± 0.020 against 0.100 ± 0.010."
     )
 
 
