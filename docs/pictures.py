@@ -79,7 +79,7 @@ def report(folder: Path, path: Path) -> None:
 def mlflow(folder: Path, path: Path) -> None:
     """The page that `make ui` opens."""
     with served(folder) as page:
-        photograph(page, path, (1400, 800), wait_ms=30_000)
+        photograph(page, path, (1700, 800), wait_ms=30_000)
 
 
 def schedules(folder: Path, path: Path) -> None:

@@ -4,10 +4,10 @@ import argparse
 import ast
 import contextlib
 import io
-import json
 import os
 import re
 import shlex
+import shutil
 import tomllib
 from dataclasses import fields
 from importlib import import_module
@@ -27,6 +27,7 @@ from workflows.cli.process import exit_status
 from workflows.cli.search_space import SearchSpace
 
 PAGES = pages()
+SAVED_MODEL = ROOT / "tests" / "workflows" / "storage" / "format_1" / "finished-sweep" / "champion"
 BLOCKS = [block for path in PAGES for block in read_blocks(path)]
 # Programs of others, and flags of theirs that the text names.
 EXTERNAL = {"aws", "cd", "chmod", "mlflow", "ray", "source"}
@@ -52,7 +53,7 @@ def _reader(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     for name in ("runs/one-heart/model", "runs/hearts/champion", "runs/digits/champion"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "config.json").write_text(json.dumps({"config": Config().to_dict()}))
+        shutil.copy(SAVED_MODEL / "config.json", tmp_path / name)
         (tmp_path / name / "model.safetensors").touch()
     monkeypatch.setattr(resume, "run_to_resume", lambda *_, **__: None)
 
