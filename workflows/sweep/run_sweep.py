@@ -291,6 +291,7 @@ def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker)
         record.extra_metrics |= metrics
         tracker.log(metrics | {RANK: rank}, 0, trial_id)
         tracker.tag({RANK: str(rank), "decision": record.decision}, trial_id)
+        tracker.describe(record.decision, trial_id)
     tracker.log(records[champion.trial_id].metrics, 0)
     tracker.tag(
         {"champion": champion.trial_id, "picked_by_mse": records.picked_by_mse(), "decision": reasons}
