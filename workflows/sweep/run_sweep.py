@@ -22,6 +22,7 @@ from diffusion.data.sources import DataSource
 from diffusion.devices import default_device
 from diffusion.metrics import (
     AUC,
+    BEST_OBJECTIVE,
     DISTANCE,
     FEATURES_ACCURACY,
     RANK,
@@ -220,7 +221,7 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
         f"ray-ddpm-{log.experiment}",
         champion.directory,
         records[champion.trial_id].params,
-        champion.metrics,
+        {BEST_OBJECTIVE: champion.objective, **champion.metrics},
         champion.data_fingerprint,
         data.features.name if data.features else "none",
         interrupted=interrupted,

@@ -1,8 +1,10 @@
-"""MLflow's server, whose pages open in the mode for models that are trained: `mlflow server --app-name ray-ddpm`.
+"""MLflow's server, whose pages open in the mode for models that are trained.
 
-A browser that has not been told otherwise opens MLflow's pages in the mode for language models, in which a click
-on a trial leads to a page among evaluations of language models, whatever the experiment is. The mode is kept
-in the browser alone. This server's first page sets it, unless the user has chosen one.
+A browser that has not been told otherwise opens MLflow's pages in the mode for language models, in which a
+click on a trial leads to a page among evaluations of language models, whatever the experiment is. The mode is
+kept in the browser alone. This server's first page sets it, unless the user has chosen one.
+
+It is an app of MLflow: `mlflow server --app-name ray-ddpm`.
 """
 
 from pathlib import Path
