@@ -109,6 +109,7 @@ def test_mlflow_is_for_tracking_and_the_registry():
         "export.registered",
         "workflows.tracking.dataset_input",
         "workflows.tracking.deletion",
+        "workflows.tracking.mlflow_app",
         "workflows.tracking.mlflow_tracker",
         "workflows.tracking.prepared_view",
         "workflows.tracking.registered_files",

@@ -22,6 +22,7 @@ from diffusion.data.sources import DataSource
 from diffusion.devices import default_device
 from diffusion.metrics import (
     AUC,
+    BEST_OBJECTIVE,
     DISTANCE,
     FEATURES_ACCURACY,
     RANK,
@@ -276,7 +277,7 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
         f"ray-ddpm-{log.experiment}",
         champion.directory,
         records[champion.trial_id].params,
-        champion.metrics,
+        {BEST_OBJECTIVE: champion.objective, **champion.metrics},
         champion.data_fingerprint,
         data.features.name if data.features else "none",
         interrupted=interrupted,
@@ -347,6 +348,7 @@ def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker)
         record.extra_metrics |= metrics
         tracker.log(metrics | {RANK: rank}, 0, trial_id)
         tracker.tag({RANK: str(rank), "decision": record.decision}, trial_id)
+        tracker.describe(record.decision, trial_id)
     tracker.log(records[champion.trial_id].metrics, 0)
     tracker.tag(
         {"champion": champion.trial_id, "picked_by_mse": records.picked_by_mse(), "decision": reasons}

@@ -31,7 +31,7 @@ from PIL import Image
 
 from diffusion.data.dataset import Dataset
 from diffusion.errors import InputError
-from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
+from diffusion.metrics import BEST_OBJECTIVE, OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
 from workflows.environment import set_mlflow_requests, wants_system_metrics
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
@@ -386,10 +386,10 @@ class MlflowTracker(Tracker):
         for key, value in tags.items():
             self._jobs.put(partial(job, key, _shortened(value, " ...")))
 
-    def describe(self, markdown: str) -> None:
-        """Queue the description shown on the run's page."""
+    def describe(self, markdown: str, trial_id: str | None = None) -> None:
+        """Queue the description shown on the page of the run or of a trial."""
         rest = "\n\n... the whole page is model_card.md, among the artifacts."
-        self.tag({MLFLOW_RUN_NOTE: _shortened(markdown, rest)})
+        self.tag({MLFLOW_RUN_NOTE: _shortened(markdown, rest)}, trial_id)
 
     def log_files(self, folder: Path, artifact_path: str) -> None:
         """Queue the upload of a folder, which must exist until `flush` or `close` returns."""
@@ -531,8 +531,10 @@ def _redacted_refusal() -> Iterator[None]:
 
 
 def _metrics(metrics: dict[str, float], step: int) -> list[Metric]:
+    """Metrics to log, the objective first: MLflow's page that compares runs opens on a run's first one."""
     now = _now()
-    return [Metric(key, float(value), now, step) for key, value in metrics.items()]
+    ordered = sorted(metrics, key=lambda name: name != BEST_OBJECTIVE)
+    return [Metric(name, float(metrics[name]), now, step) for name in ordered]
 
 
 def _now() -> int:

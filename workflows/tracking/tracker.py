@@ -195,8 +195,8 @@ class Tracker(Protocol):
         """Set tags of the run or of a trial, which may have ended."""
         ...
 
-    def describe(self, markdown: str) -> None:
-        """Set the description of the run."""
+    def describe(self, markdown: str, trial_id: str | None = None) -> None:
+        """Set the description of the run or of a trial, which may have ended."""
         ...
 
     def flush(self) -> None:

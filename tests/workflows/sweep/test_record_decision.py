@@ -14,10 +14,13 @@ from workflows.sweep.trial_records import TrialRecords
 
 class FakeTracker:
     def __init__(self):
-        self.tags, self.metrics = {}, {}
+        self.tags, self.metrics, self.descriptions = {}, {}, {}
 
     def tag(self, tags, trial_id=None):
         self.tags.setdefault(trial_id, {}).update(tags)
+
+    def describe(self, markdown, trial_id=None):
+        self.descriptions[trial_id] = markdown
 
     def log(self, metrics, step, trial_id=None):
         self.metrics[trial_id, step] = metrics
@@ -83,6 +86,7 @@ def test_the_tracker_has_the_decision_at_the_sweep_and_at_each_finalist(recorded
     assert tracker.tags["a"]["rank"] == "2" and SENTENCE in tracker.tags["a"]["decision"]
     assert tracker.metrics["b", 0]["rank"] == 1 and tracker.metrics["b", 0]["val/sample_auc_se"] == 0.01
     assert tracker.metrics["c", 0] == {"rank": 3}
+    assert all(tracker.descriptions[each] == tracker.tags[each]["decision"] for each in "abc")
 
 
 def test_the_sweeps_own_run_has_the_champions_metrics_under_the_same_names(recorded):
