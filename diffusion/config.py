@@ -7,12 +7,14 @@ This module imports neither torch, ray nor mlflow, so that command lines can che
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from diffusion.errors import InputError, nearest
+from diffusion.json_values import check_types
 from diffusion.metrics import VAL_ELBO_WINDOW
 from diffusion.process.posterior import Variance
 from diffusion.process.samplers import PredictionType, SamplerTable, sampler_table, samplers_with_eta
@@ -474,8 +476,14 @@ class Config:
         """Read nested dicts that `to_dict` wrote, also those of older versions that lack some fields.
 
         Raises:
-            InputError: an unknown name, or a value that is not allowed.
+            InputError: an unknown name, or a value that has another type or is not allowed.
         """
+        if not isinstance(tree, dict):
+            raise InputError("the config is not an object with sections")
+        for section, hints in _hints().items():
+            values = tree.get(section) if section else tree
+            if isinstance(values, dict):
+                check_types(values, hints, f"{section}." if section else "")
         try:
             # JSON has lists only, the config has tuples.
             sections = {
@@ -524,6 +532,12 @@ _SECTIONS: dict[str, Any] = {
 _VALUES_OF_OLDER_VERSIONS: dict[str, dict[str, Any]] = {
     "network": {"input_activation": False, "output_norm": False}
 }
+
+
+@functools.cache
+def _hints() -> dict[str, dict[str, Any]]:
+    """Type hints of the values of each section, and of the seed under an empty name."""
+    return {"": {"seed": int}} | {name: get_type_hints(section) for name, section in _SECTIONS.items()}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The exception for invalid user input, and a hint for its message."""
+"""The exception for invalid user input, its message on one line, and a hint for it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +9,26 @@ class InputError(ValueError):
 
     The message is one line with the value, what is allowed and the remedy. Command lines print it and
     exit with status 2; any other exception keeps its traceback.
+
+    Args:
+        message: the message. It may quote any name or value: see `printable`.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    r"""A text on one line that a terminal shows as it is.
+
+    Newlines, control characters, invisible ones and bytes that are no text become escapes such as \n, \x1b
+    or \u202e, since names of files, columns and classes can hold them to forge or hide output.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -1,17 +1,97 @@
-"""Atomic file writes that survive a power failure, and the versions of file formats."""
+"""Files: paths and contents that may be anything, atomic writes, and the versions of file formats."""
 
 import errno
 import importlib.metadata
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from diffusion.errors import InputError
 
+# A file of settings, records or prices that is larger was made by mistake or to fill the memory.
+MAX_TEXT_BYTES = 2**26
+_MAX_NAME_BYTES = 255  # of a file, on all common file systems
 # Errors of fsync on file systems that do not support it, for folders or at all.
 _SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+
+def user_path(text: str | Path) -> Path:
+    """An absolute path, from what a user typed: ~ and ~user are replaced by the home folder.
+
+    Raises:
+        InputError: there is no such user, or the text cannot be a path.
+    """
+    try:
+        path = Path(text).expanduser().absolute()
+        os.fsencode(path)
+    except (RuntimeError, UnicodeEncodeError) as error:
+        no_user = isinstance(error, RuntimeError)
+        reason = "there is no such user" if no_user else "it is not text that a file name can hold"
+        raise InputError(f"{text}: {reason}; give another path") from error
+    if "\0" in str(path):
+        raise InputError(f"{text}: a path cannot hold a null character; give another path")
+    return path
+
+
+def path_kind(path: Path) -> Literal["file", "folder", "other"] | None:
+    """Whether a path leads to a file, to a folder, to something else such as a device, or to nothing (None).
+
+    Raises:
+        InputError: it cannot be found out: a folder on the way may not be entered, a name is too long, or a
+            link leads to itself.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null character or no text
+        raise InputError(f"{path} cannot be opened ({os_reason(error)}): give another path") from error
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def read_file(path: Path, wanted: str, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a file whose name a user gave, and which may be anything.
+
+    Args:
+        path: the path.
+        wanted: what to give instead, for the message, such as "the path of a sampler.onnx".
+        max_bytes: largest size that is read.
+
+    Raises:
+        InputError: it is missing, cannot be read, is no regular file (a device or pipe could be endless), or
+            is larger than that.
+    """
+    try:
+        # Opening a pipe would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            info = os.fstat(handle)
+            if not stat.S_ISREG(info.st_mode):
+                raise InputError(f"{path} is not a file: give {wanted}")
+            # Files of the kernel have the size 0, whatever they hold.
+            content = b"" if info.st_size > max_bytes else file.read(max_bytes + 1)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({os_reason(error)}): give {wanted}") from error
+    if max(info.st_size, len(content)) > max_bytes:
+        size = max(info.st_size, len(content))
+        raise InputError(
+            f"{path} has {size} bytes, more than the {max_bytes} that it may have: give {wanted}"
+        )
+    return content
+
+
+def os_reason(error: Exception) -> str:
+    """Why a system call failed, without the path and the number of the error."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:200] or type(error).__name__
 
 
 @contextmanager
@@ -39,8 +119,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def part_name(name: str) -> str:
-    """Hidden, unique temporary name of a file or folder that is renamed to `name` once it is complete."""
-    return f".part-{secrets.token_hex(4)}-{name}"
+    """Hidden, unique temporary name of a file or folder that is renamed to `name` once it is complete.
+
+    It ends like `name`, of which it holds only the end if it would be too long for a file system otherwise.
+    """
+    prefix = f".part-{secrets.token_hex(4)}-"
+    while len(os.fsencode(prefix + name)) > _MAX_NAME_BYTES and len(os.fsencode(name)) <= _MAX_NAME_BYTES:
+        name = name[1:]
+    return prefix + name
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion.errors import InputError
 from diffusion.files import replacing, sync
+from diffusion.json_values import fits
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -62,9 +63,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise _damaged(directory / name, "it is missing") from None
         except OSError as error:
             raise _damaged(directory / name, f"it cannot be read: {error.strerror}") from error
-        if size != expected["bytes"]:
-            raise _damaged(directory / name, f"{size} bytes instead of {expected['bytes']}")
-        if digest != expected["sha256"]:
+        if size != expected.get("bytes"):
+            raise _damaged(directory / name, f"{size} bytes instead of {expected.get('bytes')}")
+        if digest != expected.get("sha256"):
             raise _damaged(directory / name, "its sha256 has changed since it was written")
     return facts_of(tree)
 
@@ -90,6 +91,8 @@ def parse_manifest(content: bytes, where: str | Path) -> dict[str, Any]:
         # Comparing bytes, not values, also detects altered white space.
         if content != _serialised(body):
             raise _damaged(where, "its sha256 has changed since it was written")
+        if not fits(tree["files"], dict[str, dict[str, int | str]]):
+            raise _damaged(where, "its list of files is none")
         if any(name in (".", "..") or "/" in name or "\\" in name for name in tree["files"]):
             raise _damaged(where, "it names a file outside its folder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,11 +1,13 @@
 """Conversion between data units and normalised units, in numpy: data = x * std + mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from diffusion.json_values import fits, short_repr
 
 
 def denormalise(
@@ -24,6 +26,73 @@ def denormalise(
     """
     data = np.asarray(x, dtype=np.float64) * np.array(std) + np.array(mean)
     return data if value_range is None else data.clip(*value_range)
+
+
+_MAX_VALUES = 2**28  # in one example
+
+
+def check_description(data: Mapping[str, Any]) -> None:
+    """Check the description of data that is stored with a model, which anyone may have written.
+
+    Args:
+        data: "kind", "shape", "mean", "std", "range", "columns" and "classes"; the last two may be missing.
+
+    Raises:
+        KeyError: another one is missing.
+        ValueError: a value has another type or contradicts another one.
+    """
+    kind, shape, columns, classes = data["kind"], data["shape"], data.get("columns"), data.get("classes")
+    if kind not in ("image", "points"):
+        raise ValueError(f"data kind {short_repr(kind)}")
+    check_normalisation(shape, data["mean"], data["std"])
+    if len(shape) != (3 if kind == "image" else 1):
+        raise ValueError(f"{kind} of shape {short_repr(shape)}")
+    if kind == "image" and not is_interval(data["range"]):
+        raise ValueError(f"images have range {short_repr(data['range'])}")
+    if kind == "points" and data["range"] is not None:
+        raise ValueError(f"points have range {short_repr(data['range'])}")
+    if columns is not None and not (
+        kind == "points" and fits(columns, list[str]) and len(columns) == shape[0]
+    ):
+        raise ValueError(f"columns {short_repr(columns)} are not a name for each value of a point")
+    if classes is not None and not fits(classes, list[str]):
+        raise ValueError("classes is not a list of names")
+
+
+def check_normalisation(shape: Any, mean: Any, std: Any) -> None:
+    """Check the shape of an example, and its mean and standard deviation.
+
+    Raises:
+        ValueError: a size is not positive, the shape is too large, or the others are no finite numbers that
+            broadcast against it, or a standard deviation is not positive.
+    """
+    if not fits(shape, list[int]) or not shape or min(shape) < 1:
+        raise ValueError(f"shape {short_repr(shape)}")
+    if math.prod(shape) > _MAX_VALUES:
+        raise ValueError(f"shape {short_repr(shape)} is too large")
+    arrays = []
+    for name, value in (("mean", mean), ("std", std)):
+        # numpy would convert strings and booleans to numbers.
+        if not _holds_numbers(value):
+            raise ValueError(f"{name} is not a number or a list of numbers")
+        arrays.append(np.array(value, dtype=np.float64))
+        if not (np.abs(arrays[-1]) <= np.finfo(np.float32).max).all():  # samples are float32
+            raise ValueError(f"{name} is not finite")
+    if np.broadcast_shapes(*(array.shape for array in arrays), tuple(shape)) != tuple(shape):
+        raise ValueError("mean and std do not fit the shape")
+    if not (arrays[1] > 0.0).all():
+        raise ValueError("std is not positive")
+
+
+def is_interval(pair: Any) -> bool:
+    """Whether a value from JSON is a list of two finite numbers, the smaller one first."""
+    return fits(pair, tuple[float, float]) and bool(np.isfinite(pair).all()) and pair[0] < pair[1]
+
+
+def _holds_numbers(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_holds_numbers(each, depth - 1) for each in value)
+    return fits(value, float)
 
 
 # Distance in normalised units that float32 can barely resolve.
@@ -78,9 +147,36 @@ def value_moments(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], ND
     Returns:
         Mean and standard deviation, each float64 [C, 1, 1] or [D].
     """
-    axes = (0, 2, 3) if values.ndim == 4 else (0,)
-    mean = values.mean(axis=axes, keepdims=True, dtype=np.float64)[0]
-    return mean, values.std(axis=axes, keepdims=True, dtype=np.float64)[0]
+    axes = _axes(values)
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that are too large, which `std` then shows
+        mean = values.mean(axis=axes, keepdims=True, dtype=np.float64)[0]
+        return mean, values.std(axis=axes, keepdims=True, dtype=np.float64)[0]
+
+
+def rounding(values: NDArray[np.generic]) -> NDArray[np.float64]:
+    """The largest standard deviation of each channel or column that rounding can make of a constant.
+
+    Whole numbers are not rounded. Others are as exact as float64, or as float32 if that holds all of them.
+
+    Args:
+        values: [examples, C, H, W] or [examples, D].
+
+    Returns:
+        float64 [C] or [D].
+    """
+    axes = _axes(values)
+    if values.dtype.kind != "f":
+        return np.zeros(values.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        in_float32 = (values.astype(np.float32) == values).all(axis=axes)
+    precision = np.where(in_float32, np.finfo(np.float32).eps, np.finfo(np.float64).eps)
+    whole = (np.rint(values) == values).all(axis=axes)
+    return np.where(whole, 0.0, 4.0 * precision * np.abs(values).max(axis=axes).astype(np.float64))
+
+
+def _axes(values: NDArray[np.generic]) -> tuple[int, ...]:
+    """Axes over which the values of a channel or column lie."""
+    return (0, 2, 3) if values.ndim == 4 else (0,)
 
 
 def smallest_step(values: NDArray[np.generic], std: NDArray[np.float64]) -> float:

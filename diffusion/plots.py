@@ -65,6 +65,10 @@ def draw_samples(
     return scatter(samples, limits, title=title, num_classes=num_classes)
 
 
+# Modes of Pillow by the number of channels.
+IMAGE_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
 def image_grid(
     images: NDArray[np.floating],
     value_range: tuple[float, float],
@@ -88,7 +92,7 @@ def image_grid(
     columns = columns or int(np.ceil(np.sqrt(batch)))
     rows = int(np.ceil(batch / columns))
     gap = 4
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    mode = IMAGE_CHANNELS[channels]
     canvas = Image.new(mode, (columns * (width + gap) + gap, rows * (height + gap) + gap))
     for index, image in enumerate(np.moveaxis(pixels, 1, -1)):
         tile = Image.fromarray(image[..., 0] if channels == 1 else image)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from diffusion.errors import printable
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.contract import FAST
@@ -15,7 +16,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit; argparse calls this for bad arguments."""
-        self.exit(2, f"error: {message}; --help shows what is allowed\n")
+        self.exit(2, f"error: {printable(message)}; --help shows what is allowed\n")
 
 
 def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:

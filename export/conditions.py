@@ -6,7 +6,9 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion.array_file import read_array
 from diffusion.errors import InputError
+from diffusion.files import user_path
 from export.contract import ConditionSpec
 
 # Name of a graph's input -> float32 [batch, *shape].
@@ -34,15 +36,9 @@ def _read_value(value: str) -> ArrayLike:
     with suppress(ValueError):
         return float(value)
     try:
-        with open(value, "rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "not a .npy file of numbers"
-        )
-        raise InputError(
-            f"--condition: {value} cannot be read ({reason}): give a file that numpy.save has written"
-        ) from error
+        return read_array(user_path(value), "a file that numpy.save has written")
+    except InputError as error:
+        raise InputError(f"--condition: {error}") from error
 
 
 def resolve_conditions(

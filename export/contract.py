@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
-from diffusion.normalisation import denormalise
+from diffusion.json_values import check_types, fits, parse_json
+from diffusion.normalisation import check_description, check_normalisation, denormalise, is_interval
 from diffusion.process.posterior import Variance
 from diffusion.process.samplers import (
     COEFFICIENTS,
@@ -47,7 +48,6 @@ LEARNED_VARIANCE = "learned"  # value of the sampler's "variance" if the graph h
 _PARTS = ("data", "schedule", "prediction_type", "sampler", "provenance")
 _VERSION_2_PARTS = ("noise_level", "conditions")  # optional
 _CONDITION_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
-_MAX_VALUES = 2**28  # in one sample
 _MAX_TIMESTEPS = 100_000  # of the schedule, and rows of a table
 # Errors that untrusted metadata may cause; ValueError covers JSON, base64 and Unicode.
 _METADATA_ERRORS = (
@@ -247,7 +247,7 @@ class SamplerSpec:
         )
         self._check_table(num_train_timesteps)
         _require(self.prediction_type in get_args(PredictionType), f"prediction_type {self.prediction_type}")
-        self._check_data()
+        check_description(self.data)
         self._check_sampler(num_train_timesteps)
 
     def _check_table(self, num_train_timesteps: int) -> None:
@@ -267,33 +267,24 @@ class SamplerSpec:
         _require((table.column("lo") <= table.column("hi")).all(), "the table has an empty clip interval")
         _require(np.isfinite(table.alphas_cumprod).all(), "alphas_cumprod is not finite")
 
-    def _check_data(self) -> None:
-        data = self.data
-        _require(data["kind"] in ("image", "points"), f"data kind {data['kind']}")
-        _check_normalisation(self.shape, data["mean"], data["std"])
-        names = self.classes
-        _require(
-            isinstance(names, list) and all(isinstance(name, str) for name in names),
-            "classes is not a list of names",
-        )
-        _require(data["range"] is None or _is_interval(data["range"]), f"range {data['range']}")
-
     def _check_sampler(self, num_train_timesteps: int) -> None:
         sampler = self.sampler
         variances = get_args(Variance) + ((LEARNED_VARIANCE,) if "g" in self.table.columns else ())
         # Any name, even of a package that is not installed here: its table is all that it needs.
         for each in (sampler, sampler.get(FAST, sampler)):
+            check_types(each, {"name": str, "num_steps": int}, "sampler ")
             name, num_steps = each["name"], each["num_steps"]
             _require(name.replace("-", "_").isidentifier(), f"sampler name {name}")
             _require(
-                isinstance(num_steps, int) and 1 <= num_steps <= num_train_timesteps,
+                1 <= num_steps <= num_train_timesteps,
                 f"num_steps {num_steps} is not in 1..{num_train_timesteps}",
             )
+        check_types(sampler, {"eta": float, "guidance_scale": float}, "sampler ")
         for name, choices in (("variance", variances), ("spacing", get_args(Spacing))):
             _require(sampler[name] in choices, f"sampler {name} {sampler[name]}")
         clip = sampler["clip"]
         _require(0.0 <= sampler["eta"] <= 1.0, f"eta {sampler['eta']}")
-        _require(clip is None or _is_interval(clip), f"clip {clip}")
+        _require(clip is None or is_interval(clip), f"clip {clip}")
         scale = sampler["guidance_scale"]
         _require(0.0 <= scale <= 100.0, f"guidance_scale {scale}")
 
@@ -312,10 +303,10 @@ def _read_version_1(metadata: Mapping[str, str]) -> SamplerSpec:
 
 def _read_version_2(metadata: Mapping[str, str]) -> SamplerSpec:
     spec = _read_parts(metadata, (*_PARTS, *_VERSION_2_PARTS), optional=_VERSION_2_PARTS)
-    columns = json.loads(metadata[COLUMNS_KEY])
+    columns = parse_json(metadata[COLUMNS_KEY], list, "the list of columns", "export the model again")
     known = (*COEFFICIENTS, *EXTRA_COEFFICIENTS)
     _require(
-        isinstance(columns, list)
+        fits(columns, list[str])
         and len(columns) == len(set(columns))
         and set(COEFFICIENTS) <= set(columns) <= set(known),
         f"columns {columns} are not {' '.join(COEFFICIENTS)} and possibly {' '.join(EXTRA_COEFFICIENTS)}",
@@ -350,7 +341,7 @@ def _read_version_2(metadata: Mapping[str, str]) -> SamplerSpec:
     _require(len(names) == len(set(names)), "two conditions have the same name")
     for condition in result.conditions:
         _require(_CONDITION_NAME.fullmatch(condition.name), f"condition name {condition.name[:64]!r}")
-        _check_normalisation(condition.shape, condition.mean, condition.std)
+        check_normalisation(condition.shape, condition.mean, condition.std)
     return result
 
 
@@ -365,12 +356,14 @@ def _read_parts(
     metadata: Mapping[str, str], names: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Read the JSON object of the metadata, which must have these parts and no others."""
-    spec = json.loads(metadata[SPEC_KEY])
-    _require(isinstance(spec, dict), "the spec is not an object")
+    spec = parse_json(metadata[SPEC_KEY], dict, "the spec", "export the model again", allow_nan=False)
     for name in names:
         _require(name in spec or name in optional, f"the spec has no {name}")
     unknown = [name for name in spec if name not in names]
     _require(not unknown, f"the spec has an unknown part {', '.join(unknown)}")
+    objects = ("data", "schedule", "sampler", "provenance")
+    check_types(spec, dict.fromkeys(objects, dict[str, Any]), "the spec's ")
+    check_types(spec["schedule"], {"kind": str, "betas": list[float]}, "schedule ")
     return spec
 
 
@@ -397,24 +390,9 @@ def _rows_per_step(num_rows: int, num_steps: int) -> int:
     return max(1, (num_rows - 1) // (num_steps - 1)) if num_steps > 1 else 1
 
 
-def _check_normalisation(shape: tuple[int, ...], mean: Any, std: Any) -> None:
-    mean, std = np.array(mean, dtype=np.float64), np.array(std, dtype=np.float64)
-    _require(all(isinstance(size, int) and size > 0 for size in shape), f"shape {shape}")
-    _require(0 < math.prod(shape) <= _MAX_VALUES, f"shape {shape} is too large")
-    broadcasts = np.broadcast_shapes(mean.shape, std.shape, shape) == shape
-    _require(broadcasts, "mean and std do not fit the shape")
-    _require(np.isfinite(mean).all() and np.isfinite(std).all(), "mean or std is not finite")
-    _require((std > 0).all(), "std is not positive")
-
-
 def _require(condition: Any, problem: str) -> None:
     if not condition:
         raise ValueError(problem)
-
-
-def _is_interval(pair: Any) -> bool:
-    low, high = pair
-    return bool(np.isfinite(low) and np.isfinite(high) and low < high)
 
 
 def _encode(values: NDArray[Any], dtype: str) -> str:

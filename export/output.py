@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
-from diffusion.files import replacing
-from diffusion.plots import draw_samples
+from diffusion.files import path_kind, replacing
+from diffusion.plots import IMAGE_CHANNELS, draw_samples
 from export.contract import SamplerSpec
 
 
@@ -45,7 +45,7 @@ def _write(
         np.save(path, samples)
     elif suffix == ".csv":
         columns = spec.data.get("columns") or [f"x{index}" for index in range(samples.shape[1])]
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(samples.tolist())
@@ -63,6 +63,10 @@ def check_suffix(path: Path, spec: SamplerSpec) -> str:
     allowed = [".png", ".npy"] if spec.data["kind"] == "image" else [".png", ".npy", ".csv"]
     if path.suffix not in allowed:
         raise InputError(f"--output {path}: give a file ending in {', '.join(allowed)}")
+    if path.suffix == ".png" and spec.data["kind"] == "image" and spec.shape[0] not in IMAGE_CHANNELS:
+        raise InputError(
+            f"--output {path}: images of {spec.shape[0]} channels are no pictures; give a file ending in .npy"
+        )
     check_output(path)
     return path.suffix
 
@@ -74,9 +78,12 @@ def check_output(path: Path) -> None:
         InputError: the file cannot be written.
     """
     folder = path.absolute().parent
-    if not folder.is_dir():
+    if path_kind(folder) != "folder":
         raise InputError(f"--output {path}: the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder: give the path of a file")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    kind = path_kind(path)
+    if kind not in ("file", None):
+        raise InputError(
+            f"--output {path} is a {'folder' if kind == 'folder' else 'device'}: give the path of a file"
+        )
+    if not os.access(path if kind == "file" else folder, os.W_OK):
         raise InputError(f"--output {path} is not writable: choose another path")

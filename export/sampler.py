@@ -21,7 +21,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion.errors import InputError
+from diffusion.errors import InputError, printable
+from diffusion.files import read_file, user_path
+from diffusion.memory_limit import check_memory
 from diffusion.process.samplers import (
     SamplerTable,
     sampler_table,
@@ -45,7 +47,7 @@ __all__ = ["Cancelled", "Sampler"]
 
 _MAX_SAMPLES = 10_000_000  # per call
 _NUM_INDICES = 2**32  # samples of one seed
-_MAX_FILE_BYTES = 2 * 1024**3  # the limit of the protobuf format
+MAX_FILE_BYTES = 2 * 1024**3  # the limit of the protobuf format
 _MAX_BATCH_SIZE, _MAX_BATCH_VALUES = 1024, 2**22
 
 
@@ -87,7 +89,11 @@ class Sampler:
             raise InputError(f"threads {threads}: give 1 to 1024")
         if provider not in get_args(Provider):
             raise InputError(f"provider {provider!r}: choose one of {', '.join(get_args(Provider))}")
-        content = model if isinstance(model, bytes) else _read_file(Path(model))
+        content = (
+            model
+            if isinstance(model, bytes)
+            else read_file(user_path(model), "the path of a sampler.onnx", MAX_FILE_BYTES)
+        )
         try:
             self._engine = Engine(content, provider, threads)
         except InputError as error:
@@ -180,6 +186,11 @@ class Sampler:
                 raise InputError(f"{name} {value}: give 1 to {_MAX_SAMPLES}")
         if not 0 <= first_index <= _NUM_INDICES - num_samples:
             raise InputError(f"first_index {first_index}: give 0 to {_NUM_INDICES - num_samples}")
+        check_memory(
+            4.0 * num_samples * self.spec.size,
+            f"num_samples {num_samples}",
+            "give fewer, in several calls with first_index",
+        )
         label_numbers = resolve_labels(labels, num_samples, self.spec.classes, first_index)
         condition_inputs = resolve_conditions(conditions, num_samples, self.spec.conditions)
         scale = self._guidance_scale(guidance_scale)
@@ -214,12 +225,12 @@ class Sampler:
                     calls_done = batches_done * table.num_rows
                     current_batch_size = len(indices) // 2
                     continue
-                if not np.isfinite(x).all():
+                samples[batch] = self.spec.denormalise(x)
+                if not np.isfinite(samples[batch]).all():
                     raise InputError(
                         "the samples are not finite: the model is broken or diverges with this sampler; "
                         "choose another sampler or more steps"
                     )
-                samples[batch] = self.spec.denormalise(x)
                 samples_done, batches_done = batch.stop, batches_done + 1
         return samples
 
@@ -321,22 +332,6 @@ class Sampler:
         return normal_noise(seed, indices, row + 1, self.spec.shape)
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a file: give the path of a sampler.onnx")
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InputError(
-                f"{path} has {path.stat().st_size} bytes, but a sampler.onnx has at most {_MAX_FILE_BYTES}: "
-                "give the path of a sampler.onnx"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): give the path of a sampler.onnx"
-        ) from error
-
-
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.sampler") -> int:
     """Run the command line, which draws samples or checks this machine, and return the exit status.
 
@@ -356,8 +351,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
         sampler = Sampler(options.model, options.provider, options.threads)
         check_suffix(options.output, sampler.spec)
         print(
-            f"{options.model}: {sampler.spec.data['kind']} of shape {list(sampler.spec.shape)}, "
-            f"runs on {sampler.runs_on}"
+            f"{printable(str(options.model))}: {sampler.spec.data['kind']} of shape "
+            f"{list(sampler.spec.shape)}, runs on {sampler.runs_on}"
         )
         started = time.perf_counter()
         samples = sampler.sample(
@@ -376,7 +371,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
-    print(f"{options.output}: {len(samples)} samples in {seconds:.1f} s")
+    print(f"{printable(str(options.output))}: {len(samples)} samples in {seconds:.1f} s")
     return 0
 
 

@@ -17,7 +17,8 @@ FILES = {
 # A package imports only from those before it in its line: sub-packages and files of its folder, bottom up.
 LAYERS = {
     "diffusion": (
-        "lazy", "errors", "files", "devices", "plots", "normalisation", "seeding", "metrics", "registry",
+        "lazy", "errors", "files", "json_values", "memory_limit", "array_file", "devices", "plots",
+        "normalisation", "seeding", "metrics", "registry",
         "manifest", "process", "config", "networks", "data", "presets", "evaluation", "training",
     ),
     "workflows": (
@@ -38,6 +39,7 @@ HEAVY = (
 # What the exported sampler runs, and what a command line loads before its input is known to be good.
 NUMPY_ONLY = (
     "diffusion.errors", "diffusion.metrics", "diffusion.files", "diffusion.manifest",
+    "diffusion.json_values", "diffusion.memory_limit", "diffusion.array_file",
     "diffusion.normalisation", "diffusion.plots",
     "diffusion.config", "diffusion.registry", "diffusion.process.schedules",
     "diffusion.process.posterior", "diffusion.process.sampling_methods", "diffusion.process.samplers",

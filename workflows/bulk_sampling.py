@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
 from diffusion.errors import InputError
+from diffusion.files import read_file, user_path
+from diffusion.json_values import parse_json
 from diffusion.process.schedules import Spacing
 from export.contract import SamplerSpec
 from export.labels import resolve_labels
-from export.sampler import Sampler
+from export.sampler import MAX_FILE_BYTES, Sampler
 from export.session import Provider
 from workflows.ray_runtime.resources import possible_nodes
 from workflows.ray_runtime.session import start_ray, stop_ray
@@ -91,7 +93,7 @@ def generate(
     sampler = Sampler(model, "cpu", threads=1)
     sampler.sample(1, **asdict(options))  # fails early if the model does not allow these options
     size = block_size or max(1, min(_MAX_BLOCK_SAMPLES, _MAX_BLOCK_VALUES // sampler.spec.size))
-    content = model.read_bytes()
+    content = read_file(user_path(model), "the path of a sampler.onnx", MAX_FILE_BYTES)
     record = {
         "model_sha256": hashlib.sha256(content).hexdigest(),
         "num_samples": num_samples,
@@ -270,10 +272,7 @@ def _claim(folder: Storage, output: str, record: Mapping[str, Any]) -> set[str]:
             raise InputError(f"--output {output} holds other files ({min(names)}): give a new folder")
         folder.write_text(_RECORD, json.dumps(record, indent=2) + "\n")
         return set()
-    try:
-        existing = json.loads(text)
-    except ValueError:
-        existing = {}
+    existing = parse_json(text, dict, f"{folder}/{_RECORD}", "give --output a new folder")
     for name, value in record.items():
         if existing.get(name) != value:
             raise InputError(

@@ -21,6 +21,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 _DEFAULTS = {
     "RAY_AUTH_MODE": "token",  # Ray listens on every network interface, and any client can run code
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",  # its page of metrics has no password, and nothing here reads it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process a group; workers act on SIGTERM themselves
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of trials and other programs
@@ -109,6 +110,16 @@ def cluster_storage() -> str | None:
 def ray_address() -> str | None:
     """RAY_ADDRESS: address of the cluster to join; None to start Ray on this machine."""
     return os.environ.get(RAY_ADDRESS) or None
+
+
+def ray_token_file() -> Path | None:
+    """File with Ray's token: RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
+
+    None if Ray uses no file: RAY_AUTH_TOKEN holds the token, or RAY_AUTH_MODE switches tokens off.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def tracking_uri() -> str | None:

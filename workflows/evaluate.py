@@ -7,7 +7,7 @@ from typing import get_args
 
 from diffusion.config import DataConfig, FeatureNetwork
 from diffusion.data.sources import open_source, resolve
-from diffusion.errors import InputError
+from diffusion.errors import InputError, printable
 from diffusion.presets import source_preset
 from diffusion.registry import SAMPLERS
 from export.cli import OneLineParser
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.evaluate") -
         )
         candidates = []
         for name, read_samples in zip(names, read, strict=True):
-            print(f"reading {name}", flush=True)
+            print(f"reading {printable(name)}", flush=True)
             candidates.append(read_samples(dataset.spec, draw))
         features = fit_features(dataset, options.features, partial(print, flush=True))
         print("comparing with the data", flush=True)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.evaluate") -
     finally:
         stop_ray()
     json_path = write_report(judged, dataset, options.output)
-    print("\n".join(["", *lines(judged), ""]))
+    print("\n".join(["", *map(printable, lines(judged)), ""]))
     print(f"{display_path(options.output)}    all metrics and pictures (values: {json_path.name})")
     return 0
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -10,10 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from diffusion.config import Config
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
+from diffusion.json_values import fits, parse_json, read_json
 from diffusion.metrics import DISTANCE, FLOOR, TEST_ELBO_WINDOW, TEST_SAMPLE_PREFIX
 from export.sampler import Sampler
 from workflows.status import Status
@@ -96,7 +97,7 @@ class _RunResult:
         Raises:
             InputError: the run has no model.
         """
-        return dict(self._description["provenance"]["metrics"])
+        return dict(self._description["provenance"].get("metrics", {}))
 
     @cached_property
     def config(self) -> Config:
@@ -128,8 +129,12 @@ class _RunResult:
         return TrainedModel.load(self.model_dir)
 
     @cached_property
-    def _description(self) -> "dict[str, dict[str, dict[str, float]]]":
-        return json.loads((self.model_dir / "config.json").read_text())
+    def _description(self) -> dict[str, dict[str, Any]]:
+        tree = read_json(self.model_dir / "config.json", "a run with an undamaged model")
+        for name in ("provenance", "config"):
+            if not isinstance(tree.get(name), dict):
+                raise InputError(f"{self.model_dir}/config.json is damaged ({name}): resume the run")
+        return tree
 
     @cached_property
     def _download(self) -> "tempfile.TemporaryDirectory[str]":
@@ -171,11 +176,11 @@ class _RunResult:
     def _open(cls, path: str | os.PathLike[str]) -> tuple[RunRecord, Path | str, Storage]:
         """Record and location of a run of this command."""
         text = os.fspath(path)
-        location: Path | str = text if "://" in text else Path(text).expanduser().absolute()
+        location: Path | str = text if "://" in text else user_path(text)
         missing = InputError(
             f"{path}: there is no run of {cls._command}.py; give its folder, such as runs/NAME"
         )
-        if isinstance(location, Path) and not location.is_dir():
+        if isinstance(location, Path) and path_kind(location) != "folder":
             raise missing
         storage = Storage(str(location))
         record = read_record(storage)
@@ -229,7 +234,12 @@ class SweepResult(_RunResult):
 
         record, location, storage = cls._open(path)
         table = storage.read_text("trials.csv")
-        trials = pd.DataFrame() if table is None else pd.read_csv(io.StringIO(table))
+        try:
+            trials = pd.DataFrame() if table is None else pd.read_csv(io.StringIO(table))
+        except ValueError as error:  # of pandas' parser
+            raise InputError(
+                f"{path}/trials.csv is damaged ({error}): resume the sweep, which writes it again"
+            ) from error
         return cls(record.name, location, record.status, trials)
 
     @cached_property
@@ -239,7 +249,7 @@ class SweepResult(_RunResult):
         Raises:
             InputError: no trial produced a model.
         """
-        trial_id = str(self._description["provenance"]["trial_id"])
+        trial_id = str(self._description["provenance"].get("trial_id", ""))
         return Champion(trial_id, self.model_dir, self.config)
 
     def _facts(self) -> dict[str, str]:
@@ -280,7 +290,10 @@ class TrainingResult(_RunResult):
         checkpoints = storage.child("checkpoints")
         newest = max((name for name in checkpoints.names() if name.isdecimal()), default=None)
         text = checkpoints.read_text(f"{newest}/history.json") if newest else None
-        history = [{"update": entry["update"], **entry["metrics"]} for entry in json.loads(text or "[]")]
+        entries = parse_json(text or "[]", list, f"{path}: history.json", "resume the training")
+        if not fits(entries, list[dict[str, Any]]):
+            raise InputError(f"{path}: the history of its newest checkpoint is damaged: resume the training")
+        history = [{"update": entry.get("update"), **dict(entry.get("metrics", {}))} for entry in entries]
         return cls(record.name, location, record.status, pd.DataFrame(history))
 
     def _facts(self) -> dict[str, str]:

@@ -4,7 +4,8 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, Self
+from functools import cache
+from typing import Any, Literal, Protocol, Self, get_type_hints
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ from diffusion.config import DataConfig
 from diffusion.data.sources import DatasetInfo, DataSource, open_source
 from diffusion.data.splits import SplitIndices, digests, fingerprint, split_indices
 from diffusion.errors import InputError
+from diffusion.json_values import check_types
 from diffusion.normalisation import (
+    check_description,
     clip_interval,
     denormalise,
     pixel_moments,
     pixel_sums,
+    rounding,
     smallest_step,
     value_moments,
 )
@@ -73,14 +77,30 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> "DataSpec":
-        """Read a dict that `to_dict` wrote, directly or from JSON; older files lack "classes"."""
+        """Read a dict that `to_dict` wrote, directly or from JSON; older files lack "classes".
+
+        Raises:
+            InputError: a value is missing, has another type, or contradicts another one.
+        """
         tree = {"classes": None, **tree}
+        check_types(tree, _hints(), "data.")
+        if missing := set(_hints()) - set(tree):
+            raise InputError(f"data.{min(missing)} is missing")
+        try:
+            check_description(tree)
+        except ValueError as error:
+            raise InputError(f"data: {error}") from error
         tuples = {name: None if tree[name] is None else tuple(tree[name]) for name in _TUPLE_FIELDS}
         return cls(**{**tree, **tuples})
 
     def denormalise(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Convert normalised [batch, *shape] to data units; images are clipped to their range."""
         return denormalise(x, self.mean, self.std, self.range)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(DataSpec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,14 +237,14 @@ def load_source(source: DataSource, notify: Callable[[str], None] = lambda line:
         groups=raw.groups,
         example_digests=example_digests,
     )
-    for note in splits.notes:
+    for note in (*raw.notes, *splits.notes):
         notify(f"--data {config.name}: {note}")
     train = values[splits.train]
     if values.dtype == np.uint8:
         mean, std = pixel_moments(pixel_sums(train), math.prod(values.shape[2:]))
     else:
         mean, std = value_moments(train)
-    check_std(config, raw.columns, std)
+    check_std(config, raw.columns, std, rounding(train))
 
     def split_of(examples: NDArray[Any], indices: NDArray[np.int64]) -> Split:
         return make_split(examples, mean, std, None if raw.labels is None else raw.labels[indices])
@@ -260,19 +280,39 @@ def make_split(
     if values.dtype == np.uint8:
         mean_tensor, std_tensor = (torch.from_numpy(each.astype(np.float32)) for each in (mean, std))
         return Split(torch.from_numpy(values), mean_tensor, std_tensor, label_tensor)
-    return Split(torch.from_numpy(((values - mean) / std).astype(np.float32)), labels=label_tensor)
+    with np.errstate(over="ignore"):
+        normalised = ((values - mean) / std).astype(np.float32)
+    if np.isinf(normalised).any():
+        example = np.argwhere(np.isinf(normalised))[0]
+        raise InputError(
+            f"the data hold the value {values[tuple(example)]:g}, far larger than others, and cannot be "
+            "normalised with it: leave its example out"
+        )
+    return Split(torch.from_numpy(normalised), labels=label_tensor)
 
 
-def check_std(config: DataConfig, columns: Sequence[str] | None, std: NDArray[np.float64]) -> None:
+def check_std(
+    config: DataConfig,
+    columns: Sequence[str] | None,
+    std: NDArray[np.float64],
+    rounding: NDArray[np.float64] | float = 0.0,
+) -> None:
     """Check that the data can be normalised.
+
+    Args:
+        config: name of the data, for the message.
+        columns: names of the columns of points, or None.
+        std: standard deviation of each column or channel.
+        rounding: the largest difference between values of each that rounding can make.
 
     Raises:
         InputError: a column or channel is constant, or its values overflow in the standard deviation.
     """
-    for index, value in enumerate(std.ravel()):
+    for index, (value, limit) in enumerate(np.broadcast(std.ravel(), np.ravel(rounding))):
         name = f"column {columns[index]}" if columns else f"channel {index} of the images"
-        if value == 0.0:
-            raise InputError(f"--data {config.name}: {name} has one value only; leave it out")
+        if value <= limit:
+            only = "" if value == 0.0 else ", apart from rounding"
+            raise InputError(f"--data {config.name}: {name} has one value only{only}; leave it out")
         if not math.isfinite(value):
             raise InputError(
                 f"--data {config.name}: {name} has values too large to work with; scale them down"

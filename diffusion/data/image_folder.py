@@ -15,6 +15,8 @@ from diffusion.data.image_reading import channels_of, open_image, read_square, t
 from diffusion.data.sources import PIXEL_RANGE, DataSource, RawData, encode_labels
 from diffusion.data.splits import SPLIT_NAMES
 from diffusion.errors import InputError
+from diffusion.files import os_reason, path_kind
+from diffusion.memory_limit import check_memory
 
 _MAX_DEFAULT_SIDE = 64
 
@@ -86,6 +88,7 @@ class ImageFolder(DataSource):
                 folder.
         """
         size = self.image_side
+        check_memory(self.estimated_bytes, f"--data {self.folder}", "lower --memory-limit-gb to stream it")
         pixels = np.empty((len(self.files), 1, size, size), dtype=np.uint8)
         kept: list[Path] = []
         for path in self.files:
@@ -138,18 +141,17 @@ def image_files(folder: Path) -> list[Path]:
     suffixes = {
         suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
     }  # registered_extensions() loads Pillow's plugins, which fill Image.OPEN
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))
     paths = []
     for entry in _entries(folder):
         if os.path.splitext(entry.name)[1].lower() not in suffixes:
             continue
-        if entry.is_symlink():
-            if not Path(entry.path).resolve().is_relative_to(root):
-                raise InputError(
-                    f"{entry.path} is a link to a file outside {folder}: copy the image into the folder, "
-                    "or remove the link"
-                )
-        elif not entry.is_file():
+        if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root):
+            raise InputError(
+                f"{entry.path} is a link to a file outside {folder}: copy the image into the folder, "
+                "or remove the link"
+            )
+        if path_kind(Path(entry.path)) == "other":
             continue  # opening a pipe or a device could block forever
         paths.append(entry.path)
     if not paths:
@@ -181,19 +183,23 @@ def folder_sides(folder: Path, files: Sequence[Path]) -> NDArray[np.int64] | Non
 
 def _entries(folder: Path) -> "Iterator[os.DirEntry[str]]":
     """All entries below a folder, recursively, except hidden ones and the folders themselves."""
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}): change its permissions") from error
-    for entry in visible:
-        if not entry.is_dir():
-            yield entry
-        elif entry.is_symlink():
-            # Ignoring the link could drop a whole class; following it could lead anywhere.
-            raise InputError(
-                f"{entry.path} is a link to a folder, and such links are not followed: "
-                "put the folder itself there, or remove the link"
-            )
-        else:
-            yield from _entries(Path(entry.path))
+    folders = [str(folder)]
+    while folders:
+        path = folders.pop()
+        try:
+            with os.scandir(path) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+            are_folders = [entry.is_dir() for entry in visible]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({os_reason(error)}): change or remove it") from error
+        for entry, is_folder in zip(visible, are_folders, strict=True):
+            if not is_folder:
+                yield entry
+            elif entry.is_symlink():
+                # Ignoring the link could drop a whole class; following it could lead anywhere.
+                raise InputError(
+                    f"{entry.path} is a link to a folder, and such links are not followed: "
+                    "put the folder itself there, or remove the link"
+                )
+            else:
+                folders.append(entry.path)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from diffusion.config import IN_MEMORY, DataConfig, allowed_data, data_names, is_data_name
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
 from diffusion.registry import DATA_SOURCES
 
 CACHE = Path("~/.cache/ray-ddpm")
@@ -52,9 +53,11 @@ class RawData(DatasetInfo):
 
     Attributes:
         values: [examples, C, H, W] (images) or [examples, D] (points), in data units.
+        notes: lines about the data that the user should read.
     """
 
     values: NDArray[Any]
+    notes: tuple[str, ...] = ()
 
 
 class DataSource(ABC):
@@ -137,11 +140,12 @@ def open_source(config: DataConfig) -> DataSource:
             "again to run_sweep or run_training"
         )
     path = Path(config.name)
+    kind = None if is_data_name(config.name) else path_kind(path)
     if is_data_name(config.name):
         key = config.name
-    elif path.is_file() and path.suffix in DATA_SOURCES:
+    elif kind == "file" and path.suffix in DATA_SOURCES:
         key = path.suffix
-    elif path.is_dir():
+    elif kind == "folder":
         key = "/"
     else:
         raise InputError(f"--data {path}: there is no such folder or table")
@@ -159,10 +163,15 @@ def resolve(name: str) -> str:
         return name
     if not name.strip():
         raise InputError(f"--data is empty: give one of {', '.join(data_names())}, or a path")
-    path = Path(name).expanduser().absolute()
-    if path.is_dir() or (path.is_file() and path.suffix in DATA_SOURCES):
+    path = user_path(name)
+    kind = path_kind(path)
+    if kind == "folder" or (kind == "file" and path.suffix in DATA_SOURCES):
         return str(path)
-    problem = "this file is not a table" if path.is_file() else "there is no such data set, folder or file"
+    problem = {
+        None: "there is no such data set, folder or file",
+        "file": "this file is not a table",
+        "other": "this is neither a folder nor a file",
+    }[kind]
     raise InputError(f"--data {name}: {problem}; give {allowed_data()}")
 
 

@@ -71,6 +71,30 @@ def wasted_fraction(schedule: NoiseSchedule) -> float:
     return float(np.mean(schedule.log_snr < LOWEST_LOG_SNR))
 
 
+def prior_mismatch(schedule: NoiseSchedule, window: tuple[float, float], num_values: int) -> str | None:
+    """Why sampling, which starts from N(0, I), cannot start as training ended, in one line; None if it can.
+
+    Args:
+        schedule: the schedule.
+        window: log-SNR window of the data, `DataSpec.log_snr_window`.
+        num_values: d, the number of values of one example.
+    """
+    metrics = schedule_metrics(schedule, num_values)
+    low, alphas_cumprod_last = window[0], metrics[names.ALPHAS_CUMPROD_T]
+    if schedule.log_snr[-1] <= low + math.log(20.0):  # the noise is stronger than the strongest direction
+        return None
+    strongest = 0.05 * math.exp(-low)  # the largest eigenvalue, unless the window starts at -8 anyway
+    variance = 1.0 + alphas_cumprod_last * (strongest - 1.0)
+    along = f"; along the data's strongest direction its variance is {variance:.2g}"
+    return (
+        f"x_T keeps {math.sqrt(alphas_cumprod_last):.2g} of the data's amplitude (alphas_cumprod_T "
+        f"{alphas_cumprod_last:.2g}){along if low < -8.0 else ''}, but sampling starts from N(0, I): a "
+        f"mismatch of up to {metrics[names.PRIOR_KL]:.2g} nats/dim, "
+        f"{metrics[names.PRIOR_KL_TOTAL]:.2g} in total, for data of unit variance in all "
+        "directions; use more timesteps or a larger beta_end"
+    )
+
+
 def schedule_warnings(
     schedule: NoiseSchedule,
     window: tuple[float, float],
@@ -97,17 +121,8 @@ def schedule_warnings(
     low, high = window
     lines = []
     alphas_cumprod_last = metrics[names.ALPHAS_CUMPROD_T]
-    if log_snr[-1] > low + math.log(20.0):  # the strongest direction is as strong as the noise
-        strongest = 0.05 * math.exp(-low)  # the largest eigenvalue, unless the window starts at -8 anyway
-        variance = 1.0 + alphas_cumprod_last * (strongest - 1.0)
-        along = f"; along the data's strongest direction its variance is {variance:.2g}"
-        lines.append(
-            f"x_T keeps {math.sqrt(alphas_cumprod_last):.2g} of the data's amplitude (alphas_cumprod_T "
-            f"{alphas_cumprod_last:.2g}){along if low < -8.0 else ''}, but sampling starts from N(0, I): a "
-            f"mismatch of up to {metrics[names.PRIOR_KL]:.2g} nats/dim, "
-            f"{metrics[names.PRIOR_KL_TOTAL]:.2g} in total, for data of unit variance in all "
-            "directions; use more timesteps or a larger beta_end"
-        )
+    if (mismatch := prior_mismatch(schedule, window, num_values)) is not None:
+        lines.append(mismatch)
     if log_snr[0] < high:
         lines.append(
             f"the noise of the first step, {math.sqrt(schedule.betas[0]):.2g} standard deviations of the "

@@ -20,7 +20,8 @@ from diffusion.config import Config
 from diffusion.data.dataset import DataSpec
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
-from diffusion.files import FormatError, check_format, replacing
+from diffusion.files import FormatError, check_format, path_kind, replacing, user_path
+from diffusion.json_values import check_types, read_json
 from diffusion.manifest import DamagedError, read_manifest, write_manifest
 from diffusion.metrics import OBJECTIVE
 from diffusion.networks.build import build_network
@@ -30,6 +31,20 @@ from diffusion.process.schedules import NoiseSchedule
 from diffusion.training.best_evaluation import BestEvaluation
 
 FORMAT_VERSION = 1
+# Types of the parts of a model's provenance that are read, if they are there.
+_PROVENANCE_HINTS = {
+    "run_id": str | None,
+    "trial_id": str | None,
+    "update": int | None,
+    "metrics": dict[str, float],
+    "decision": list[str] | None,
+    "samplers": dict[str, Any] | None,
+    "command": str,
+    "packages": dict[str, str | None],
+    "hardware": dict[str, Any],
+    "git_revision": str | None,
+    "git_clean": bool | None,
+}
 
 
 @dataclass(frozen=True)
@@ -137,17 +152,19 @@ class TrainedModel:
             InputError: a file is missing or damaged.
             FormatError: only another version of ray-ddpm can read the model.
         """
-        directory = Path(directory)
+        directory = user_path(directory)
         for name in ("config.json", "model.safetensors"):
-            if not (directory / name).is_file():
+            if path_kind(directory / name) != "file":
                 raise InputError(
                     f"{directory} holds no {name}: give a folder with config.json and model.safetensors, "
                     "such as runs/NAME/champion or runs/NAME/trials/ID"
                 )
         try:
-            tree = json.loads((directory / "config.json").read_text())
-            writer = (tree.get("provenance") or {}).get("packages", {}).get("ray-ddpm")
+            tree = read_json(directory / "config.json", "the folder of a model")
+            check_types(tree, {"provenance": dict[str, Any], "data": dict[str, Any]}, "")
+            writer = dict(tree["provenance"].get("packages", {})).get("ray-ddpm")
             check_format(directory / "config.json", tree["format_version"], [FORMAT_VERSION], writer)
+            check_types(tree["provenance"], _PROVENANCE_HINTS, "provenance.")
             config = Config.from_dict(tree["config"])
             data = DataSpec.from_dict(tree["data"])
             provenance = dict(tree["provenance"])
@@ -155,11 +172,17 @@ class TrainedModel:
             network.load_state_dict(load_file(directory / "model.safetensors"))
             model = cls(config, data, network.eval().requires_grad_(False), provenance)
             _ = model.table  # fails if the clip interval is invalid
-            if data.denormalise(np.zeros((1, *data.shape)))[0].shape != data.shape:
-                raise InputError("mean and std do not fit the shape")
         except FormatError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            OSError,
+            SafetensorError,
+        ) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"{directory} holds no usable model ({first_line}): train or copy it again"

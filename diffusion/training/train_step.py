@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffusion.config import Config, TrainingConfig
 from diffusion.errors import InputError
-from diffusion.networks.build import build_network
+from diffusion.networks.build import build_network, check_training_memory
 from diffusion.training.distributed import DistributedContext
 from diffusion.training.loss import DenoisingLoss
 from diffusion.training.weight_averaging import WeightAverage
@@ -35,7 +35,8 @@ class TrainStep:
         last_losses: [examples], `BatchLoss.per_example` of this worker's shard of the last batch.
 
     Raises:
-        InputError: the network does not fit the shape, or the device does not support the precision.
+        InputError: the network does not fit the shape or into memory, or the device does not support the
+            precision.
     """
 
     def __init__(
@@ -52,6 +53,9 @@ class TrainStep:
             device=distributed.device,
         )
         self.last_losses = torch.zeros(0, device=distributed.device)
+        check_training_memory(
+            config, shape, num_classes, num_workers=distributed.world_size, device=distributed.device
+        )
         torch.manual_seed(config.seed)
         self.network = build_network(config, shape, num_classes).to(distributed.device)
         self._average = WeightAverage(self.network, config.training)

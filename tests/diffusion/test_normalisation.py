@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from diffusion.normalisation import pixel_moments, pixel_sums, smallest_step, value_moments
+from diffusion.normalisation import pixel_moments, pixel_sums, rounding, smallest_step, value_moments
 
 
 @pytest.fixture(name="images")
@@ -74,3 +74,21 @@ def test_a_constant_column_is_ignored_by_the_smallest_step():
     points = np.stack([np.zeros(20), np.arange(20) / 2.0], axis=1)
     assert smallest_step(points, np.ones(2)) == pytest.approx(0.5)
     assert 0.0 < smallest_step(points[:, :1], np.ones(1)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("values", "constant"),
+    [
+        ([0.1 + 0.2, 0.3] * 20, True),
+        ([1e9 + 0.1, np.nextafter(1e9 + 0.1, 2e9)] * 20, True),
+        ([np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(1.0))] * 20, True),
+        (1.7e9 + np.arange(40.0), False),  # seconds since 1970
+        (1e6 + 0.25 * np.arange(40.0), False),
+        ([1e15, 1e15 + 1.0] * 20, False),  # whole numbers are exact
+        (1e-12 * np.arange(40.0), False),
+    ],
+)  # fmt: skip
+def test_a_constant_is_recognised_through_its_rounding(values, constant):
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    _, std = value_moments(column)
+    assert (std <= rounding(column)).item() == constant

@@ -268,7 +268,7 @@ def test_conditions_are_read_from_files(conditional, version_2, tmp_path, capsys
         ({"known": "low_resolution.npy"}, "condition 'known' has shape [1, 2, 2]: give [3] for all"),
         ({"known": "2.5"}, "condition 'known' has shape []: give [3] for all"),
         ({"known": "missing.npy"}, "missing.npy cannot be read (No such file or directory)"),
-        ({"known": "sampler.onnx"}, "sampler.onnx cannot be read (not a .npy file of numbers)"),
+        ({"known": "sampler.onnx"}, "sampler.onnx cannot be read as an array"),
         ({"known": ""}, "--condition known=: give NAME=FILE.npy or NAME=NUMBER"),
         ({"known": "known.npy --condition=known=known.npy"}, "'known' is given twice"),
     ],

@@ -1,6 +1,9 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from workflows.redaction import redact
+from workflows import redaction
+from workflows.redaction import redact, redact_argument, remember
 
 
 @pytest.mark.parametrize(
@@ -17,6 +20,8 @@ from workflows.redaction import redact
         ("s3://bucket/runs?region=eu&secret_key=s3cr3t", "s3://bucket/runs?region=eu&secret_key=***"),
         ("https://host/runs?token=s3cr3t", "https://host/runs?token=***"),
         ("https://me:s3cr3t@host/x?token=s3cr3t", "https://***@host/x?token=***"),
+        ("https://host/x?password=s3&cr3t", "https://host/x?password=***"),
+        ("https://host/x?password=s3&cr3t&region=eu", "https://host/x?password=***&region=eu"),
         ("no s3://k:s3cr3t@b/x nor gs://k:t@c?token=s3cr3t!", "no s3://***@b/x nor gs://***@c?token=***"),
     ],
 )
@@ -39,3 +44,44 @@ def test_secrets_are_hidden(text, shown):
 )
 def test_everything_else_stays_as_it_is(text):
     assert redact(text) == text
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered(monkeypatch):
+    monkeypatch.setattr(redaction, "_secrets", set())
+
+
+@pytest.mark.parametrize("flag", ["", "--tracking-uri="])
+@pytest.mark.parametrize(
+    "password", ["s3 cr3t", "s3\tcr3t", 's3"cr3t', "s3'cr3t", "s3/cr3t@x", "s3#cr3t?&=:", "s3\ncr3t"]
+)
+def test_the_password_of_an_argument_may_contain_any_character(flag, password):
+    argument = f"{flag}postgresql://me:{password}@host/mlflow"
+    assert redact_argument(argument) == f"{flag}postgresql://***@host/mlflow"
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.text(min_size=6, max_size=20))
+def test_no_password_stays_in_an_argument_nor_a_remembered_one_in_a_message(password):
+    uri = f"postgresql://me:{password}@host/mlflow"
+    remember(uri)
+    shown = redact_argument(f"--tracking-uri={uri}")
+    assert (
+        shown == "--tracking-uri=postgresql://***@host/mlflow"
+        or password in "--tracking-uri=postgresql://***@host"
+    )
+    message = redact(f"the password '{password}' of {uri} was refused")
+    assert password not in message or password in "the password '***' of //***@ was refused"
+
+
+def test_a_remembered_password_is_hidden_in_both_of_its_forms():
+    remember("mysql://me:p%40ss%20w0rd@host/db")
+    assert redact("refused: p@ss w0rd (p%40ss%20w0rd)") == "refused: *** (***)"
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////home/a@b/mlflow.db", "http://127.0.0.1:5000", "/data/a@b.csv", "s3://b/x"]
+)
+def test_an_argument_without_a_password_stays(uri):
+    remember(uri)
+    assert redact_argument(f"--x={uri}") == f"--x={uri}" and redact(uri) == uri

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from diffusion.config import Config
 from diffusion.data.memory import Examples, memory_name, memory_source
 from diffusion.data.sources import resolve
 from diffusion.errors import InputError, nearest
+from diffusion.json_values import fits, in_words
 from workflows.cli.request import OptionsT, RunRequest, keep, train_defaults, tune_defaults
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import RunFlags, TrainOptions, sections
@@ -251,37 +252,6 @@ def _checked(name: str, value: object, hint: Any) -> Any:
         value = os.fspath(value)
     elif isinstance(value, (list, tuple)):
         value = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value)
-    if not _fits(value, hint):
-        raise InputError(f"{name} {value!r}: give {_in_words(hint)}")
+    if not fits(value, hint):
+        raise InputError(f"{name} {value!r}: give {in_words(hint)}")
     return value
-
-
-def _fits(value: object, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _in_words(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(each) for each in get_args(hint))
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
-    if origin is tuple:
-        return f"a list, each {_in_words(get_args(hint)[0])}"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "a string",
-        type(None): "None",
-    }
-    return names[hint]

@@ -3,8 +3,8 @@
 Imports neither torch nor ray, and mlflow only for the registry.
 """
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 from diffusion.config import Config
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
+from diffusion.json_values import read_json
 
 REGISTRY = "models:/"
 _CONFIG = "config.json"
@@ -65,19 +67,18 @@ def read_saved_config(flag: str, where: str, tracking_uri: str | None = None) ->
     if where.startswith(REGISTRY):
         file = _registered(where, tracking_uri) / _CONFIG
     else:
-        given = Path(where).expanduser()
-        folders = [given / folder for folder in _MODEL_FOLDERS]
-        file = next((each / _CONFIG for each in folders if (each / _CONFIG).is_file()), given)
+        given = user_path(where)
+        files = [given / folder / _CONFIG for folder in _MODEL_FOLDERS]
+        file = next((each for each in files if path_kind(each) == "file"), given)
     try:
-        tree = json.loads(file.read_text())
+        tree = read_json(file, "a config.json")
         config = Config.from_dict(tree.get("config", tree))
         data: Mapping[str, Any] = tree["data"] if "config" in tree else {}
         shape = tuple(data["shape"]) if "shape" in data else None
         return SavedConfig(config, data.get("kind"), shape)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (InputError, AttributeError, KeyError, TypeError) as error:
         raise InputError(
-            f"{flag} {where}: cannot be read as a config ({reason}); give a trial's config.json, the folder "
+            f"{flag} {where}: cannot be read as a config ({error}); give a trial's config.json, the folder "
             f"of a model or of a run, or {REGISTRY}NAME@ALIAS"
         ) from error
 
@@ -95,10 +96,15 @@ def model_folder(path: str, tracking_uri: str | None = None) -> Path:
     """
     if path.startswith(REGISTRY):
         return _registered(path, tracking_uri)
-    root = Path(path).expanduser().absolute()
-    checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
+    if not path.strip():
+        raise InputError("--init-from is empty: give the folder of a run or a model, or leave the flag out")
+    root = user_path(path)
+    checkpoints: list[Path] = []
+    if path_kind(root) == "folder":
+        with suppress(OSError):  # of a folder that cannot be listed
+            checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
     for folder in (*(root / name for name in _MODEL_FOLDERS), *checkpoints):
-        if (folder / _CONFIG).is_file() and (folder / "model.safetensors").is_file():
+        if all(path_kind(folder / name) == "file" for name in (_CONFIG, "model.safetensors")):
             return folder
     raise InputError(
         f"--init-from {path}: no model there; give a run's folder, its model/, one of its checkpoints/, or "

@@ -42,7 +42,7 @@ def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRe
         InputError: an unknown flag or data set, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    arguments = _expand_short_forms(arguments, SHORT_FORMS_OF_SWEEPS)
+    arguments = _expand_short_forms(with_hyphens(arguments), SHORT_FORMS_OF_SWEEPS)
     early_flags = _parse_early_flags(arguments, prog, TuneFlags)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -66,7 +66,7 @@ def parse_train_options(arguments: Sequence[str], prog: str = "train.py") -> Run
         InputError: an unknown flag, data set or run, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    arguments = _expand_short_forms(arguments, SHORT_FORMS)
+    arguments = _expand_short_forms(with_hyphens(arguments), SHORT_FORMS)
     early_flags = _parse_early_flags(arguments, prog, TrainFlags)
     record = _record_to_resume(arguments, early_flags, "train")
     config = None
@@ -150,8 +150,20 @@ def _expand_short_forms(arguments: Sequence[str], forms: Mapping[str, str]) -> l
     expanded = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        expanded.append(forms.get(flag.replace("_", "-"), flag) + equals + value)
+        expanded.append(forms.get(flag, flag) + equals + value)
     return expanded
+
+
+def with_hyphens(arguments: Sequence[str]) -> list[str]:
+    """Arguments with hyphens in the names of flags: --image_size=8 becomes --image-size=8.
+
+    tyro takes both; every other look at the arguments has to find the same flags.
+    """
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return result
 
 
 def _is_given(flag: str, arguments: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from diffusion.errors import InputError
+from workflows.redaction import redact
 
 _OWN_PACKAGES = ("diffusion", "export", "workflows")
 
@@ -55,7 +56,7 @@ def exit_status(
         with extra_named("this command", extra):
             return main(arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -4,7 +4,6 @@
 `workflows.api`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from diffusion.config import Config, TrainingConfig
 from diffusion.data.sources import DataSource, open_source, resolve
+from diffusion.errors import InputError
+from diffusion.json_values import read_json
 from workflows.cli.model_reference import model_folder, read_saved_config
 from workflows.cli.run_options import RunOptions, TrainOptions, sections
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
@@ -137,12 +138,27 @@ def train_defaults(
         kept = {
             name: value for name, value in config.flat().items() if name.partition(".")[0] in sections(config)
         }
-    if init_from:
-        tree = json.loads((model_folder(init_from, tracking_uri) / "config.json").read_text())
-        network = Config.from_dict({"network": tree["config"]["network"]})
+    if init_from is not None:
+        network = _network_config(init_from, tracking_uri)
         kept |= {name: value for name, value in network.flat().items() if name.startswith("network.")}
         defaults = replace(defaults, network=network.network)
     return defaults, kept
+
+
+def _network_config(init_from: str, tracking_uri: str | None) -> Config:
+    """A config with the network of the model that --init-from refers to.
+
+    Raises:
+        InputError: there is no such model, or its config.json describes no network.
+    """
+    file = model_folder(init_from, tracking_uri) / "config.json"
+    tree = read_json(file, "the folder of a model for --init-from")
+    try:
+        return Config.from_dict({"network": tree["config"]["network"]})
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"--init-from {init_from}: {file} describes no network ({error}); give another model"
+        ) from error
 
 
 def saved_config(where: str, data: str | None, tracking_uri: str | None) -> Config:

@@ -1,10 +1,13 @@
 """Find the stored run that flags refer to."""
 
 from diffusion.errors import InputError
-from diffusion.files import FormatError
+from diffusion.files import path_kind
 from workflows.cli.run_options import RunFlags
 from workflows.storage.run_record import Command, RunRecord, read_record
 from workflows.storage.storage import Storage
+
+# Folders in that of a run that are made after its record.
+_MADE_LATER = ("checkpoints", "trials", "model", "champion")
 
 
 def output_storage(flags: RunFlags) -> Storage:
@@ -38,21 +41,23 @@ def run_to_resume(
         `--start-or-resume` starts it. The run then starts from scratch.
 
     Raises:
-        InputError: there is no such run, or only another version of ray-ddpm can read it.
+        InputError: there is no such run, its record is damaged, or only another version of ray-ddpm can read
+            it.
     """
     if flags.name is not None:
         return _run_of_name(flags, flags.name, command)
     records: list[RunRecord] = []
-    unreadable: FormatError | None = None
+    unreadable: InputError | None = None
     runs = output_storage(flags) if _has_output(flags) else None
     for name in runs.names() if runs else ():
         try:
             record = read_record(runs.child(name)) if runs else None
-        except FormatError as error:
+        except InputError as error:  # one damaged record must not keep the others from being resumed
             unreadable = error
             continue
         if (
             record is not None
+            and record.name == name
             and record.command == command
             and data in (None, record.config.data.name)
             and flags.experiment in (None, record.experiment)
@@ -75,6 +80,16 @@ def _run_of_name(flags: RunFlags, name: str, command: Command) -> RunRecord | No
             f"{flag} --name {name}: no such run in {flags.output_dir}; start it without {flag}, or with "
             "--start-or-resume"
         )
+    if record is None and runs and (left := [each for each in _MADE_LATER if runs.exists(f"{name}/{each}")]):
+        raise InputError(
+            f"{flag} --name {name}: {runs.child(name)} has no run.json, but {left[0]}/ of a run: restore "
+            "run.json from a copy, or give a new run another --name"
+        )
+    if record is not None and record.name != name:
+        raise InputError(
+            f"{flag} --name {name}: this folder holds the run {record.name}, so it was copied or renamed; "
+            f"call it {record.name} again to resume that"
+        )
     if record is not None and record.command != command:
         raise InputError(f"{flag} --name {name}: this is a run of {record.command}.py; resume it with that")
     return record
@@ -82,4 +97,4 @@ def _run_of_name(flags: RunFlags, name: str, command: Command) -> RunRecord | No
 
 def _has_output(flags: RunFlags) -> bool:
     """Whether the output folder exists, which opening its storage would create."""
-    return "://" in flags.output_dir or flags.output_folder().is_dir()
+    return "://" in flags.output_dir or path_kind(flags.output_folder()) == "folder"

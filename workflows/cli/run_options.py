@@ -27,6 +27,7 @@ from diffusion.config import (
 )
 from diffusion.data.sources import DataSource, open_source, resolve, short_name
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
 from diffusion.presets import source_preset
 from workflows.environment import default_output_dir
 
@@ -122,9 +123,9 @@ class RunFlags:
         Raises:
             InputError: the folder cannot be created or written to.
         """
-        parent = Path(self.output_dir).expanduser().absolute()
-        existing = next(path for path in (parent, *parent.parents) if path.exists())
-        if not existing.is_dir():
+        parent = user_path(self.output_dir)
+        existing = next(path for path in (parent, *parent.parents) if path_kind(path) is not None)
+        if path_kind(existing) != "folder":
             raise InputError(f"--output-dir {self.output_dir}: {existing} is a file; give a folder")
         if not os.access(existing, os.W_OK):
             raise InputError(

@@ -9,11 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 from diffusion.config import Config
 from diffusion.data.sources import DataSource
 from diffusion.errors import InputError
+from diffusion.files import path_kind
+from diffusion.json_values import check_types
 from diffusion.presets import source_preset
 from diffusion.registry import OBJECTIVES
 from workflows.cli.run_options import (
@@ -171,15 +173,28 @@ class TuneOptions(TuneFlags, RunOptions):
             config: config of the sweep.
             saved: other options of the sweep, as returned by `resume_options`.
             **flags: Further options by name, such as `name` and `experiment`.
+
+        Raises:
+            InputError: the saved options are damaged.
         """
         data = {name: getattr(config.data, name) for name in DATA_FLAGS}
-        space: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in saved["search"].items()
-        }
-        search = SearchSpace(**space)
-        restored = {**saved, "search": search, "start_from": tuple(saved["start_from"])}
-        return cls(data=config.data.name, seed=config.seed, **data, **sections(config), **restored, **flags)
+        try:
+            check_types(saved, get_type_hints(cls) | {"search": dict[str, Any]}, "options.")
+            check_types(saved["search"], get_type_hints(SearchSpace), "options.search.")
+            space: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in saved["search"].items()
+            }
+            search = SearchSpace(**space)
+            restored = {**saved, "search": search, "start_from": tuple(saved["start_from"])}
+            return cls(
+                data=config.data.name, seed=config.seed, **data, **sections(config), **restored, **flags
+            )
+        except (TypeError, KeyError) as error:
+            raise InputError(
+                f"the record of the sweep {flags.get('name', '')} is damaged (options: {error}): restore its "
+                "run.json from a copy, or start a new sweep"
+            ) from error
 
     def run_directory(self) -> Path:
         """Return the absolute path of the sweep's folder, which exists only if the sweep is resumed.
@@ -190,7 +205,7 @@ class TuneOptions(TuneFlags, RunOptions):
         parent = self.output_folder()
         if self.may_exist and self.name is not None:
             return parent / self.name
-        return parent / self.free_name(lambda name: (parent / name).exists())
+        return parent / self.free_name(lambda name: path_kind(parent / name) is not None)
 
     def extends(self, saved: Mapping[str, Any]) -> bool:
         """Whether the options allow more trials, or more time, than the finished sweep had."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion.errors import InputError
+from diffusion.errors import InputError, printable
 from export.cli import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import STORAGE, cluster_storage, set_defaults
@@ -65,7 +65,7 @@ def _check(path: Path, prices_path: Path | None) -> int:
     config, prices = read_cluster_file(path), read_prices(prices_path or PRICES)
     problems = list(dict.fromkeys(find_problems(config, prices)))
     for problem in problems:
-        print(f"error: {path}: {problem}", file=sys.stderr)
+        print(f"error: {printable(f'{path}: {problem}')}", file=sys.stderr)
     if problems:
         return 2
     if config["provider"]["type"] == "aws":
@@ -88,7 +88,11 @@ def _serve(port: int) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"MLflow's server {'started' if started else 'is already running'} on http://127.0.0.1:{port}")
+    print(
+        f"MLflow's server {'started' if started else 'is already running'} on http://127.0.0.1:{port}, which "
+        "asks for no password and is reached from this machine only: from another one, use a tunnel, such as "
+        f"ray attach FILE -p {port}"
+    )
     return 0
 
 

@@ -10,7 +10,12 @@ from typing import Any
 
 from diffusion.errors import InputError
 from workflows.cluster.aws import aws_problems
-from workflows.cluster.config_file import commands, placeholder_problems, prepare_with_ray
+from workflows.cluster.config_file import (
+    commands,
+    placeholder_problems,
+    prepare_with_ray,
+    type_problems,
+)
 from workflows.cluster.cost import Prices
 from workflows.environment import configured_storage
 
@@ -39,8 +44,8 @@ def find_problems(config: dict[str, Any], prices: Prices) -> list[str]:
         config: content of the YAML, with provider aws or local.
         prices: table of the known machine types.
     """
-    if placeholders := placeholder_problems(config):
-        return placeholders
+    if problems := type_problems(config) or placeholder_problems(config):
+        return problems
     kind = config["provider"]["type"]
     if missing := list(_missing_keys(config, kind)):
         return missing

@@ -1,14 +1,17 @@
 """Estimate the hourly cost of a cluster on AWS, from a price table that users can edit."""
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion.errors import InputError
+from diffusion.files import read_file
 
 PRICES = Path(__file__).with_name("prices.csv")
+_MAX_BYTES = 2**24
 _COLUMNS = ["type", "vcpus", "gpus", "usd_per_hour"]
 
 
@@ -52,26 +55,28 @@ def read_prices(path: Path = PRICES) -> Prices:
     Raises:
         InputError: the file cannot be read, or has a malformed line.
     """
+    wanted = f"a file such as {PRICES}"
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise InputError(
-            f"--prices {path} cannot be read ({error.strerror}): give a file such as {PRICES}"
-        ) from error
+        lines = read_file(path, wanted, _MAX_BYTES).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prices {path} is no text: give {wanted}") from error
+    except InputError as error:
+        raise InputError(f"--prices {error}") from error
     table = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
     if not table or table[0][1].split(",") != _COLUMNS:
         raise InputError(f"--prices {path}: the first line must be {','.join(_COLUMNS)}")
     machines, other_prices = {}, {}
-    for (number, _), row in zip(table[1:], csv.reader(line for _, line in table[1:]), strict=True):
+    for number, line in table[1:]:
         try:
-            name, vcpus, gpus, usd = (each.strip() for each in row)
-            if float(usd) < 0:
+            name, vcpus, gpus, usd = (each.strip() for each in next(csv.reader([line])))
+            price, counts = float(usd), (int(vcpus or 0), int(gpus or 0))
+            if not (0.0 <= price < math.inf and name and min(counts) >= 0):
                 raise ValueError
             if vcpus:
-                machines[name] = MachineType(int(vcpus), int(gpus or 0), float(usd))
+                machines[name] = MachineType(*counts, price)
             else:
-                other_prices[name] = float(usd)
-        except ValueError:
+                other_prices[name] = price
+        except (ValueError, csv.Error):
             raise InputError(
                 f"--prices {path}, line {number}: give a type, its vCPUs, its GPUs and US dollars per hour"
             ) from None

@@ -9,8 +9,11 @@ from diffusion.config import Config
 from diffusion.data.dataset import Dataset, load_source
 from diffusion.data.image_folder import ImageFolder
 from diffusion.data.sources import DataSource
+from diffusion.errors import printable
 from diffusion.evaluation.features import Features, fit_features
+from diffusion.networks.build import check_network, check_training_memory
 from workflows.data.streamed_dataset import stream_folder
+from workflows.environment import ray_address
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,22 @@ def load_or_stream(source: DataSource, *, start_ray: Callable[[], None]) -> Data
     if isinstance(source, ImageFolder) and source.larger_than_memory:
         start_ray()
         return stream_folder(source)
-    return load_source(source, print)
+    return load_source(source, lambda line: print(printable(line), flush=True))
+
+
+def check_fits(config: Config, dataset: Dataset) -> None:
+    """Check that a network fits the data, and into memory with its training as far as that is known here.
+
+    Workers on other machines or on GPUs have memory of their own, and check for themselves.
+
+    Raises:
+        InputError: it does not.
+    """
+    spec = dataset.spec
+    if ray_address() is None and not torch.cuda.is_available():
+        check_training_memory(config, spec.shape, spec.num_classes)
+    else:
+        check_network(config, spec.shape, spec.num_classes)
 
 
 def prepare_data(

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.array_file import read_array
 from diffusion.config import DataConfig
 from diffusion.data.image_folder import ImageFolder
 from diffusion.data.memory import raw_from_array
 from diffusion.data.sources import RawData
 from diffusion.data.tables import read_frame, table_from_frame
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
 from export.sampler import Sampler
 from workflows.cli.model_reference import REGISTRY
 
@@ -63,17 +65,18 @@ def open_candidate(name: str) -> Callable[["DataSpec", Draw], Candidate]:
     Raises:
         InputError: there is no such file or folder, or it is none of these.
     """
-    path = Path(name).expanduser()
     if name.startswith(REGISTRY):
         return lambda spec, draw: _drawn(name, Sampler.from_registry(name, draw.provider), spec, draw)
+    path = user_path(name)
+    kind = path_kind(path)
     if (model := _model_file(path)) is not None:
         return lambda spec, draw: _drawn(name, Sampler(model, draw.provider), spec, draw)
-    if path.suffix in _TABLES and path.exists() or path.suffix == ".npy" and path.is_file():
+    if (path.suffix in _TABLES and kind is not None) or (path.suffix == ".npy" and kind == "file"):
         return lambda spec, draw: _read(name, [path], spec)
-    if path.is_dir():
+    if kind == "folder":
         arrays = sorted(path.glob("*.npy"))
         return lambda spec, draw: _read(name, arrays or [path], spec)
-    problem = "this file is none of these" if path.exists() else "there is no such file or folder"
+    problem = "there is no such file or folder" if kind is None else "this file is none of these"
     raise InputError(
         f"{name}: {problem}; give a sampler.onnx, the folder of a run, samples as .csv, .parquet, .npy or a "
         f"folder of images, or {REGISTRY}NAME@ALIAS"
@@ -81,10 +84,10 @@ def open_candidate(name: str) -> Callable[["DataSpec", Draw], Candidate]:
 
 
 def _model_file(path: Path) -> Path | None:
-    if path.is_file() and path.suffix == ".onnx":
+    if path.suffix == ".onnx" and path_kind(path) == "file":
         return path
     files = [path / folder / "sampler.onnx" for folder in _MODEL_FOLDERS]
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if path_kind(file) == "file"), None)
 
 
 def _drawn(name: str, sampler: Sampler, spec: "DataSpec", draw: Draw) -> Candidate:
@@ -142,26 +145,12 @@ def _read_images(path: Path, spec: "DataSpec") -> NDArray[np.float64]:
     elif path.suffix in _TABLES:
         raise InputError(f"{path} is a table, and the data are images: give a folder of images, or .npy")
     else:
-        raw = raw_from_array(_read_array(path), float_range=spec.range)
+        raw = raw_from_array(read_array(path, "samples as numpy.save writes them"), float_range=spec.range)
     if raw.value_range is None:
         raise InputError(f"{path} holds points, and the data are images: give images")
     (low, high), (from_low, from_high) = spec.range, raw.value_range
     values = low + (raw.values.astype(np.float64) - from_low) * ((high - low) / (from_high - from_low))
     return values if values.shape[1] == spec.shape[0] or values.shape[1] > 1 else values.repeat(3, axis=1)
-
-
-def _read_array(path: Path) -> NDArray[Any]:
-    """Read a .npy file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, SyntaxError, EOFError, TypeError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as an array ({reason})") from error
-    return array
 
 
 def _described(kind: str, shape: tuple[int, ...]) -> str:

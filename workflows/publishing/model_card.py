@@ -1,5 +1,6 @@
 """The model card: what a model is, where it comes from, its training data, metrics and limits."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,17 @@ from diffusion.data.dataset import DataSpec
 from diffusion.evaluation.copying import copying_verdict
 from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.metrics import COPIED, COPIED_DETECTABLE, FLOOR, KERNEL, TEST_SAMPLE_PREFIX
+from diffusion.process.schedule_checks import prior_mismatch
 from diffusion.training.checkpoints import TrainedModel
 from workflows.publishing.deployed_sampler import sampler_table
+from workflows.publishing.markdown import code, code_block, plain
 
 MODEL_CARD = "model_card.md"
 
 
 def write_model_card(model: TrainedModel, directory: Path) -> None:
     """Write model_card.md into an existing folder."""
-    (directory / MODEL_CARD).write_text(model_card(model))
+    (directory / MODEL_CARD).write_text(model_card(model), encoding="utf-8")
 
 
 def copying_summary(metrics: Mapping[str, float], prefix: str = TEST_SAMPLE_PREFIX) -> str:
@@ -50,12 +53,12 @@ def model_card(model: TrainedModel) -> str:
     config, data = model.config, model.data
     metrics: Mapping[str, float] = model.provenance.get("metrics", {})
     trial_id = model.provenance.get("trial_id")
-    origin = f"trial `{trial_id}` of a ray-ddpm sweep" if trial_id else "a ray-ddpm training"
+    origin = f"trial {code(trial_id)} of a ray-ddpm sweep" if trial_id else "a ray-ddpm training"
     if (update := model.provenance.get("update")) is not None:
         planned = config.training.num_updates
         origin += f": its weights after update {update} of {planned}, the evaluation with the best objective"
-    metric_rows = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in sorted(metrics.items()))
-    param_rows = "\n".join(f"| `{name}` | {value} |" for name, value in config.flat().items())
+    metric_rows = "\n".join(f"| {code(name)} | {value:.6g} |" for name, value in sorted(metrics.items()))
+    param_rows = "\n".join(f"| {code(name)} | {code(value)} |" for name, value in config.flat().items())
     compared_by = "coordinates" if data.kind == "points" else f"{config.metrics.features} features"
     # The distance of models of earlier versions is another metric.
     distance = (
@@ -64,15 +67,24 @@ def model_card(model: TrainedModel) -> str:
         if TEST_SAMPLE_PREFIX + KERNEL in metrics
         else "`sample_distance` is the main distance of the version that measured it; lower is better."
     )
-    return f"""# A diffusion model of {data.name}
+    schedule = config.schedule.build()
+    kept = math.sqrt(float(schedule.alphas_cumprod[-1]))
+    mismatch = prior_mismatch(schedule, data.log_snr_window, math.prod(data.shape))
+    schedule_section = (
+        f"{code(config.schedule.kind)}, {schedule.num_train_timesteps} timesteps; x_T keeps {kept:.2g} of "
+        "the data's amplitude.\n" + ("" if mismatch is None else f"\n**Warning:** {mismatch}.\n")
+    )
+    return f"""# A diffusion model of {plain(data.name)}
 
 A denoising diffusion model of {data.kind} of shape {list(data.shape)}, from
 {origin}.
 
 {_use_section(data, registered=bool(trial_id))}## Data
-`{data.name}`, fingerprint `{data.fingerprint}`.
+{code(data.name)}, fingerprint {code(data.fingerprint)}.
 Values are normalised with mean {data.mean} and standard deviation {data.std}.
 
+## Noise schedule
+{schedule_section}
 ## Metrics
 `val/...` on the validation split (in a sweep, with fresh seeds), `test/...` computed once on the test split.
 {distance}
@@ -134,8 +146,9 @@ def _decision_section(provenance: Mapping[str, Any]) -> str:
     """Why the model was chosen among those of a sweep; empty if it was not."""
     if not provenance.get("decision"):
         return ""
-    reasons = "\n".join(f"- {reason}." for reason in provenance["decision"])
-    return f"## Why this model\nWhy trial `{provenance['trial_id']}` of the sweep:\n\n{reasons}\n\n"
+    reasons = "\n".join(f"- {plain(reason)}." for reason in provenance["decision"])
+    trial = code(provenance.get("trial_id", ""))
+    return f"## Why this model\nWhy trial {trial} of the sweep:\n\n{reasons}\n\n"
 
 
 def _sampler_section(provenance: Mapping[str, Any]) -> str:
@@ -157,17 +170,15 @@ def _provenance_section(provenance: Mapping[str, Any]) -> str:
     packages, hardware = provenance["packages"], provenance["hardware"]
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     revision = provenance["git_revision"]
-    code = f"git revision `{revision}`" if revision else "not in a git repository"
+    origin = f"git revision {code(revision)}" if revision else "not in a git repository"
     if provenance["git_clean"] is False:
-        code += ", with uncommitted changes"
+        origin += ", with uncommitted changes"
     machine = f"{hardware['cpu']}, {hardware['cores']} cores"
     if hardware["memory_gb"]:
         machine += f", {hardware['memory_gb']:g} GB of memory"
     gpus = ", ".join(hardware["gpus"]) or "no NVIDIA GPU"
-    return f"""```
-{provenance["command"]}
-```
+    return f"""{code_block(provenance["command"])}
 
-- code: {code}
-- packages: {versions}
-- machine: {machine}; {gpus}"""
+- code: {origin}
+- packages: {plain(versions)}
+- machine: {plain(machine)}; {plain(gpus)}"""

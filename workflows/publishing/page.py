@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diffusion.errors import printable
 from diffusion.files import replacing
 
 _FOLDER = Path(__file__).parent
@@ -31,11 +32,11 @@ def write_page(path: Path, template: Path, **values: Any) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable_lines,
     )
     text = environment.get_template(template.name).render(**values)
     with replacing(path) as part:
-        # A file name can have bytes that are no UTF-8, which Python keeps as lone surrogates.
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.write_text(text, encoding="utf-8")
     return path
 
 
@@ -45,3 +46,8 @@ def plotting_library() -> str:
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def _printable_lines(value: Any) -> Any:
+    """Plain text without control characters; what is marked as HTML stays as it is."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value

@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion.data.dataset import Dataset
 from diffusion.files import package_version
-from workflows.redaction import redact
+from workflows.redaction import redact_argument
 
 _PACKAGES = ("ray-ddpm", "torch", "ray", "mlflow", "onnx", "numpy")
 _TIMEOUT_SECONDS = 10.0
@@ -67,7 +67,7 @@ def git_state(file: Path) -> tuple[str | None, bool | None]:
 
 def command_line(arguments: Sequence[str]) -> str:
     """A command line as it can be pasted into a shell, with keys and passwords in URIs replaced by ***."""
-    return shlex.join([redact(argument) for argument in arguments])
+    return shlex.join([redact_argument(argument) for argument in arguments])
 
 
 def package_versions() -> dict[str, str | None]:

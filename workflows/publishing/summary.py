@@ -1,8 +1,12 @@
 """Lines that train.py and tune.py both print at the end: the model's quality, its files, what to run next."""
 
+import math
 from collections.abc import Mapping
 
+from diffusion.config import Config
+from diffusion.data.dataset import DataSpec
 from diffusion.metrics import AUC, DISTANCE, FLOOR, NUM_SAMPLES, TEST_ELBO_WINDOW, TEST_SAMPLE_PREFIX
+from diffusion.process.schedule_checks import prior_mismatch
 from workflows.publishing.model_card import copying_summary
 from workflows.tracking.tracker import Tracker
 
@@ -24,6 +28,12 @@ def quality_lines(metrics: Mapping[str, float]) -> list[str]:
         *told_apart,
         f"  {copying_summary(metrics)}",
     ]
+
+
+def schedule_lines(config: Config, data: DataSpec) -> list[str]:
+    """A warning if the schedule of a config leaves so much signal in x_T that samples start wrong."""
+    mismatch = prior_mismatch(config.schedule.build(), data.log_snr_window, math.prod(data.shape))
+    return [] if mismatch is None else [f"  WARNING: {mismatch}"]
 
 
 def weights_line(best_update: int, num_updates: int, objective: float) -> str:

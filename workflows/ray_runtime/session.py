@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import ray
 
 from diffusion.errors import InputError
 from workflows.environment import ray_address
+from workflows.ray_runtime.auth_token import make_token_private
 from workflows.terminal import waiting
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
@@ -48,7 +50,8 @@ def start_ray(verbose: bool) -> None:
         verbose: show Ray's logs.
 
     Raises:
-        InputError: there is no such cluster, or it refuses the connection.
+        InputError: there is no such cluster, it refuses the connection, or Ray's token cannot be made
+            private.
     """
     global _started_here
     if ray.is_initialized():
@@ -57,6 +60,8 @@ def start_ray(verbose: bool) -> None:
     try:
         if address:
             _check_listening(address)
+        if note := make_token_private(create=not address):
+            print(f"warning: {note}", file=sys.stderr)
         with waiting("joining the cluster" if address else "starting Ray"):
             ray.init(
                 address=address or "local",
@@ -64,6 +69,8 @@ def start_ray(verbose: bool) -> None:
                 log_to_driver=verbose,
                 logging_level=logging.INFO if verbose else logging.ERROR,
             )
+    except InputError:
+        raise
     except Exception as error:  # Ray raises many types for a missing cluster or a wrong token
         if not address:
             raise

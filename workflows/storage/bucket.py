@@ -19,7 +19,7 @@ from pyarrow import fs
 from diffusion.errors import InputError
 from diffusion.files import part_name
 from diffusion.manifest import MANIFEST, parse_manifest
-from workflows.redaction import S3_OPTIONS, redact
+from workflows.redaction import S3_OPTIONS, redact, redact_argument, remember
 
 _CHUNK_BYTES = 8 * 2**20
 
@@ -42,6 +42,7 @@ class Bucket:
     """
 
     def __init__(self, uri: str, endpoint: str | None = None, retry: bool = True) -> None:
+        remember(uri)
         if uri.startswith("s3:"):
             _check_s3_uri(uri)
             endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -50,7 +51,7 @@ class Bucket:
         self._retry = retry
 
     def __str__(self) -> str:
-        return redact(self._uri)
+        return redact_argument(self._uri)
 
     def __getstate__(self) -> dict[str, Any]:
         # Without the connection: a worker opens its own, with its own credentials.
@@ -225,7 +226,7 @@ def _check_s3_uri(uri: str) -> None:
         InputError: the bucket is missing, an option is unknown, or the secret key contains a bare slash.
     """
     parts = urlsplit(uri)
-    shown = redact(uri)
+    shown = redact_argument(uri)
     if ":" in parts.netloc and "@" in parts.path:
         raise InputError(f"{shown} has a / in its secret key: write %2F for it, or set AWS_SECRET_ACCESS_KEY")
     if not parts.netloc.rpartition("@")[2]:

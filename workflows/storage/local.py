@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from diffusion.files import part_name, replacing, sync
 from diffusion.manifest import DamagedError
 
+_MAX_BYTES = 2**30  # of a file that is read at once
 _PART = re.compile(r"\.part-[0-9a-f]{8}-(.+)")  # the names that `part_name` returns
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux's renameat2, which the os module lacks
 
@@ -58,9 +60,19 @@ class LocalFolder:
             part.write_bytes(content)
 
     def read_bytes(self, name: str) -> bytes | None:
-        """Content of a file, or None if it does not exist."""
+        """Content of a file, or None if it does not exist.
+
+        Raises:
+            OSError: it cannot be read, is a device or a pipe, which could be endless, or is too large.
+        """
+        path = self.path / name
         try:
-            return (self.path / name).read_bytes()
+            info = path.stat()
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(errno.EINVAL, "it is no file", str(path))
+            if info.st_size > _MAX_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+            return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 

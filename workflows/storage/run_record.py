@@ -4,18 +4,22 @@ Its format version is that of the whole folder, with the checkpoints or the tria
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_type_hints
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import FormatError, check_format, package_version, version_name
+from diffusion.files import FormatError, check_format, os_reason, package_version, version_name
+from diffusion.json_values import check_types, parse_json
 from workflows.status import Status
 from workflows.storage.storage import Storage
 
 _FILE = "run.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Raise it when earlier versions of ray-ddpm cannot resume a run from what this one writes into its folder.
 FORMAT_VERSION = 2
 # Format 1, which does not state its version, has no `provenance`; its other fields are those of format 2.
@@ -92,27 +96,42 @@ class RunRecord:
 
 
 def read_record(folder: Storage) -> RunRecord | None:
-    """Record in a run's folder, or None if it is missing or damaged.
+    """Record in a run's folder, or None if there is none.
 
     Raises:
         FormatError: another version of ray-ddpm wrote it, in a format or with a parameter that this one does
             not know.
+        InputError: it cannot be read or is damaged.
     """
+    where, remedy = f"{folder}/{_FILE}", "restore it from a copy, or give a new run another --name"
     try:
-        tree = json.loads(folder.read_text(_FILE) or "null")
-    except ValueError:
+        content = folder.read_bytes(_FILE)
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({os_reason(error)}): {remedy}") from error
+    if content is None:
         return None
-    if not isinstance(tree, dict):
-        return None
+    tree = parse_json(content, dict, where, remedy)
     written_by = tree.pop("ray_ddpm_version", None)
-    check_format(f"{folder}/{_FILE}", tree.pop("format_version", 1), _READABLE_FORMATS, written_by)
+    check_format(where, tree.pop("format_version", 1), _READABLE_FORMATS, written_by)
+    damaged = f"{where} is damaged ({{}}): {remedy}"
+    try:
+        check_types(tree, _hints())
+        if not _NAME.fullmatch(tree["name"]):
+            raise InputError(f"name {tree['name']!r}")
+    except (InputError, KeyError) as error:
+        raise InputError(damaged.format(error)) from error
     try:
         return RunRecord(**(tree | {"config": Config.from_dict(tree["config"])}))
-    except (TypeError, KeyError):
-        return None
+    except (TypeError, KeyError) as error:
+        raise InputError(damaged.format(error)) from error
     except InputError as error:
         known = version_name(written_by)
-        raise FormatError(f"{folder}/{_FILE}, written by {known}: {error}; use {known} for it") from error
+        raise FormatError(f"{where}, written by {known}: {error}; use {known} for it") from error
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(RunRecord) | {"config": dict[str, Any]}
 
 
 def check_same_config(given: Config, recorded: Config) -> None:

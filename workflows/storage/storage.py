@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from diffusion.errors import InputError
+from diffusion.files import user_path
 from diffusion.manifest import MANIFEST, write_manifest
 from workflows.storage.local import LocalFolder
 
@@ -60,7 +61,7 @@ class Storage:
         self._backend: Backend
         if not _URI.match(location) or location.startswith("file:"):
             path = unquote(urlsplit(location).path) if location.startswith("file:") else location
-            self._backend = LocalFolder(Path(path).expanduser().absolute())
+            self._backend = LocalFolder(user_path(path))
             remedy = "give a folder that can be created and written to"
         else:
             self._backend = _open_bucket(location)
@@ -115,9 +116,18 @@ class Storage:
         self._backend.write_bytes(_validated(name), content)
 
     def read_text(self, name: str) -> str | None:
-        """Content of a file, or None if it does not exist."""
+        """Content of a file, or None if it does not exist.
+
+        Raises:
+            InputError: it is no text.
+        """
         content = self.read_bytes(name)
-        return None if content is None else content.decode()
+        try:
+            return None if content is None else content.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self}/{name} is damaged (it is no text): restore it from a copy, or remove it"
+            ) from error
 
     def read_bytes(self, name: str) -> bytes | None:
         """Content of a file, or None if it does not exist."""

@@ -34,18 +34,17 @@ from diffusion.metrics import (
     VAL_SAMPLE_PREFIX,
     Objective,
 )
-from diffusion.networks.build import build_network
 from diffusion.registry import OBJECTIVES
 from diffusion.training.train_step import check_precision
 from export.to_onnx import ParityError
 from workflows.cli.process import on_interrupt
 from workflows.cli.search_space import contains, format_values, start_values
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
-from workflows.data.load import LoadedData, load_or_stream, prepare_data
+from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
 from workflows.publishing.deployed_sampler import sampler_curves
 from workflows.publishing.provenance import provenance
 from workflows.publishing.registration import register_model, upload_model
-from workflows.publishing.summary import file_lines, next_lines, quality_lines
+from workflows.publishing.summary import file_lines, next_lines, quality_lines, schedule_lines
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
@@ -127,7 +126,7 @@ def _plan(options: TuneOptions, source: DataSource) -> _Plan:
     with waiting(f"reading {options.data}", quiet=quiet):
         dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
     fixed, searched = options.search.fixed_and_searched(options.config(), dataset.spec.kind)
-    build_network(options.config().with_values(fixed), dataset.spec.shape, dataset.spec.num_classes)
+    check_fits(options.config().with_values(fixed), dataset)
     with waiting("preparing the data", quiet=quiet):
         base_config, data = prepare_data(options.config(), dataset)
     config = base_config.with_values(fixed)
@@ -167,6 +166,9 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
         if objective.warning is not None:
             view.print(objective.warning)
         tracker.show_trials(list(search.space), config.training.num_updates)
+        if not any(name.startswith("schedule.") for name in search.space):
+            for line in schedule_lines(config, data.dataset.spec):
+                view.print(line.strip())
         if data.features is not None and data.features.accuracy is not None:
             tracker.log({FEATURES_ACCURACY: data.features.accuracy}, 0)
         for record in records:
@@ -286,7 +288,9 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
     for folder in ("tune", _FINAL_CHECKPOINTS):
         with suppress(OSError):  # best-effort cleanup
             log.shared.delete(folder)
-    return _summary(champion, records, tracker, registered)
+    config = Config().with_values(records[champion.trial_id].params)
+    warnings = schedule_lines(config, data.dataset.spec)
+    return _summary(champion, records, tracker, registered, warnings)
 
 
 def make_search(options: TuneOptions, config: Config, searched: dict[str, tuple[Any, ...]]) -> Search:
@@ -385,7 +389,9 @@ def _final_training(options: TuneOptions, log: SweepLogger) -> FinalTraining | N
     )
 
 
-def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, registered: str) -> list[str]:
+def _summary(
+    champion: Champion, records: TrialRecords, tracker: Tracker, registered: str, warnings: list[str]
+) -> list[str]:
     folder = Path(display_path(champion.directory))
     objective = records[champion.trial_id].params["metrics.objective"]
     weights = "" if champion.update is None else f", weights of update {champion.update}"
@@ -400,6 +406,7 @@ def _summary(champion: Champion, records: TrialRecords, tracker: Tracker, regist
         *(f"  {reason}" for reason in champion.reasons[1:]),
         *_picked_by_mse(champion, records),
         *quality_lines(champion.metrics),
+        *warnings,
         "",
         f"{display_path(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
         f"{display_path(folder.parent / 'report.html')}    the sweep on one page",

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
-from diffusion.files import replacing, sync
+from diffusion.files import path_kind, read_file, replacing, sync
+from diffusion.json_values import fits, parse_json
 from diffusion.metrics import (
     BEST_OBJECTIVE,
     BEST_UPDATE,
@@ -36,6 +38,15 @@ from workflows.training.evaluation_files import UNTRAINED, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
 _JOURNAL_FILE = "journal.jsonl"
+_MAX_JOURNAL_BYTES = 2**30
+_JOURNAL_REMEDY = "a new sweep another --name, or restore the journal from a copy"
+_ANY_EVENT = {"trial_id": str, "at": float}
+# Types of what each kind of event in the journal has.
+_EVENTS: dict[str, dict[str, Any]] = {
+    "begin": _ANY_EVENT | {"params": dict[str, Any]},
+    "evaluated": _ANY_EVENT | {"updates": int, "metrics": dict[str, float]},
+    "end": _ANY_EVENT | {"status": TrialStatus, "reason": str, "seconds": float},
+}
 _NAMED = (OBJECTIVE, BEST_UPDATE, BEST_OBJECTIVE)  # metrics that have columns of their own
 
 
@@ -105,7 +116,12 @@ class TrialRecords:
         self._directory = directory
         self._records: dict[str, TrialRecord] = {}
         self.previous_seconds = 0.0
-        for event in read_journal(directory / _JOURNAL_FILE):
+        journal = directory / _JOURNAL_FILE
+        for event in read_journal(journal):
+            if event["event"] != "begin" and event["trial_id"] not in self._records:
+                raise InputError(
+                    f"{journal} is damaged (trial {event['trial_id']} has no start): give {_JOURNAL_REMEDY}"
+                )
             self._apply(event)
             self.previous_seconds = event["at"]
         self._journal = Journal(directory / _JOURNAL_FILE)
@@ -288,11 +304,24 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     """Read the events of a journal in order; a missing file has none.
 
     An incomplete last line, left by a crash during a write, is skipped.
+
+    Raises:
+        InputError: the file cannot be read, or another line is damaged.
     """
-    if not path.exists():
+    if path_kind(path) is None:
         return []
-    *lines, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in lines]
+    lines = read_file(path, _JOURNAL_REMEDY, _MAX_JOURNAL_BYTES).split(b"\n")[:-1]
+    events = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number},"
+        event = parse_json(line, dict, where, f"give {_JOURNAL_REMEDY}")
+        hints = _EVENTS.get(str(event.get("event")))
+        if hints is None or not all(
+            name in event and fits(event[name], hint) for name, hint in hints.items()
+        ):
+            raise InputError(f"{where} is damaged (it is no event): give {_JOURNAL_REMEDY}")
+        events.append(event)
+    return events
 
 
 def _prepare_for_append(path: Path) -> None:

@@ -31,6 +31,7 @@ from PIL import Image
 
 from diffusion.data.dataset import Dataset
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
 from diffusion.metrics import BEST_OBJECTIVE, OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
 from workflows.environment import set_mlflow_requests, wants_system_metrics
 from workflows.redaction import redact
@@ -148,9 +149,10 @@ class MlflowTracker(Tracker):
                 cannot exist.
         """
         if uri.startswith("sqlite:///"):
-            path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
-            if path.is_dir() or not path.parent.is_dir():
-                problem = "is a folder" if path.is_dir() else f"is in {path.parent}, which does not exist"
+            path = user_path(uri.removeprefix("sqlite:///"))
+            kind = path_kind(path)
+            if kind not in ("file", None) or path_kind(path.parent) != "folder":
+                problem = "is no file" if kind else f"is in {path.parent}, which does not exist"
                 raise InputError(f"--tracking-uri {uri}: {path} {problem}; give a file in an existing folder")
             return f"sqlite:///{path}"
         if "://" not in uri and uri != "databricks" or uri.startswith("file:"):

@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion.data.dataset import Dataset
 from diffusion.registry import Registry
 from workflows.environment import tracking_uri
+from workflows.redaction import remember
 from workflows.status import Status, TrialStatus
 
 _DEFAULT = "mlflow"
@@ -277,4 +278,5 @@ def resolve_tracking_uri(given: str | None) -> str:
         InputError: the tracker cannot use such a URI.
     """
     uri = given or tracking_uri() or _DEFAULT_URI
+    remember(uri)
     return tracker_class(uri).resolve(uri)

@@ -37,13 +37,19 @@ from export.to_onnx import ParityError
 from workflows.cli.model_reference import model_folder, read_saved_config
 from workflows.cli.process import on_interrupt
 from workflows.cli.run_options import TrainOptions
-from workflows.data.load import LoadedData, load_or_stream, prepare_data
+from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
 from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.deployed_sampler import sampler_curves, with_deployed_sampler
 from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.publishing.provenance import provenance
 from workflows.publishing.registration import log_model, upload_model
-from workflows.publishing.summary import file_lines, next_lines, quality_lines, weights_line
+from workflows.publishing.summary import (
+    file_lines,
+    next_lines,
+    quality_lines,
+    schedule_lines,
+    weights_line,
+)
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
@@ -127,7 +133,7 @@ def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -
     if options.config_file and record is None:
         saved = read_saved_config("--config", options.config_file, options.tracking_uri)
         saved.check_data(f"--config {options.config_file}", dataset.spec.kind, dataset.spec.shape)
-    build_network(config, dataset.spec.shape, dataset.spec.num_classes)
+    check_fits(config, dataset)
     if reason := config.infeasible_reason():
         raise InputError(f"this schedule cannot run ({reason})")
     weights = _initial_weights(options, config, dataset) if options.init_from else None
@@ -150,6 +156,8 @@ def _train(log: RunLogger, plan: _Plan) -> Outcome:
     job = TrainingJob(plan.config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures)
     status: Status = "failed"
     try:
+        for line in schedule_lines(plan.config, data.dataset.spec):
+            log.view.print(line.strip())
         with log.view, _handle_interrupts(log.view) as stop_requested:
             run_worker_group(job, resources, log.on_event, log.view.progressed, stop_requested, _MAX_RESTARTS)
         stop_ray()  # publishing the model needs the CPU cores
@@ -215,10 +223,11 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
         finals = {name: metrics[name] for name in metrics if name.startswith((TEST_PREFIX, SAMPLE_PREFIX))}
         warnings = log_model(log.tracker, folder, model.config.flat(), finals, last)
         log.tracker.flush()
-    return [*warnings, *_summary(log, metrics, samplers.sentences() if samplers else [])]
+    notes = samplers.sentences() if samplers else []
+    return [*warnings, *_summary(log, metrics, notes, schedule_lines(model.config, model.data))]
 
 
-def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str]) -> list[str]:
+def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str], warnings: list[str]) -> list[str]:
     folder = f"{display_path(log.folder)}/model"
     last = log.history[-1]
     return [
@@ -227,6 +236,7 @@ def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str]) -> lis
         f"  {VAL_ELBO_WINDOW} {metrics[VAL_ELBO_WINDOW]:.4f} nats/dim",
         *(f"  {note}" for note in notes),
         *quality_lines(metrics),
+        *warnings,
         "",
         *file_lines(folder),
         "",

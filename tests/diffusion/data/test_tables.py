@@ -1,11 +1,17 @@
 """Tables of points: formats, label columns, and invalid cells."""
 
+import io
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from diffusion import memory_limit
 from diffusion.config import DataConfig
-from diffusion.data.tables import read_frame, table_from_frame
+from diffusion.data.tables import TableFile, read_frame, table_from_frame
 from diffusion.errors import InputError
 
 SUFFIXES = (".csv", ".parquet", ".npy")
@@ -215,3 +221,132 @@ def test_a_split_column_that_is_no_split_is_refused(tmp_path, cells, message):
 def test_one_column_cannot_have_two_roles():
     with pytest.raises(InputError, match="name part, part: give different columns"):
         DataConfig(split_column="part", group_column="part")
+
+
+def test_the_index_that_pandas_writes_is_no_coordinate(tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["x", "y"])
+    table.to_csv(tmp_path / "points.csv")
+    with pytest.raises(InputError, match=r"column 1 has no name.*index=False"):
+        load_table(tmp_path / "points.csv")
+    read_back = pd.read_csv(tmp_path / "points.csv")  # its index is now the column "Unnamed: 0"
+    for frame in (read_back, read_back.sample(frac=0.5, random_state=0)):
+        with pytest.raises(InputError, match="column 1 has no name"):
+            table_from_frame(frame, "the DataFrame")
+    table.to_parquet(tmp_path / "points.parquet")
+    assert load_table(tmp_path / "points.parquet").columns == ("x", "y")
+
+
+@pytest.mark.parametrize("start", [0, 1, 500])
+def test_a_column_that_counts_the_rows_is_said(tmp_path, start):
+    table = pd.DataFrame({"id": np.arange(start, start + 30), "x": np.random.default_rng(0).normal(size=30)})
+    (note,) = load_table(write(table, tmp_path / "points.csv")).notes
+    assert "column id counts the rows" in note
+    assert not load_table(write(table[::-1], tmp_path / "points.csv")).notes
+    assert not load_table(write(table, tmp_path / "points.csv"), group_column="id").notes
+
+
+@pytest.mark.parametrize("first", ["1.5,2", "0,-1", "1,2", "nan,0", "1e3,4"])
+def test_a_first_line_of_numbers_is_not_lost(tmp_path, first):
+    (tmp_path / "points.csv").write_text(first + "\n" + "3,4\n5,6\n" * 10)
+    with pytest.raises(InputError, match="first line holds numbers, .* would be lost"):
+        load_table(tmp_path / "points.csv")
+
+
+def test_the_names_that_pandas_gives_an_array_are_taken_and_said(tmp_path):
+    pd.DataFrame(np.random.default_rng(0).normal(size=(30, 3))).to_csv(tmp_path / "points.csv", index=False)
+    raw = TableFile(DataConfig(name=str(tmp_path / "points.csv"))).load()
+    assert raw.columns == ("0", "1", "2") and raw.values.shape == (30, 3)
+    assert "if that is the first point" in raw.notes[0]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "points.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(InputError, match="two columns called a"):
+        load_table(tmp_path / "points.csv")
+
+
+def test_a_label_column_of_many_fractions_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=200), "size": rng.normal(size=200)})
+    with pytest.raises(InputError, match="--label-column size: .* 200 different numbers"):
+        load_table(write(table, tmp_path / "points.csv"), "size")
+    table["size"] = table["size"].round(0) / 2  # a few sizes are classes
+    assert len(set(load_table(write(table, tmp_path / "points.csv"), "size").labels)) < 20
+
+
+def test_more_classes_than_anyone_wants_are_said(tmp_path):
+    table = pd.DataFrame({"x": np.random.default_rng(0).normal(size=60), "who": [f"p{i}" for i in range(60)]})
+    (note,) = load_table(write(table, tmp_path / "points.csv"), "who").notes
+    assert note.startswith("--label-column who makes 60 classes of 60 rows")
+
+
+def header(shape, descr="<f8"):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(200_000_000_000, 1), (2**62, 4), (-5, 2)])
+def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path, shape):
+    (tmp_path / "points.npy").write_bytes(header(shape))
+    with pytest.raises(InputError, match=r"points.npy cannot be read as an array"):
+        read_frame(tmp_path / "points.npy")
+
+
+@pytest.mark.parametrize("name", ["points.csv", "points.npy"])
+def test_a_file_larger_than_memory_is_not_read(tmp_path, name):
+    with open(tmp_path / name, "wb") as file:
+        file.write(header((2**39, 1)) if name.endswith("npy") else b"a,b\n")
+        file.truncate(2**43)  # sparse
+    with pytest.raises(InputError, match="of memory, and there are"):
+        read_frame(tmp_path / name)
+
+
+def test_a_small_file_with_many_equal_values_is_not_unpacked(tmp_path, monkeypatch):
+    table = pd.DataFrame({"a": np.zeros(1_000_000)})
+    table.to_parquet(tmp_path / "points.parquet")
+    monkeypatch.setattr(memory_limit, "machine_memory", lambda: 1_000_000)
+    with pytest.raises(InputError, match="points.parquet needs .* of memory"):
+        read_frame(tmp_path / "points.parquet")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_devices_and_pipes_are_refused(tmp_path, suffix):
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    for name in ("zero", "pipe", "missing"):
+        with pytest.raises(InputError, match="give "):
+            read_frame(tmp_path / (name + suffix))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_damaged_table_is_read_or_refused_in_one_line(data, tables):
+    path, content = data.draw(st.sampled_from(tables))
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(damaged) - 1))
+        match data.draw(st.sampled_from(["byte", "cut", "insert"])):
+            case "byte":
+                damaged[place] = data.draw(st.integers(0, 255))
+            case "cut":
+                del damaged[place : place + data.draw(st.integers(1, 30))]
+                damaged = damaged or bytearray(b"0")
+            case "insert":
+                damaged[place:place] = data.draw(st.binary(max_size=10))
+    path.write_bytes(damaged)
+    try:
+        table = load_table(path, "kind" if path.suffix != ".npy" else None)
+    except InputError as error:
+        assert str(error).isprintable() and len(str(error)) < 700
+    else:
+        assert np.isfinite(table.values).all()
+
+
+@pytest.fixture(name="tables", scope="module")
+def _tables(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("damaged"), np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.normal(size=30), "b": rng.normal(size=30), "kind": list("uvw") * 10})
+    paths = [write(table, folder / f"points{suffix}") for suffix in (".csv", ".parquet")]
+    paths.append(write(table[["a", "b"]], folder / "points.npy"))
+    return [(path, path.read_bytes()) for path in paths]

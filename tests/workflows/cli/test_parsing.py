@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.config import Config
@@ -16,7 +18,7 @@ from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.registry import DATA_SOURCES
 from workflows import train, tune
-from workflows.cli.parsing import parse_train_options, parse_tune_options
+from workflows.cli.parsing import parse_train_options, parse_tune_options, with_hyphens
 from workflows.cli.run_options import TrainOptions
 from workflows.cli.short_help import SHORT_FORMS, SHORT_FORMS_OF_SWEEPS, all_flags
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
@@ -292,10 +294,10 @@ def test_the_most_used_flags_have_short_forms(flags, name, value):
 
 
 def test_in_a_sweep_the_short_form_of_the_learning_rate_is_searched():
-    for given in ((0.01,), (0.001, 0.01)):
-        arguments = ["--data", "heart", "--lr", *map(str, given), "--num-updates", "8"]
+    for rates in ((0.01,), (0.001, 0.01)):
+        arguments = ["--data", "heart", "--lr", *map(str, rates), "--num-updates", "8"]
         options = tune_options(arguments)
-        assert options.search.learning_rate == given and options.training.num_updates == 8
+        assert options.search.learning_rate == rates and options.training.num_updates == 8
 
 
 def test_both_lengths_of_a_training_are_refused_in_their_short_forms():
@@ -726,3 +728,63 @@ def test_sweeps_of_points_search_the_size_of_the_network_unless_it_is_given(
 ):
     search = tune_options(arguments.split()).search
     assert (search.hidden_size, search.num_blocks) == (hidden_size, num_blocks)
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_flags_with_underscores_are_those_with_hyphens(tmp_path, places, join):
+    """Every look at the arguments finds them: defaults, the run to resume, and what was given."""
+    given = {"--image_size": "16", "--output_dir": str(tmp_path), "--training.num_updates": "7"}
+    words = (
+        [f"{name}={value}" for name, value in given.items()] if join else sum(map(list, given.items()), [])
+    )
+    options = train_options(["--data", str(places / "side28"), *words])
+    assert options.config().data.image_size == 16 and options.output_dir == str(tmp_path)
+    assert options.training.num_updates == 7
+    assert options.network.channel_multipliers == (1, 2, 2)  # the preset of 16 pixels, not of 8
+    with pytest.raises(InputError, match="no unfinished run of train.py in .*elsewhere"):
+        parse_train_options(["--resume", "--output_dir", str(tmp_path / "elsewhere")])
+    with pytest.raises(InputError, match="use --search.beta-end"):
+        parse_tune_options(["--schedule.beta_end", "0.1"])
+
+
+def test_the_value_of_a_flag_keeps_its_underscores():
+    arguments = ["--label_column", "my_label", "--name=my_run", "-x_y", "a_b"]
+    assert with_hyphens(arguments) == ["--label-column", "my_label", "--name=my_run", "-x_y", "a_b"]
+
+
+FLAGS = (
+    "--data --image-size --image_size --seed --name --num-workers --output-dir --training.num-updates "
+    "--network.hidden-size --schedule.kind --schedule.beta-end --sampler.eta --training.loss --init-from "
+    "--network.channel-multipliers --resume --conditional --no-progress --x"
+).split()
+WORDS = st.sampled_from(
+    [
+        "0",
+        "-1",
+        "5",
+        "1e400",
+        "nan",
+        "x",
+        "",
+        "~nosuchuser",
+        "a\nb",
+        "\x1b[31m",
+        "--",
+        "heart",
+        "digits",
+        "1:2",
+        "a=b",
+    ]
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(FLAGS), st.lists(WORDS, max_size=2), st.booleans()), max_size=3))
+def test_any_flags_give_options_or_one_line(parts):
+    arguments = []
+    for flag, values, join in parts:
+        arguments += [f"{flag}={values[0]}"] if join and values else [flag, *values]
+    try:
+        parse_train_options(arguments)
+    except InputError as error:
+        assert str(error).isprintable() and str(error)

@@ -97,7 +97,10 @@ def aws_mutations():
     return {
         "typo in provider": ((("provider",), "regin", "x"), "did you mean region?"),
         "unknown key": (((), "max_worker", 3), "'max_worker' was unexpected"),
-        "wrong type": (((), "max_workers", "four"), "max_workers: 'four' is not of type 'integer'"),
+        "wrong type": (
+            ((), "max_workers", "four"),
+            "max_workers 'four': give a whole number, without quotes",
+        ),
         "unknown head type": (((), "head_node_type", "hed"), "`head_node_type` must be one of"),
         "no node types": (((), "available_node_types", None), "available_node_types is missing"),
         "region": ((("provider",), "region", "Oregon"), "provider.region Oregon: give the name of a region"),

@@ -118,7 +118,7 @@ def test_models_of_a_registry_are_downloaded(model, monkeypatch):
         ("large.npy", COLOUR, "images of 3 x 9 x 9 .*, and the data are images of 3 x 8 x 8"),
         ("colour.npy", GREY, "images of 3 x 8 x 8 .*, and the data are images of 1 x 8 x 8"),
         ("bright.npy", COLOUR, "from 0 to 300"),
-        ("broken.npy", POINTS, "cannot be read as a .npy table"),
+        ("broken.npy", POINTS, "cannot be read as an array"),
         ("broken.npy", COLOUR, "cannot be read as an array"),
         ("folder", POINTS, "is a folder of no arrays, and the data are points"),
         ("model.onnx", COLOUR, "draws points of 2 columns, and the data are images of 3 x 8 x 8"),

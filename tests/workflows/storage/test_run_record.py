@@ -5,6 +5,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffusion.config import Config
 from diffusion.data.dataset import DataSpec
@@ -13,9 +15,10 @@ from diffusion.files import FormatError
 from diffusion.networks.build import build_network
 from diffusion.presets import preset
 from diffusion.training.checkpoints import TrainedModel
-from workflows.cli.request import model_folder
+from workflows.cli.request import model_folder, tune_defaults
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
+from workflows.cli.tune_options import TuneFlags, TuneOptions
 from workflows.storage.run_record import RunRecord, check_same_config, read_record
 from workflows.storage.storage import Storage
 
@@ -42,11 +45,17 @@ def test_a_written_record_is_read_back_with_its_config(runs):
     assert read_record(runs.child("one")) == replace(record, status="finished")
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", '{"name": "one"}', '{"colour": 1}'])
-def test_a_record_that_cannot_be_read_is_none(runs, text):
-    if text is not None:
-        runs.child("one").write_text("run.json", text)
+def test_a_missing_record_is_none(runs):
     assert read_record(runs.child("one")) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": "one"}', '{"colour": 1}', "[" * 100_000])
+def test_a_damaged_record_is_refused_in_one_line(runs, text):
+    """A run whose record is taken for missing would start afresh in the folder of the old one."""
+    runs.child("one").write_text("run.json", text)
+    with pytest.raises(InputError, match="run.json is damaged .*: restore it") as caught:
+        read_record(runs.child("one"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_parameter_that_only_another_version_knows_is_refused_in_one_line(runs):
@@ -174,3 +183,71 @@ def test_a_model_is_found_in_its_folder_its_run_or_its_newest_checkpoint(model, 
     for path in (run / "champion", tmp_path, run / "run.json", tmp_path / "missing"):
         with pytest.raises(InputError, match="--init-from .*: no model there"):
             model_folder(str(path))
+
+
+def test_a_damaged_record_is_never_a_fresh_start_and_keeps_no_other_from_being_resumed(runs):
+    write_record(runs, "good", started=1.0)
+    damaged = ["{", "[]", '{"started": "x"}', "\x00"]
+    for number, text in enumerate(damaged):
+        runs.child(f"bad{number}").write_text("run.json", text)
+    (runs.path / "link" / "run.json").parent.mkdir()
+    (runs.path / "link" / "run.json").symlink_to(runs.path / "link" / "run.json")
+    (runs.path / "endless").mkdir()
+    (runs.path / "endless" / "run.json").symlink_to("/dev/zero")
+    (runs.path / "folder" / "run.json").mkdir(parents=True)
+    assert run_to_resume(flags(runs), None, "train").name == "good"
+    for name in ("bad0", "link", "endless", "folder"):
+        with pytest.raises(InputError, match="run.json") as caught:
+            run_to_resume(flags(runs, name=name), None, "train")
+        assert "\n" not in str(caught.value)
+    shutil.rmtree(runs.path / "good")
+    with pytest.raises(InputError, match="run.json"):
+        run_to_resume(flags(runs), None, "train")
+
+
+def test_a_copied_or_renamed_folder_is_not_taken_for_the_run_itself(runs):
+    write_record(runs, "one")
+    shutil.copytree(runs.path / "one", runs.path / "copy")
+    with pytest.raises(InputError, match="--name copy: this folder holds the run one"):
+        run_to_resume(flags(runs, name="copy"), None, "train")
+    assert run_to_resume(flags(runs), None, "train").name == "one"
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "trials", "model", "champion"])
+def test_a_folder_with_results_but_no_record_is_no_fresh_start(runs, left):
+    runs.child("one").write_text(f"{left}/file", "")
+    with pytest.raises(InputError, match=f"has no run.json, but {left}/ of a run"):
+        run_to_resume(flags(runs, name="one"), None, "train")
+
+
+VALUES = st.sampled_from(
+    [None, True, 0, -1, 10**30, 2.5, float("nan"), "", "x", "../up", "\ud800", [], [1], {}, {"a": 1}]
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(data=st.data())
+def test_a_record_with_any_value_replaced_is_resumed_or_refused_in_one_line(tmp_path_factory, data):
+    runs = Storage(str(tmp_path_factory.mktemp("runs")))
+    options = TuneOptions().resume_options()
+    record = RunRecord(
+        "one", "shapes", "0" * 32, preset("heart"), "f" * 64, command="tune", options=options
+    ).write(runs.child("one"), "stopped")
+    tree = json.loads(runs.child("one").read_text("run.json"))
+    node = tree
+    while True:
+        key = data.draw(st.sampled_from(sorted(node)))
+        if not (isinstance(node[key], dict) and node[key] and data.draw(st.booleans())):
+            break
+        node = node[key]
+    node[key] = data.draw(VALUES)
+    runs.child("one").write_text("run.json", json.dumps(tree))
+    given_flags = TuneFlags(output_dir=str(runs.path), name="one")
+    try:
+        found = run_to_resume(given_flags, None, "tune")
+        assert found is not None, "a damaged record is never a fresh start"
+        resumed, _ = tune_defaults(found, limits_time=False)
+    except InputError as error:
+        assert str(error).isprintable()
+    else:
+        assert resumed.config().flat() and found.name == record.name
