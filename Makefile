@@ -7,16 +7,31 @@
 # make test-cluster  start both shipped clusters on simulated hosts (Linux namespaces); needs root
 # make ui            show the runs in MLflow (PORT=5001 for another port)
 # make cluster-ui    open MLflow and Ray's dashboard on a running cluster (CLUSTER=cluster/on-prem.yaml)
+# make docs          build the documentation into docs/_build; errors in it are errors
+# make docs-outputs  run the commands of the documentation, and write what they print into it; half an hour
+# make docs-pictures make its pictures again, from the runs of make docs-outputs
+# make notebook      execute the notebook of examples/ again; four minutes
 # make lint          check format, lint and types, as CI does
 # make clean         remove the environment
+# TORCH=cpu makes an environment without CUDA's packages, 3.4 GB less, if pip's index has PyTorch's CPU wheels, or
+# PIP_EXTRA_INDEX_URL names one that has. The other commands then keep it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The build of PyTorch: cuda or cpu; an environment that exists keeps its own.
+TORCH ?= $(if $(wildcard $(VENV)/torch-cpu.stamp),cpu,cuda)
+ifneq ($(filter-out cpu cuda,$(TORCH)),)
+$(error TORCH=$(TORCH): give cpu or cuda)
+endif
+PINS := $(VENV)/constraints.txt
+PIN_cuda := p
+PIN_cpu := s/^(torch|torchvision)={2,3}([0-9.]+)$$/\1===\2+cpu/p; t; p
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-quick coverage test-slow test-faults test-cluster lint ui cluster-ui clean
+.PHONY: demo test test-quick coverage test-slow test-faults test-cluster lint docs docs-outputs \
+	docs-pictures notebook ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
@@ -52,6 +67,22 @@ test-cluster: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# Where the commands of the documentation run; make docs-pictures takes its pictures from there.
+DOCS_RUNS ?= docs/_build/runs
+
+docs-outputs: $(VENV)/test.stamp
+	$(BIN)/python -m docs.run_blocks --folder $(DOCS_RUNS)
+
+docs-pictures: $(VENV)/test.stamp
+	$(BIN)/python -m docs.pictures --folder $(DOCS_RUNS)
+
+notebook: $(VENV)/docs.stamp
+	$(BIN)/jupyter execute --inplace --timeout 1800 examples/*.ipynb
+
 ui: $(VENV)/train.stamp
 	$(BIN)/python -m workflows.ui --port $(PORT)
 
@@ -63,23 +94,31 @@ clean:
 	rm -rf $(VENV)
 
 # One environment with extras installed on demand. A changed dependency recreates it, so nothing stale remains.
-$(VENV)/python.stamp: pyproject.toml constraints.txt
+$(VENV)/torch-$(TORCH).stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
-	@echo "Creating $(VENV): 5 GB of packages, a few minutes the first time"
+	@echo "Creating $(VENV): $(if $(filter cpu,$(TORCH)),2,5) GB of packages, a few minutes the first time"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/train.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
+# PyTorch's builds for CPUs have versions of their own.
+$(PINS): $(VENV)/torch-$(TORCH).stamp
+	@sed -nE '$(PIN_$(TORCH))' constraints.txt > $@
+
+$(VENV)/train.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[train]'
 	@touch $@
 
-$(VENV)/cluster.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,cluster]'
+$(VENV)/cluster.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[train,cluster]'
 	@touch $@ $(VENV)/train.stamp
 
-$(VENV)/test.stamp: $(VENV)/python.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+$(VENV)/docs.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[docs]'
+	@touch $@ $(VENV)/train.stamp
+
+$(VENV)/test.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[test]'
 	@touch $@ $(VENV)/train.stamp $(VENV)/cluster.stamp

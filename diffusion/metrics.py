@@ -15,6 +15,7 @@ TRAIN_MSE = "train/mse"
 LEARNING_RATE = "training/learning_rate"
 BEST_UPDATE = "best_update"  # updates at the best evaluation so far, whose weights are the trained model
 BEST_OBJECTIVE = "best_objective"  # its objective
+RANK = "rank"  # place among the trials of a sweep that have a usable model, the finalists first
 
 VAL_PREFIX = "val/"
 VAL_MSE = "val/mse"
@@ -23,7 +24,6 @@ VAL_ELBO_WINDOW = "val/elbo_window"
 VAL_ELBO_WINDOW_PAIRED_SE = "val/elbo_window_paired_se"  # that of the difference to the best trial
 VAL_BITS_PER_DIM = "val/bits_per_dim"
 VAL_NATS_PER_DIM = "val/nats_per_dim"
-VAL_CONFIRMED = "val/confirmed_"  # followed by a metric of samples: of a sweep's finalists, with fresh seeds
 
 # Of samples, without prefix.
 DISTANCE = "distance"  # it and the next decide between models: see docs/judging.md
@@ -43,7 +43,7 @@ COPIED_DETECTABLE = "copied_detectable"  # the smallest fraction of copies that 
 SAMPLE_PREFIX = "sample/"
 SAMPLE_DISTANCE = SAMPLE_PREFIX + DISTANCE
 SAMPLE_AUC = SAMPLE_PREFIX + AUC
-VAL_SAMPLE_PREFIX = "val/sample_"  # of the champion: `sample/...` with fresh seeds
+VAL_SAMPLE_PREFIX = "val/sample_"  # of a sweep's finalists: `sample/...` with fresh seeds
 
 TEST_PREFIX = "test/"
 TEST_MSE = "test/mse"
@@ -60,6 +60,22 @@ FEATURES_ACCURACY = "features/accuracy"  # of the classifier whose features imag
 RUNG_SPEARMAN = "rung/spearman_at_"  # followed by the updates of the rung
 SAMPLER_PREFIX = "sampler/"  # of the champion: distance and auc by sampler and network evaluations
 FINAL_PREFIX = "final/"  # before every metric of a sweep's final training
+
+
+_COUNTS_AND_LIMITS = (
+    BEST_UPDATE,
+    NUM_SAMPLES,
+    NUM_REFERENCE,
+    NUM_HELDOUT,
+    NETWORK_EVALUATIONS,
+    COPIED_P,
+    COPIED_DETECTABLE,
+)
+
+
+def is_detail(name: str) -> bool:
+    """Whether a metric only qualifies another one: its error, its floor, or a count behind it."""
+    return name.endswith((STANDARD_ERROR, FLOOR, *_COUNTS_AND_LIMITS))
 
 
 def with_prefix(metrics: Mapping[str, float], old: str, new: str) -> dict[str, float]:

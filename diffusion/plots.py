@@ -1,5 +1,6 @@
 """Pictures of samples. Needs only numpy and Pillow, so that the exported sampler can use it."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+# Colours and scale of an animation, in the order in which they are tried.
+_GIF_SETTINGS = (
+    (64, 1.0), (32, 1.0), (32, 0.8), (32, 0.65), (16, 0.65), (16, 0.6), (16, 0.5), (16, 0.35), (8, 0.25),
+)  # fmt: skip
+_LAST_COLOURS = 64
+_NUM_PROBES = 6
 _SAMPLES_PER_PICTURE = {"image": 64, "points": 2000}
 
 _DOT_COLOUR = (31, 60, 136)
@@ -164,9 +171,54 @@ def _finite(points: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def save_animation(
-    frames: Sequence[Image.Image], path: Path, *, duration_ms: int = 60, hold_ms: int = 1500
+    frames: Sequence[Image.Image],
+    path: Path,
+    *,
+    duration_ms: int = 60,
+    hold_ms: int = 1500,
+    max_bytes: int = 1_000_000,
 ) -> None:
-    """Write frames as a GIF that loops forever and holds its last frame longer."""
+    """Write frames as a GIF that loops forever and holds its last frame longer.
+
+    Frames of noise compress badly: colours, and then pixels, are reduced until the file is small enough, in
+    steps that keep clean images smooth.
+
+    Args:
+        frames: the frames, all of one size.
+        path: file to write.
+        duration_ms: milliseconds for which each frame is shown.
+        hold_ms: milliseconds for which the last frame is shown.
+        max_bytes: size of the file that is aimed at; the smallest setting is written in any case.
+    """
     durations = [duration_ms] * (len(frames) - 1) + [hold_ms]
-    palette = [frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=64) for frame in frames]
-    palette[0].save(path, save_all=True, append_images=palette[1:], duration=durations, loop=0)
+    probes = frames[:: max(1, len(frames) // _NUM_PROBES)]
+    for setting in _GIF_SETTINGS:
+        # A few frames tell about how large all of them will be.
+        estimate = len(_gif(probes, durations[: len(probes)], *setting)) * len(frames) / len(probes)
+        if estimate > 1.15 * max_bytes and setting != _GIF_SETTINGS[-1]:
+            continue
+        content = _gif(frames, durations, *setting)
+        if len(content) <= max_bytes:
+            break
+    path.write_bytes(content)
+
+
+def _gif(frames: Sequence[Image.Image], durations: list[int], colours: int, scale: float) -> bytes:
+    """Frames as a GIF, each with its own palette and without dithering, which compresses badly.
+
+    The first half, which is mostly noise, has half the colours; the last frame, which is held, has many.
+    """
+    width, height = (max(1, round(side * scale)) for side in frames[0].size)
+    small = [
+        frame if scale == 1.0 else frame.resize((width, height), Image.Resampling.LANCZOS) for frame in frames
+    ]
+    first_half, rest = [colours // 2] * (len(frames) // 2), len(frames) - len(frames) // 2 - 1
+    palette = [
+        frame.convert("RGB" if frame.mode == "RGBA" else frame.mode).quantize(
+            number, dither=Image.Dither.NONE
+        )
+        for frame, number in zip(small, [*first_half, *[colours] * rest, _LAST_COLOURS], strict=True)
+    ]
+    buffer = io.BytesIO()
+    palette[0].save(buffer, "GIF", save_all=True, append_images=palette[1:], duration=durations, loop=0)
+    return buffer.getvalue()

@@ -1,4 +1,10 @@
-"""Downloads a sampler.onnx from MLflow's model registry. Needs mlflow, unlike the sampler itself."""
+"""Downloads a sampler.onnx from MLflow's model registry. Needs mlflow, unlike the sampler itself.
+
+from export import Sampler
+
+sampler = Sampler.from_registry("models:/ray-ddpm-digits@champion")  # in the store of MLFLOW_TRACKING_URI
+samples = sampler.sample(64, seed=0)
+"""
 
 import contextlib
 import io

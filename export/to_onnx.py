@@ -12,8 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-import onnx
-import torch
+try:
+    import onnx
+    import torch
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"error: this command needs {error.name}: pip install 'ray-ddpm[train]'", file=sys.stderr)
+    sys.exit(2)
 
 from diffusion.data.dataset import load_source
 from diffusion.data.sources import open_source

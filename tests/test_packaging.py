@@ -1,7 +1,9 @@
 """pyproject.toml and constraints.txt agree with each other and with the environment."""
 
 import re
+import subprocess
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,18 @@ PINS = {
 
 
 def requirements() -> list[Requirement]:
+    """Those of all extras but gpu."""
     extras = PROJECT["optional-dependencies"]
     lines = [*PROJECT["dependencies"], *(line for name in extras if name != "gpu" for line in extras[name])]
     return [Requirement(line) for line in lines if not line.startswith("ray-ddpm")]
+
+
+def installed_requirements() -> list[Requirement]:
+    """The same without those of `make docs`, unless it has installed them, as CI does before the tests."""
+    if find_spec("sphinx"):
+        return requirements()
+    docs = {Requirement(line).name for line in PROJECT["optional-dependencies"]["docs"]}
+    return [requirement for requirement in requirements() if requirement.name not in docs]
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
@@ -37,11 +48,40 @@ def test_every_line_of_the_constraints_is_an_exact_pin():
     assert "torch===2.13.0" in lines, "with == pip may choose a local CPU build"
 
 
+@pytest.mark.parametrize("torch", ["cpu", "cuda"])
+def test_an_environment_without_cuda_differs_in_the_builds_of_pytorch_only(torch, tmp_path):
+    (tmp_path / f"torch-{torch}.stamp").touch()  # as if the environment had been created
+    for flags in ([f"TORCH={torch}"], []):  # other commands keep what it was created with
+        (tmp_path / "constraints.txt").unlink(missing_ok=True)
+        command = [
+            "make",
+            "-s",
+            "-C",
+            str(ROOT),
+            f"VENV={tmp_path}",
+            *flags,
+            str(tmp_path / "constraints.txt"),
+        ]
+        subprocess.run(command, check=True, timeout=60)
+        lines = (tmp_path / "constraints.txt").read_text().splitlines()
+        own = (ROOT / "constraints.txt").read_text().splitlines()
+        changed = {new: old for new, old in zip(lines, own, strict=True) if new != old}
+        expected = {f"{name}==={PINS[name]}+cpu": name for name in ("torch", "torchvision")}
+        assert set(changed) == (set(expected) if torch == "cpu" else set())
+
+
+def test_another_build_of_pytorch_is_refused():
+    result = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "TORCH=gpu", "demo"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode != 0 and "TORCH=gpu: give cpu or cuda" in result.stderr
+
+
 def test_the_constraints_name_every_transitive_package():
     """All packages that the requirements need on this platform are pinned too."""
     from importlib.metadata import requires
 
-    pending = [(requirement.name, frozenset(requirement.extras)) for requirement in requirements()]
+    pending = [(requirement.name, frozenset(requirement.extras)) for requirement in installed_requirements()]
     seen = set()
     while pending:
         name, extras = pending.pop()
@@ -60,7 +100,7 @@ def test_the_constraints_name_every_transitive_package():
 def test_the_environment_runs_the_pinned_versions():
     from importlib.metadata import version
 
-    for requirement in requirements():
+    for requirement in installed_requirements():
         if not requirement.marker or requirement.marker.evaluate():
             name = canonicalize_name(requirement.name)
             assert version(name).split("+")[0] == PINS[name], (

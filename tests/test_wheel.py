@@ -153,6 +153,15 @@ def test_every_console_script_has_help(full):
         assert script.name in full.run("-c", program, "--help")
 
 
+def test_every_file_of_the_packages_is_in_the_wheel(wheel):
+    """Templates, styles and graphs too."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                assert file.relative_to(ROOT).as_posix() in names
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_public_names_are_the_wheels(full, package):
     """Names of `__all__`, which are loaded when they are first used."""

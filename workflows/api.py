@@ -34,6 +34,7 @@ from diffusion.config import (
 )
 from diffusion.errors import InputError
 from workflows.cli.keyword_settings import Data, describe_settings, in_python, train_request, tune_request
+from workflows.cli.request import RunRequest
 from workflows.cli.run_options import TrainOptions
 from workflows.cli.search_space import SearchSpace
 from workflows.cli.tune_options import EarlyStopping, TuneOptions
@@ -60,6 +61,7 @@ class _Settings(TypedDict, total=False):
     tracking_uri: str | None
     seed: int
     resume: bool
+    start_or_resume: bool
     progress: bool
     verbose: bool
     schedule: Mapping[str, object] | ScheduleConfig
@@ -120,6 +122,8 @@ def run_sweep(data: Data, **settings: Unpack[SweepSettings]) -> SweepResult:
     keywords: dict[str, Any] = dict(settings)
     with _errors_name_settings():
         request = tune_request(data, keywords.pop("labels", None), keywords)
+        if request.is_finished:
+            return SweepResult.load(_finished(request))
         request.options.run_directory()  # fail early if the name is taken
         with _session(request.options.verbose):
             source, options = request.open_data()
@@ -153,12 +157,22 @@ def run_training(data: Data, **settings: Unpack[TrainingSettings]) -> TrainingRe
     keywords: dict[str, Any] = dict(settings)
     with _errors_name_settings():
         request = train_request(data, keywords.pop("labels", None), keywords.pop("config", None), keywords)
+        if request.is_finished:
+            return TrainingResult.load(_finished(request))
         with _session(request.options.verbose):
             source, options = request.open_data()
             from workflows.training.run_training import run_training as run  # takes seconds to import
 
             outcome = run(options, source, request.record)
         return TrainingResult.load(_location(outcome))
+
+
+def _finished(request: RunRequest[Any]) -> str:
+    """Folder or bucket of a finished run that is resumed, which its first line says."""
+    first_line, *_ = request.finished_lines()
+    if request.options.progress:
+        print(first_line)
+    return request.finished_location
 
 
 def _location(outcome: Outcome) -> str:

@@ -29,7 +29,9 @@ from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.storage.storage import Storage
 from workflows.terminal import SamplingProgress
 
-_RECORD = "generation.json"
+# Readers of a folder of Parquet files, such as pandas, skip names that begin with an underscore.
+_RECORD = "_generation.json"
+_FORMER_RECORD = "generation.json"  # in folders of earlier versions, which can be resumed
 _MAX_SAMPLES = 2**32  # number of sample indices of one seed
 _MAX_FILES = 1_000_000
 _MAX_BLOCK_SAMPLES, _MAX_BLOCK_VALUES = 1024, 2**22  # of the default block size
@@ -68,7 +70,7 @@ def generate(
         output: folder or bucket for .npy files, float32 [samples, *shape] in data units, named by the index
             of their first sample. If its name ends in .parquet, Parquet files with the columns `index`,
             `class` if the model is conditional, and either one column per coordinate of a point or
-            `sample` with a tensor of the shape.
+            `sample` with a tensor of the shape; `pandas.read_parquet(output)` reads them all.
         num_samples: number of samples in total.
         options: how the samples are drawn.
         provider: ONNX Runtime provider; "auto" is CUDA on actors that have a GPU.
@@ -272,7 +274,7 @@ def _claim(folder: Storage, output: str, record: Mapping[str, Any]) -> set[str]:
         InputError: the folder holds something else.
     """
     names = set(folder.names())
-    text = folder.read_text(_RECORD)
+    text = folder.read_text(_RECORD) or folder.read_text(_FORMER_RECORD)
     if text is None:
         if names:
             raise InputError(f"--output {output} holds other files ({min(names)}): give a new folder")
@@ -285,6 +287,9 @@ def _claim(folder: Storage, output: str, record: Mapping[str, Any]) -> set[str]:
                 f"--output {output} holds samples that were drawn with {name} {existing.get(name)}, not "
                 f"{value}: give the same value, or another folder"
             )
+    if _FORMER_RECORD in names:
+        folder.write_text(_RECORD, text)
+        folder.delete(_FORMER_RECORD)
     return names
 
 

@@ -129,6 +129,11 @@ def tracking_uri() -> str | None:
     return os.environ.get(TRACKING_URI) or None
 
 
+def wants_system_metrics() -> bool:
+    """Whether runs log the use of the machine: unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false."""
+    return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
+
+
 def has_display() -> bool:
     """Whether DISPLAY or WAYLAND_DISPLAY names a display on which a browser can open."""
     return bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))

@@ -17,7 +17,6 @@ from export.session import Provider
 from workflows.cli.process import run
 from workflows.environment import set_defaults
 from workflows.evaluation.candidates import MIN_SAMPLES, Draw, open_candidate
-from workflows.terminal import display_path, waiting
 
 _MAX_SAMPLES = 1_000_000
 
@@ -51,6 +50,8 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.evaluate") -
     num_samples: int | None = options.num_samples
     if num_samples is not None and not MIN_SAMPLES <= num_samples <= _MAX_SAMPLES:
         raise InputError(f"--num-samples {num_samples}: give {MIN_SAMPLES} to {_MAX_SAMPLES:,}")
+
+    from workflows.terminal import display_path, waiting
 
     # Imported only after the input has been checked: it takes seconds to import.
     with waiting("loading PyTorch and Ray"):
@@ -132,4 +133,4 @@ def _parser(prog: str) -> OneLineParser:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra="train")

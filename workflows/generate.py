@@ -51,4 +51,4 @@ def main(arguments: Sequence[str], prog: str = "generate.py") -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra="train")

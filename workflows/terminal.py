@@ -1,18 +1,32 @@
 """Progress of long tasks: a bar in a terminal, otherwise printed lines."""
 
+import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.spinner import Spinner
+from rich.text import Text
 
 from diffusion.errors import printable
 from diffusion.metrics import OBJECTIVE, SAMPLE_DISTANCE, TRAIN_MSE, VAL_MSE
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDTH_FOR_NAME, _WIDTH_FOR_BAR = 80, 100  # characters of a terminal; numbers are shown in narrower ones
 
 
 def display_path(path: Any) -> str:
@@ -23,15 +37,131 @@ def display_path(path: Any) -> str:
     return str(local.relative_to(Path.cwd()) if local.is_relative_to(Path.cwd()) else local)
 
 
+def hide_columns(columns: dict[str, list[str]], optional: list[str], width: int) -> list[str]:
+    """Remove columns until a table fits a terminal, and return their headings.
+
+    Args:
+        columns: cells by heading; changed here.
+        optional: headings of those that may be removed, the most important ones first; each stays if there
+            is room for it beside more important ones.
+        width: width of the terminal in characters.
+    """
+    needed = {name: 3 + max(map(len, [name, *cells])) for name, cells in columns.items()}
+    room = width - 1 - sum(size for name, size in needed.items() if name not in optional)
+    hidden = []
+    for name in optional:
+        if needed[name] <= room:
+            room -= needed[name]
+        else:
+            hidden.append(name)
+            del columns[name]
+    return hidden
+
+
+def number(value: Any) -> str:
+    """A number with three or four digits; a word as it is, and None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else f"{value:.4g}"
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line without markup; in a terminal, break prose between words, but no command.
+
+    What names of files and classes hold to control the terminal is shown as escapes.
+    """
+    line = "\n".join(map(printable, line.split("\n")))
+    if console.is_terminal and len(line) > console.width and "python -m " not in line:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        line = textwrap.fill(
+            line,
+            console.width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Steps:
+    """Prints a line for each step that takes seconds; in a terminal, a clock runs under the last one.
+
+    Only the clock that was started last is shown: it may belong to a part of another step.
+
+    Args:
+        console: console to print to.
+    """
+
+    _running: "ClassVar[list[Steps]]" = []
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._text, self._started = "", 0.0
+        self._live: Live | None = None
+
+    def start(self, line: str) -> None:
+        """Print a line about a step that starts, which ends the one before."""
+        self.stop()
+        print_line(self._console, line)
+        self.run_clock("")
+
+    def run_clock(self, text: str) -> None:
+        """Show a text with a clock until `stop`, if this is a terminal."""
+        if not self._console.is_terminal or self._console.is_jupyter or self._console.quiet:
+            return
+        for steps in self._running[-1:]:
+            steps._hide()
+        self._text, self._started = text, time.monotonic()
+        self._running.append(self)
+        self._show()
+
+    def stop(self) -> None:
+        """End the step, if there is one: its clock disappears, and its line stays."""
+        self._hide()
+        if self in self._running:
+            self._running.remove(self)
+            for steps in self._running[-1:]:
+                steps._show()
+
+    def _show(self) -> None:
+        spinner = Spinner("dots")
+
+        def render() -> Spinner:
+            spinner.update(text=Text(f"{self._text} {time.monotonic() - self._started:.0f} s".strip()))
+            return spinner
+
+        self._live = Live(
+            get_renderable=render,
+            console=self._console,
+            refresh_per_second=5,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._live.start()
+
+    def _hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
 @contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Show a spinner and a text on stderr while something runs, if that is a terminal."""
-    console = Console(stderr=True)
-    if console.is_terminal and not console.is_jupyter:
-        with console.status(text):
-            yield
-    else:
+def waiting(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show a text and a clock on stderr while something runs, if that is a terminal.
+
+    Args:
+        text: what runs.
+        quiet: show nothing.
+    """
+    steps = Steps(Console(stderr=True, quiet=quiet))
+    steps.run_clock(text)
+    try:
         yield
+    finally:
+        steps.stop()
 
 
 class ProgressBar:
@@ -47,13 +177,19 @@ class ProgressBar:
 
     def __init__(self, name: str, unit: str, total: int, *, quiet: bool = False, **fields: Any) -> None:
         self.console = Console(quiet=quiet)
+        self._steps = Steps(self.console)
+        width = self.console.width
         self._bar = Progress(
-            TextColumn(name, markup=False),
-            BarColumn(),
+            SpinnerColumn(),
+            *([TextColumn(name, markup=False)] if width >= _WIDTH_FOR_NAME else []),
+            *([BarColumn(bar_width=None)] if width >= _WIDTH_FOR_BAR else []),
             MofNCompleteColumn(),
             TextColumn(unit),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=self.console,
+            expand=True,
         )
         self._total = total
         self._task = self._bar.add_task("", total=total, **fields)
@@ -70,8 +206,16 @@ class ProgressBar:
 
     def print(self, line: str) -> None:
         """Print a line without markup or highlighting, above the bar if there is one."""
-        shown = "\n".join(map(printable, line.split("\n")))  # names may hold what controls a terminal
-        self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
+        self._steps.stop()
+        print_line(self.console, line)
+
+    def step(self, line: str) -> None:
+        """Print a line about a step that takes seconds, when there is no bar any more."""
+        self._steps.start(line)
+
+    def end_step(self) -> None:
+        """End the last step, if there is one."""
+        self._steps.stop()
 
 
 class TrainingProgress(ProgressBar):
@@ -94,7 +238,7 @@ class TrainingProgress(ProgressBar):
         if self._speed_origin is None or updates < self._speed_origin[1]:
             self._speed_origin = (now, updates)
         since, start = self._speed_origin
-        speed = f"{(updates - start) / (now - since):.3g} per second" if updates > start else "starting"
+        speed = f"{(updates - start) / (now - since):.3g}/s" if updates > start else "starting"
         self._bar.update(self._task, completed=updates, speed=speed)
 
     def evaluated(self, updates: int, metrics: Mapping[str, float]) -> None:

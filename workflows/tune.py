@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from workflows.cli.parsing import parse_tune_options
-from workflows.cli.process import run
+from workflows.cli.process import on_interrupt, run
 from workflows.environment import set_defaults
-from workflows.terminal import waiting
 
 
 def main(arguments: Sequence[str], prog: str = "tune.py") -> int:
@@ -15,17 +13,24 @@ def main(arguments: Sequence[str], prog: str = "tune.py") -> int:
         arguments: command-line arguments.
         prog: name of the command in its help.
     """
-    request = parse_tune_options(arguments, prog)
-    request.options.run_directory()  # fail early if --name is taken
-    set_defaults(request.options.verbose)
-    source, options = request.open_data()
+    with on_interrupt("Interrupted before the sweep started: nothing was written."):
+        from workflows.cli.parsing import parse_tune_options
+        from workflows.terminal import waiting
 
-    # Imported only after the input has been checked: it takes seconds to import.
-    with waiting("loading PyTorch and Ray"):
-        from workflows.sweep.run_sweep import run_sweep
+        request = parse_tune_options(arguments, prog)
+        if request.is_finished:
+            print("\n".join(request.finished_lines()))
+            return 0
+        request.options.run_directory()  # fail early if --name is taken
+        set_defaults(request.options.verbose)
+        with waiting(f"opening {request.options.data}"):
+            source, options = request.open_data()
+        # Imported only after the input has been checked: it takes seconds to import.
+        with waiting("loading PyTorch and Ray"):
+            from workflows.sweep.run_sweep import run_sweep
 
     return run_sweep(options, source, request.record).exit_status
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra="train")

@@ -8,14 +8,14 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusion.errors import InputError
 from export.cli import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import has_display, set_defaults
+from workflows.redaction import redact
 from workflows.tracking.mlflow_server import start_server, wait_until_healthy
 
 _HOST = "127.0.0.1"
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
     set_defaults(verbose=False)
 
     from workflows.tracking.mlflow_tracker import open_store
+    from workflows.tracking.prepared_view import newest_pages
     from workflows.tracking.tracker import resolve_tracking_uri
 
     uri = resolve_tracking_uri(options.tracking_uri)
     if uri.startswith("http"):
-        open_store(uri)
-        _open_page(uri.rstrip("/") + "/#/experiments")
+        _show_pages(newest_pages(open_store(uri)), uri.rstrip("/"))
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():
@@ -58,14 +58,15 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
         raise InputError(f"--port {options.port}: give a number from 1 to 65535")
     _check_port_is_free(options.port)
 
-    experiments = [each for each in open_store(uri).search_experiments() if each.experiment_id != "0"]
+    pages = newest_pages(open_store(uri))
     stop_requested = _stop_signals()  # so that the server does not outlive this process
     log = tempfile.TemporaryFile()
     server = start_server(uri, options.port, log)
     try:
         wait_until_healthy(server, options.port, log, stop_requested)
         if not stop_requested.is_set():
-            _show_pages(experiments, f"http://{_HOST}:{options.port}")
+            _show_pages(pages, f"http://{_HOST}:{options.port}")
+            print("Press Ctrl-C to stop the server.", flush=True)
         while server.poll() is None and not stop_requested.wait(0.2):
             pass
         return 0 if stop_requested.is_set() else int(server.returncode)
@@ -73,15 +74,14 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
         _stop(server)
 
 
-def _show_pages(experiments: Sequence[Any], base: str) -> None:
+def _show_pages(pages: Mapping[str, str], base: str) -> None:
     """Print the page of each experiment, and open that of the newest."""
-    from workflows.tracking.mlflow_tracker import runs_page
-
-    for experiment in experiments:
-        print(f"{experiment.name}: {base}{runs_page(experiment.experiment_id)}")
-    newest = max(experiments, key=lambda each: each.last_update_time or 0, default=None)
-    _open_page(base + (runs_page(newest.experiment_id) if newest else ""))
-    print("Press Ctrl-C to stop the server.", flush=True)
+    for name, page in pages.items():
+        print(f"{name}: {redact(base)}{page}")
+    page = next(iter(pages.values()), "/#/experiments")
+    print(f"open {redact(base)}{page}", flush=True)
+    if sys.platform == "darwin" or has_display():
+        webbrowser.open(base + page)
 
 
 def _check_port_is_free(port: int) -> None:
@@ -94,12 +94,6 @@ def _check_port_is_free(port: int) -> None:
                 f"--port {port} on {_HOST} cannot be used ({error.strerror}): "
                 f"stop the program that uses it, or choose another one, such as --port {port % 65535 + 1}"
             ) from error
-
-
-def _open_page(url: str) -> None:
-    print(f"open {url}", flush=True)
-    if sys.platform == "darwin" or has_display():
-        webbrowser.open(url)
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
@@ -123,4 +117,4 @@ def _stop_signals() -> threading.Event:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra="train")

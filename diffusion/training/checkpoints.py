@@ -333,8 +333,11 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # that of other new files; save_file lets nobody else read its own
         try:
             save_file(on_cpu, part)
+            part.chmod(mode)
         except SafetensorError as error:  # it hides the OSError behind its own exception
             number = re.search(r"os error (\d+)", str(error))
             if number is None:

@@ -143,6 +143,11 @@ class Training:
             self._restore(*resume)
 
     @property
+    def model(self) -> TrainedModel:
+        """The denoiser with averaged weights; valid until training continues."""
+        return self._model
+
+    @property
     def train_step(self) -> TrainStep:
         """The network in training, with its averaged weights and optimizer."""
         return self._train_step

@@ -155,3 +155,27 @@ def test_an_animation_contains_every_frame_loops_forever_and_holds_the_last(tmp_
             for frame in ImageSequence.Iterator(animation)
         ]
     assert frames_read == [((255, 0, 0), 70), ((0, 255, 0), 70), ((0, 0, 255), 900)]
+
+
+def test_an_animation_of_noise_that_becomes_digits_stays_below_a_megabyte(tmp_path):
+    """64 images of 8x8 in 24 frames, as a sweep over digits draws them."""
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, 2, (64, 1, 8, 8)) * 16.0
+    noise = rng.normal(8.0, 8.0, clean.shape)
+    frames = [image_grid(noise + (clean - noise) * part, (0.0, 16.0)) for part in np.linspace(0.0, 1.0, 24)]
+    save_animation(frames, tmp_path / "a.gif")
+    assert (tmp_path / "a.gif").stat().st_size <= 1_000_000
+    with Image.open(tmp_path / "a.gif") as file:
+        assert file.n_frames == 24 and file.width >= 0.5 * frames[0].width
+        file.seek(23)
+        last = np.asarray(file.convert("L").resize(frames[0].size), float)
+    assert np.abs(last - np.asarray(frames[-1], float)).mean() < 16.0, "the last frame is clear"
+
+
+def test_a_small_animation_keeps_its_size_and_a_large_one_is_written_all_the_same(tmp_path):
+    frames = [Image.effect_noise((64, 64), sigma) for sigma in (90, 60, 30)]
+    save_animation(frames, tmp_path / "a.gif")
+    save_animation(frames, tmp_path / "b.gif", max_bytes=10)
+    for name, side in (("a.gif", 64), ("b.gif", 16)):
+        with Image.open(tmp_path / name) as file:
+            assert file.size == (side, side) and file.n_frames == 3

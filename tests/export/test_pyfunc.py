@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from diffusion.errors import InputError
-from export.pyfunc import _load_pyfunc
+from export.pyfunc import _load_pyfunc, _SamplerModel
 
 
 def save_and_load(sampler_file, folder, loader_module):
@@ -43,6 +43,15 @@ def test_each_row_is_a_request_and_the_results_are_concatenated(served, point_sa
     expected = np.concatenate([point_sampler.sample(n, seed=s) for n, s in ((2, 7), (1, 8), (3, 7))])
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
     np.testing.assert_array_equal(actual[:2], actual[3:5])  # the same seed, the same samples
+
+
+def test_requests_without_a_seed_draw_one_after_the_other_from_seed_0(served, point_sampler):
+    actual = served.predict(pd.DataFrame({"num_samples": [2, 3]}))
+    np.testing.assert_allclose(actual, point_sampler.sample(5), rtol=1e-5, atol=1e-5)
+    model = _SamplerModel(point_sampler)
+    mixed = model.predict(pd.DataFrame({"num_samples": [2, 3, 1], "seed": [np.nan, 7, np.nan]}))
+    expected = [point_sampler.sample(2), point_sampler.sample(3, seed=7), point_sampler.sample(3)[2:]]
+    np.testing.assert_allclose(mixed, np.concatenate(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_the_order_of_the_columns_does_not_matter(served, point_sampler):

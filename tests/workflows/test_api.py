@@ -1,6 +1,7 @@
 """run_sweep and run_training on data in memory, in the session's Ray; two tiny runs serve most tests."""
 
 import base64
+import json
 import os
 import signal
 import threading
@@ -17,6 +18,8 @@ from mlflow import MlflowClient
 from diffusion import Config, InputError
 from export import Sampler
 from workflows import RunFailed, SweepResult, TrainingResult, run_sweep, run_training
+from workflows.storage.run_record import read_record
+from workflows.storage.storage import Storage
 
 SMALL = {
     "network": {"hidden_size": 16, "num_blocks": 1},
@@ -122,6 +125,24 @@ def test_a_name_that_is_taken_is_refused_before_anything_runs(sweep, store):
         run_sweep(FRAME, label_column="kind", name="table", **store)
 
 
+def test_a_finished_sweep_is_extended_without_running_a_trial_again(sweep, store, capsys):
+    earlier = [json.loads(line) for line in (sweep.path / "journal.jsonl").read_text().splitlines()]
+    settings = {"name": "table", "resume": True, "progress": False}
+    same = run_sweep(FRAME, label_column="kind", **settings, **store)
+    assert same.trials.equals(sweep.trials), "without a larger budget there is nothing to do"
+    extended = run_sweep(FRAME, label_column="kind", num_trials=3, **settings, **store)
+    events = [json.loads(line) for line in (sweep.path / "journal.jsonl").read_text().splitlines()]
+    assert events[: len(earlier)] == earlier
+    added = {event["trial_id"] for event in events[len(earlier) :]}
+    assert len(added) == 1 and not added & set(sweep.trials["trial_id"])
+    assert extended.status == "finished" and set(extended.trials["trial_id"]) == added | set(
+        sweep.trials["trial_id"]
+    )
+    decision = json.loads((extended.model_dir / "decision.json").read_text())
+    assert set(decision["finalists"]) == set(extended.trials["trial_id"]), "all of them are judged anew"
+    assert read_record(Storage(str(sweep.path))).options["num_trials"] == 3
+
+
 class Pairs(torch.utils.data.Dataset):
     """Images with labels; its class is of this module, which the workers cannot import."""
 
@@ -199,8 +220,9 @@ def test_the_same_data_resume_it_to_the_end(interrupted, store, capsys):
     assert list(result.sampler.spec.classes) == ["0", "1", "2"]
     assert isinstance(result.config, Config) and result.metrics["test/sample_distance"] is not None
     assert TrainingResult.load(result.path).metrics == result.metrics
-    with pytest.raises(InputError, match="this run is finished"):
-        run_training(Pairs(IMAGES), name="pairs", resume=True, **store)
+    capsys.readouterr()
+    again = run_training(Pairs(IMAGES), name="pairs", start_or_resume=True, **store)
+    assert again.metrics == result.metrics and "pairs is finished" in capsys.readouterr().out
 
 
 def test_a_training_that_diverges_raises_with_the_reason(ray_here, store, monkeypatch):

@@ -126,6 +126,21 @@ def test_samples_with_other_options_are_not_mixed_in(onnx, tmp_path, no_ray, opt
         bulk.generate(onnx, str(tmp_path / "out"), num_samples, options, block_size=10)
 
 
+def test_a_folder_of_an_earlier_version_is_resumed(onnx, tmp_path, no_ray):
+    """Its record had a name that a reader of Parquet folders takes for data."""
+    out = tmp_path / "out.parquet"
+    bulk.generate(onnx, str(out), 30, SamplingOptions(), block_size=10)
+    (out / "_generation.json").rename(out / "generation.json")
+    (out / "0000000010.parquet").unlink()
+    no_ray.clear()
+    with pytest.raises(InputError, match="drawn with seed 0, not 1"):
+        bulk.generate(onnx, str(out), 30, SamplingOptions(seed=1), block_size=10)
+    bulk.generate(onnx, str(out), 30, SamplingOptions(), block_size=10)
+    assert no_ray == [10]
+    table = pd.read_parquet(out)
+    assert table["index"].tolist() == list(range(30))
+
+
 def test_a_folder_with_other_files_is_refused(onnx, tmp_path, no_ray):
     (tmp_path / "letter.txt").touch()
     with pytest.raises(InputError, match="holds other files"):
@@ -153,7 +168,7 @@ def test_bad_input_is_refused_before_the_output_is_created(onnx, tmp_path, argum
 def test_parquet_of_points_has_one_column_per_coordinate(onnx, tmp_path, no_ray):
     out = tmp_path / "points.parquet"
     bulk.generate(onnx, str(out), 25, SamplingOptions(), block_size=10)
-    table = pd.read_parquet(sorted(out.glob("*.parquet")))
+    table = pd.read_parquet(out)
     assert list(table) == ["index", "height", "weight"]
     assert table["index"].tolist() == list(range(25))
     expected = Sampler(onnx).sample(25)
@@ -193,9 +208,9 @@ def test_an_interrupted_run_resumes_without_drawing_samples_again(onnx, tmp_path
     process.communicate(timeout=300)
     assert process.returncode == 1
     drawn = {path: path.stat().st_mtime_ns for path in blocks(out)}
-    record = (out / "generation.json").read_text()
+    record = (out / "_generation.json").read_text()
     assert 3 <= len(drawn) < 2000
-    (out / "generation.json").write_text(record.replace('"num_samples": 200000', '"num_samples": 5000'))
+    (out / "_generation.json").write_text(record.replace('"num_samples": 200000', '"num_samples": 5000'))
     for path in drawn:
         if int(path.stem) >= 4000:
             path.unlink()

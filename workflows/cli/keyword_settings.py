@@ -23,7 +23,7 @@ from diffusion.data.memory import Examples, memory_name, memory_source
 from diffusion.data.sources import resolve
 from diffusion.errors import InputError, nearest
 from diffusion.json_values import fits, in_words
-from workflows.cli.request import OptionsT, RunRequest, train_defaults, tune_defaults
+from workflows.cli.request import OptionsT, RunRequest, keep, train_defaults, tune_defaults
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import RunFlags, TrainOptions, sections
 from workflows.cli.search_space import search_flag_for
@@ -89,10 +89,10 @@ def train_request(
     if config is not None:
         of_config = {name: value for name, value in config.flat().items() if not name.startswith("data.")}
         flags = {"seed": of_config.pop("seed")} | flags
-        values = of_config | values
+        values = keep(of_config, values)
     record = _record_to_resume(data, flags, "train")
     defaults, kept = train_defaults(record, flags.get("init_from"))
-    return _request(replace(defaults, **flags), data, labels, values, {**kept, **values}, record)
+    return _request(replace(defaults, **flags), data, labels, values, keep(kept, values), record)
 
 
 def in_python(text: str) -> str:
@@ -105,7 +105,7 @@ def describe_settings(kind: type[RunFlags]) -> str:
     lines: list[str] = []
 
     def describe(part: Any, names: Iterable[str], indent: str) -> None:
-        hints, texts = get_type_hints(part), _help_texts(part)
+        hints, texts = get_type_hints(part), help_texts(part)
         for field in fields(part):
             if field.name in names:
                 make = field.default_factory
@@ -122,7 +122,7 @@ def describe_settings(kind: type[RunFlags]) -> str:
     return "\n".join(lines)
 
 
-def _help_texts(part: type) -> dict[str, str]:
+def help_texts(part: type) -> dict[str, str]:
     """The string under each field of a dataclass and its bases, by name of the field."""
     texts: dict[str, str] = {}
     for base in reversed(part.__mro__):
@@ -144,7 +144,7 @@ def _classes_in(module: types.ModuleType) -> dict[str, ast.ClassDef]:
 
 def setting_hints(kind: type[RunFlags]) -> dict[str, Any]:
     """Types of the settings of a kind of options, by name, without those in sections."""
-    others = {*sections(Config()), "search", "data", "dry_run"}
+    others = {*sections(Config()), "search", "data", "dry_run", "config_file"}
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind) if field.name not in others}
 
@@ -224,12 +224,14 @@ def _request(
 
 
 def _record_to_resume(data: Data, flags: Mapping[str, Any], command: Command) -> RunRecord | None:
-    if not flags.get("resume"):
+    if not (flags.get("resume") or flags.get("start_or_resume")):
         return None
-    known = {name: flags[name] for name in ("name", "experiment", "output_dir") if name in flags}
+    names = ("name", "experiment", "output_dir", "resume", "start_or_resume")
+    known = {name: flags[name] for name in names if name in flags}
     options = TrainOptions(**known) if command == "train" else TuneOptions(**known)
     name = resolve(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else memory_name(data)
-    return run_to_resume(options, name, command)
+    extends = "num_trials" in flags or "time_budget" in flags
+    return run_to_resume(options, name, command, extends=extends)
 
 
 def _duration(value: object) -> object:

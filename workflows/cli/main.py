@@ -9,7 +9,7 @@ from importlib import import_module
 
 from diffusion.errors import InputError, nearest
 from diffusion.files import package_version
-from workflows.cli.process import run
+from workflows.cli.process import extra_named, run
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ _COMMANDS = {
     "sample": _Command("export.sampler", None, "draw samples from a sampler.onnx"),
     "generate": _Command("workflows.generate", "train", "draw many samples on all cores, GPUs or machines"),
     "evaluate": _Command("workflows.evaluate", "train", "judge samples of models or of other programs"),
+    "runs": _Command("workflows.runs", "train", "list, compare and delete runs"),
     "export": _Command("export.to_onnx", "train", "export a trained model to ONNX"),
     "ui": _Command("workflows.ui", "train", "show the runs in MLflow's web interface"),
     "cluster": _Command("workflows.cluster.__main__", "train,cluster", "check a cluster's YAML"),
 }
-_OWN_PACKAGES = ("diffusion", "export", "workflows")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,15 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     if name not in _COMMANDS:
         raise InputError(f"ray-ddpm {name}: no such command; {nearest(name, _COMMANDS)}")
     command = _COMMANDS[name]
-    try:
+    with extra_named(f"ray-ddpm {name}", command.extra):
         status: int = import_module(command.module).main(rest, prog=f"ray-ddpm {name}")
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if command.extra is None or package in _OWN_PACKAGES:
-            raise
-        raise InputError(
-            f"ray-ddpm {name} needs {package}: pip install 'ray-ddpm[{command.extra}]'"
-        ) from error
     return status
 
 

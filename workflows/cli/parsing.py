@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import tyro
@@ -10,13 +11,24 @@ from tyro import _errors as tyro_errors  # private: tyro is pinned in constraint
 
 from diffusion.data.sources import open_source, resolve
 from diffusion.errors import InputError
-from workflows.cli.request import OptionsT, RunRequest, train_defaults, tune_defaults
+from workflows.cli.request import OptionsT, RunRequest, keep, saved_config, train_defaults, tune_defaults
 from workflows.cli.run_options import RunFlags, TrainFlags, TrainOptions
 from workflows.cli.search_space import search_flag_for
+from workflows.cli.short_help import SHORT_FORMS, SHORT_FORMS_OF_SWEEPS, print_short_help, suggestion
 from workflows.cli.tune_options import TuneFlags, TuneOptions
 from workflows.storage.run_record import Command, RunRecord
 
 _T = TypeVar("_T")
+_EARLY_FLAGS = (
+    "--data",
+    "--image-size",
+    "--name",
+    "--experiment",
+    "--output-dir",
+    "--tracking-uri",
+    "--config",
+    "--init-from",
+)
 
 
 def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRequest[TuneOptions]:
@@ -30,7 +42,7 @@ def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRe
         InputError: an unknown flag or data set, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    arguments = with_hyphens(arguments)
+    arguments = _expand_short_forms(with_hyphens(arguments), SHORT_FORMS_OF_SWEEPS)
     early_flags = _parse_early_flags(arguments, prog, TuneFlags)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -54,10 +66,15 @@ def parse_train_options(arguments: Sequence[str], prog: str = "train.py") -> Run
         InputError: an unknown flag, data set or run, or a value that is not allowed.
         SystemExit: help was asked for and has been printed.
     """
-    arguments = with_hyphens(arguments)
+    arguments = _expand_short_forms(with_hyphens(arguments), SHORT_FORMS)
     early_flags = _parse_early_flags(arguments, prog, TrainFlags)
     record = _record_to_resume(arguments, early_flags, "train")
-    defaults, kept = train_defaults(record, early_flags.init_from)
+    config = None
+    if record is None and early_flags.config:
+        config = saved_config(early_flags.config, early_flags.data, early_flags.tracking_uri)
+        if _is_given("--training.num-updates", arguments):
+            config = config.with_values({"training.num_epochs": None})
+    defaults, kept = train_defaults(record, early_flags.init_from, config, early_flags.tracking_uri)
     return _request(TrainOptions, prog, arguments, early_flags, defaults, record, kept)
 
 
@@ -89,20 +106,29 @@ def _request(
             defaults = options.with_preset(open_source(options.data_config()), kept)
     options = parse(kind, arguments, prog=prog, default=defaults)
     options.data_config()  # fails if the data do not exist
-    return RunRequest(options, {**kept, **options.given_values(arguments)}, record)
+    return RunRequest(options, keep(kept, options.given_values(arguments)), record)
 
 
 def _record_to_resume(
     arguments: Sequence[str], early_flags: argparse.Namespace, command: Command
 ) -> RunRecord | None:
-    """Find the record of the run to resume; None without --resume, or if that run has no record yet."""
-    if "--resume" not in arguments:
+    """Find the record of the run to resume; None for a new run, or if the run has no record yet."""
+    starts = _is_given("--start-or-resume", arguments)
+    if not starts and not _is_given("--resume", arguments):
         return None
     from workflows.cli.resume import run_to_resume
 
     output_dir = early_flags.output_dir or (TrainFlags() if command == "train" else TuneFlags()).output_dir
-    flags = RunFlags(name=early_flags.name, experiment=early_flags.experiment, output_dir=output_dir)
-    return run_to_resume(flags, resolve(early_flags.data) if early_flags.data else None, command)
+    flags = RunFlags(
+        name=early_flags.name,
+        experiment=early_flags.experiment,
+        output_dir=output_dir,
+        resume=not starts,
+        start_or_resume=starts,
+    )
+    extends = any(_is_given(flag, arguments) for flag in ("--num-trials", "--time-budget"))
+    data = resolve(early_flags.data) if early_flags.data else None
+    return run_to_resume(flags, data, command, extends=extends)
 
 
 def _parse_early_flags(arguments: Sequence[str], prog: str, flags: type) -> argparse.Namespace:
@@ -114,9 +140,18 @@ def _parse_early_flags(arguments: Sequence[str], prog: str, flags: type) -> argp
             "--training.num-epochs and --training.num-updates both set the length: give one of them"
         )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--data", "--image-size", "--name", "--experiment", "--output-dir", "--init-from"):
+    for flag in _EARLY_FLAGS:
         parser.add_argument(flag, nargs="?")
     return parser.parse_known_args(list(arguments))[0]
+
+
+def _expand_short_forms(arguments: Sequence[str], forms: Mapping[str, str]) -> list[str]:
+    """Replace short forms of dotted flags by these."""
+    expanded = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        expanded.append(forms.get(flag, flag) + equals + value)
+    return expanded
 
 
 def with_hyphens(arguments: Sequence[str]) -> list[str]:
@@ -144,24 +179,18 @@ def _image_size(text: str | None) -> int | None:
 def parse(options: type[_T], arguments: Sequence[str], *, prog: str, default: _T) -> _T:
     """Parse with tyro, turning its error boxes into one-line InputErrors."""
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
-    with tyro_errors.on_parse_error(_raise_as_input_error):
+    with tyro_errors.on_parse_error(partial(_raise_as_input_error, kind=options)):
         return tyro.cli(
             options, prog=prog, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
         )
 
 
-def print_short_help(prog: str, flags: type) -> None:
-    """Print the help of the most used flags, and exit."""
-    try:
-        tyro.cli(flags, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
-    finally:
-        print("--help-all shows all flags, including every parameter of the config")
-
-
-def _raise_as_input_error(event: tyro_errors.ParseErrorEvent) -> None:
+def _raise_as_input_error(event: tyro_errors.ParseErrorEvent, kind: type) -> None:
     match event:
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
-            message = f"unknown argument {' '.join(tokens)}: --help-all shows every flag"
+            hint = suggestion(tokens[0], kind) if tokens[0].startswith("--") else ""
+            separator = " " if hint.endswith("?") else "; " if hint else ""
+            message = f"unknown argument {' '.join(tokens)}: {hint}{separator}--help-all shows every flag"
         case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
             message = f"{argument.lowered.name_or_flags[0]} {value}: choose one of {', '.join(choices)}"
         case tyro_errors.BadValue(argument=argument):

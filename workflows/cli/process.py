@@ -3,24 +3,67 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from diffusion.errors import InputError
 from workflows.redaction import redact
 
+_OWN_PACKAGES = ("diffusion", "export", "workflows")
 
-def exit_status(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Call main with arguments; bad input is printed in one line and gives status 2."""
+
+@contextmanager
+def on_interrupt(text: str) -> Iterator[None]:
+    """Print a text on stderr if Ctrl-C ends what runs; the interrupt goes on."""
     try:
-        return main(arguments)
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{text}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
+def extra_named(command: str, extra: str | None) -> Iterator[None]:
+    """Turn the import of a package that is not installed into an error that names the extra with it.
+
+    Args:
+        command: name of the command, for the message.
+        extra: extra that the command needs; None if it needs none.
+
+    Raises:
+        InputError: a package of the extra is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if extra is None or package in _OWN_PACKAGES:
+            raise
+        raise InputError(f"{command} needs {package}: pip install 'ray-ddpm[{extra}]'") from error
+
+
+def exit_status(
+    main: Callable[[Sequence[str]], int], arguments: Sequence[str], extra: str | None = None
+) -> int:
+    """Call main with arguments; bad input is printed in one line and gives status 2.
+
+    Args:
+        main: main function.
+        arguments: command-line arguments.
+        extra: extra that the command needs, which is named if it is not installed.
+    """
+    try:
+        with extra_named("this command", extra):
+            return main(arguments)
     except InputError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
 
 
-def run(main: Callable[[Sequence[str]], int]) -> None:
+def run(main: Callable[[Sequence[str]], int], extra: str | None = None) -> None:
     """Call main with the process's arguments, and end the process with its exit status.
+
+    `extra` is that of `exit_status`.
 
     The process ends after Python's exit handlers, before C++ destructors: Ray's threads outlive
     `ray.shutdown`, and one that uses what a destructor has freed kills a process that has done its work.
@@ -35,7 +78,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     atexit.register(end_process)  # the handler that is registered first runs last
     try:
-        status = exit_status(main, sys.argv[1:])
+        status = exit_status(main, sys.argv[1:], extra)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -5,19 +5,18 @@
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from diffusion.config import Config, TrainingConfig
-from diffusion.data.sources import DataSource, open_source
+from diffusion.data.sources import DataSource, open_source, resolve
 from diffusion.errors import InputError
-from diffusion.files import path_kind, user_path
 from diffusion.json_values import read_json
-from workflows.cli.run_options import RunOptions, TrainOptions
+from workflows.cli.model_reference import model_folder, read_saved_config
+from workflows.cli.run_options import RunOptions, TrainOptions, sections
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
-from workflows.storage.run_record import RunRecord
+from workflows.storage.run_record import RunRecord, check_same_config
 
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
@@ -41,6 +40,46 @@ class RunRequest(Generic[OptionsT]):
     given: Mapping[str, Any]
     record: RunRecord | None
     source: DataSource | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run to resume is finished, and the options leave it nothing to do."""
+        record = self.record
+        return record is not None and record.status == "finished" and not self.options.extends(record.options)
+
+    @property
+    def finished_location(self) -> str:
+        """Folder or bucket of the finished run that is resumed."""
+        assert self.record is not None, "a finished run has a record"
+        return f"{self.options.output_dir.rstrip('/')}/{self.record.name}"
+
+    def finished_lines(self) -> list[str]:
+        """What to say of a finished run that is resumed.
+
+        Raises:
+            InputError: the options ask for another config than the run was started with.
+        """
+        record, options = self.record, self.options
+        assert record is not None, "a finished run has a record"
+        given = options.config()
+        if given.training.num_epochs is not None:  # only the data tell how many updates that is
+            updates = record.config.training.num_updates
+            given = given.with_values({"training.num_epochs": None, "training.num_updates": updates})
+        check_same_config(given, record.config)
+        folder = self.finished_location
+        python = f"python -m workflows.{record.command}"
+        if record.command == "tune":
+            num_trials = record.options["num_trials"]
+            planned = f" ({num_trials} trials)" if num_trials < UNLIMITED else ""
+            more = 2 * num_trials if planned else "N --time-budget TIME"
+            return [
+                f"The sweep {record.name} is finished{planned}; its champion is in {folder}/champion",
+                f"more trials: {python} --resume --name {record.name} --num-trials {more}",
+            ]
+        return [
+            f"The training {record.name} is finished; its model is in {folder}/model",
+            f"train it further: {python} --config {folder}/model/config.json --init-from {folder}",
+        ]
 
     def open_data(self) -> tuple[DataSource, OptionsT]:
         """Open the data, and fill in the defaults that depend on them.
@@ -73,12 +112,19 @@ def tune_defaults(record: RunRecord | None, *, limits_time: bool) -> tuple[TuneO
     return replace(defaults, num_trials=UNLIMITED), {"num_trials": UNLIMITED}
 
 
-def train_defaults(record: RunRecord | None, init_from: str | None) -> tuple[TrainOptions, dict[str, Any]]:
+def train_defaults(
+    record: RunRecord | None,
+    init_from: str | None,
+    config: Config | None = None,
+    tracking_uri: str | None = None,
+) -> tuple[TrainOptions, dict[str, Any]]:
     """Default options of a training, and those of their values that the preset of the data does not replace.
 
     Args:
         record: record of the run to resume, whose config is kept, or None.
         init_from: model whose weights a new training starts from, which sets the network, or None.
+        config: config that a new training has in place of the preset of its data, or None.
+        tracking_uri: value of --tracking-uri.
 
     Raises:
         InputError: there is no such model.
@@ -86,40 +132,66 @@ def train_defaults(record: RunRecord | None, init_from: str | None) -> tuple[Tra
     if record is not None:
         return TrainOptions.for_config(record.config, name=record.name, experiment=record.experiment), {}
     defaults = TrainOptions(training=_ANY_BATCH)
-    if init_from is None:
-        return defaults, {}
-    if not init_from.strip():
-        raise InputError("--init-from is empty: give the folder of a run or a model, or leave the flag out")
-    file = model_folder(init_from) / "config.json"
+    kept: dict[str, Any] = {}
+    if config is not None:
+        defaults = TrainOptions.for_config(config)
+        kept = {
+            name: value for name, value in config.flat().items() if name.partition(".")[0] in sections(config)
+        }
+    if init_from is not None:
+        network = _network_config(init_from, tracking_uri)
+        kept |= {name: value for name, value in network.flat().items() if name.startswith("network.")}
+        defaults = replace(defaults, network=network.network)
+    return defaults, kept
+
+
+def _network_config(init_from: str, tracking_uri: str | None) -> Config:
+    """A config with the network of the model that --init-from refers to.
+
+    Raises:
+        InputError: there is no such model, or its config.json describes no network.
+    """
+    file = model_folder(init_from, tracking_uri) / "config.json"
     tree = read_json(file, "the folder of a model for --init-from")
     try:
-        config = Config.from_dict({"network": tree["config"]["network"]})
+        return Config.from_dict({"network": tree["config"]["network"]})
     except (KeyError, TypeError, InputError) as error:
         raise InputError(
             f"--init-from {init_from}: {file} describes no network ({error}); give another model"
         ) from error
-    kept = {name: value for name, value in config.flat().items() if name.startswith("network.")}
-    return replace(defaults, network=config.network), kept
 
 
-def model_folder(path: str) -> Path:
-    """Find the folder of the model that `--init-from` refers to.
+def saved_config(where: str, data: str | None, tracking_uri: str | None) -> Config:
+    """The config that --config refers to, for its own data or for others of the same shape.
 
     Args:
-        path: folder of a model, of a checkpoint or of a run. A run gives its final model or champion, or else
-            its newest checkpoint.
+        where: value of --config.
+        data: value of --data, or None for the data of the config.
+        tracking_uri: value of --tracking-uri.
 
     Raises:
-        InputError: there is no model.
+        InputError: it cannot be read.
     """
-    root = user_path(path)
-    checkpoints: list[Path] = []
-    if path_kind(root) == "folder":
-        with suppress(OSError):  # of a folder that cannot be listed
-            checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
-    for folder in (root, root / "model", root / "champion", *checkpoints):
-        if all(path_kind(folder / name) == "file" for name in ("config.json", "model.safetensors")):
-            return folder
-    raise InputError(
-        f"--init-from {path}: no model there; give a run's folder, its model/, or one of its checkpoints/"
-    )
+    saved = read_saved_config("--config", where, tracking_uri)
+    config = saved.config
+    if data is None:
+        return config
+    values: dict[str, Any] = {"data.name": resolve(data)}
+    if saved.kind == "image" and saved.shape and Path(values["data.name"]).is_dir():
+        values["data.image_size"] = saved.shape[-1]
+    if config.metrics.features in ("classifier", "degradations"):
+        values["metrics.features"] = "auto"  # which of the two the other data allow is found out anew
+    return config.with_values(values)
+
+
+def keep(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that the preset of the data does not replace, by dotted name.
+
+    Args:
+        kept: those of another config.
+        given: those that the user gives, which come first. If there are any of the sampler, it is not chosen
+            by measurement.
+    """
+    if any(name.startswith("sampler.") for name in given):
+        kept = {name: value for name, value in kept.items() if name != "metrics.choose_sampler"}
+    return {**kept, **given}

@@ -22,70 +22,79 @@ def output_storage(flags: RunFlags) -> Storage:
         raise InputError(f"--output-dir: {error}") from None
 
 
-def run_to_resume(flags: RunFlags, data: str | None, command: Command) -> RunRecord | None:
-    """Find the run that `--resume` refers to: the one of --name, or the newest unfinished one.
+def run_to_resume(
+    flags: RunFlags, data: str | None, command: Command, *, extends: bool = False
+) -> RunRecord | None:
+    """Find the run that `--resume` or `--start-or-resume` refers to.
+
+    It is the one of --name, finished or not; without --name the newest unfinished one.
 
     Args:
-        flags: flags with the name, the experiment and the output folder.
+        flags: flags with the name, the experiment, the output folder, and which of the two flags is given.
         data: resolved name of the data that the run must use, or None for any data.
         command: command that must have started the run.
+        extends: whether a budget is given, so that without --name and without an unfinished run the newest
+            finished one is extended.
 
     Returns:
-        The record of the run, or None if its folder exists but has no record yet: the run then starts from
-        scratch.
+        The record of the run, or None if there is none yet: its folder exists without a record, or
+        `--start-or-resume` starts it. The run then starts from scratch.
 
     Raises:
-        InputError: there is no such run, it is finished, its record is damaged, or only another version of
-            ray-ddpm can read it.
+        InputError: there is no such run, its record is damaged, or only another version of ray-ddpm can read
+            it.
     """
-    not_found = InputError(
-        f"--resume --name {flags.name}: no such run in {flags.output_dir}; start it without --resume"
-        if flags.name is not None
-        else f"--resume: no unfinished run of {command}.py in {flags.output_dir}; start one without --resume"
-    )
-    if "://" not in flags.output_dir and path_kind(flags.output_folder()) != "folder":
-        raise not_found
-    runs = output_storage(flags)
     if flags.name is not None:
-        record = read_record(runs.child(flags.name))
-        if record is None and flags.name not in runs.names():
-            raise not_found
-        if record is None and (left := [each for each in _MADE_LATER if runs.exists(f"{flags.name}/{each}")]):
-            raise InputError(
-                f"--resume --name {flags.name}: {runs.child(flags.name)} has no run.json, but {left[0]}/ of "
-                "a run: restore run.json from a copy, or give a new run another --name"
-            )
-        if record is not None and record.name != flags.name:
-            raise InputError(
-                f"--resume --name {flags.name}: this folder holds the run {record.name}, so it was copied or "
-                f"renamed; call it {record.name} again to resume that"
-            )
-        if record is not None and record.command != command:
-            raise InputError(
-                f"--resume --name {flags.name}: this is a run of {record.command}.py; resume it with that"
-            )
-        if record is not None and record.status == "finished":
-            raise InputError(
-                f"--resume --name {flags.name}: this run is finished; give another --name for a new run"
-            )
-        return record
+        return _run_of_name(flags, flags.name, command)
     records: list[RunRecord] = []
     unreadable: InputError | None = None
-    for name in runs.names():
+    runs = output_storage(flags) if _has_output(flags) else None
+    for name in runs.names() if runs else ():
         try:
-            record = read_record(runs.child(name))
+            record = read_record(runs.child(name)) if runs else None
         except InputError as error:  # one damaged record must not keep the others from being resumed
             unreadable = error
             continue
-        if record is not None and record.name == name:
+        if (
+            record is not None
+            and record.name == name
+            and record.command == command
+            and data in (None, record.config.data.name)
+            and flags.experiment in (None, record.experiment)
+        ):
             records.append(record)
-    matching = [
-        record
-        for record in records
-        if (record.command, record.status != "finished") == (command, True)
-        and data in (None, record.config.data.name)
-        and flags.experiment in (None, record.experiment)
-    ]
-    if not matching:
-        raise unreadable or not_found
-    return max(matching, key=lambda record: record.started)
+    unfinished = [record for record in records if record.status != "finished"]
+    if matching := unfinished or (records if extends else []):
+        return max(matching, key=lambda record: record.started)
+    raise unreadable or InputError(
+        f"--resume: no unfinished run of {command}.py in {flags.output_dir}; start one without --resume"
+    )
+
+
+def _run_of_name(flags: RunFlags, name: str, command: Command) -> RunRecord | None:
+    flag = "--start-or-resume" if flags.start_or_resume else "--resume"
+    runs = output_storage(flags) if _has_output(flags) else None
+    record = read_record(runs.child(name)) if runs else None
+    if record is None and not flags.start_or_resume and not (runs and name in runs.names()):
+        raise InputError(
+            f"{flag} --name {name}: no such run in {flags.output_dir}; start it without {flag}, or with "
+            "--start-or-resume"
+        )
+    if record is None and runs and (left := [each for each in _MADE_LATER if runs.exists(f"{name}/{each}")]):
+        raise InputError(
+            f"{flag} --name {name}: {runs.child(name)} has no run.json, but {left[0]}/ of a run: restore "
+            "run.json from a copy, or give a new run another --name"
+        )
+    if record is not None and record.name != name:
+        raise InputError(
+            f"{flag} --name {name}: this folder holds the run {record.name}, so it was copied or renamed; "
+            f"call it {record.name} again to resume that"
+        )
+    if record is not None and record.command != command:
+        raise InputError(f"{flag} --name {name}: this is a run of {record.command}.py; resume it with that")
+    return record
+
+
+def _has_output(flags: RunFlags) -> bool:
+    """Whether the output folder exists, which opening its storage would create."""
+    return "://" in flags.output_dir or path_kind(flags.output_folder()) == "folder"

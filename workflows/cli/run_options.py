@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
+
+import tyro
 
 from diffusion.config import (
     MAX_SEED,
@@ -69,6 +71,9 @@ class RunFlags:
     """Seed of all random numbers, 0 to 4294967295."""
     resume: bool = False
     """Resume the run named by --name, or without --name the newest unfinished run."""
+    start_or_resume: bool = False
+    """Start the run named by --name, or resume it if there is one; a finished run ends with status 0.
+    For schedulers that run the same command again."""
     dry_run: bool = False
     """Print what would run, on which hardware and for how long, plot the noise schedule, and exit."""
     progress: bool = True
@@ -85,9 +90,18 @@ class RunFlags:
                     f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', "
                     "the first a letter or a digit"
                 )
+        if self.start_or_resume and self.name is None:
+            raise InputError("--start-or-resume: give --name, so that the command finds its run again")
+        if self.start_or_resume and self.resume:
+            raise InputError("--resume and --start-or-resume: give one of them")
         for flag, text in (("--output-dir", self.output_dir), ("--tracking-uri", self.tracking_uri)):
             if text is not None and not text.strip():
                 raise InputError(f"{flag} is empty: give a value, or leave the flag out")
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether the run may have been started by an earlier command."""
+        return self.resume or self.start_or_resume
 
     def data_config(self) -> DataConfig:
         """Return the data config, with a path made absolute."""
@@ -205,6 +219,10 @@ class RunOptions(RunFlags):
             seed=self.seed,
         )
 
+    def extends(self, saved: Mapping[str, Any]) -> bool:
+        """Whether a finished run with these saved options has more to do with the options of this one."""
+        return False
+
     def check_batch(self, flag: str, num_workers: int) -> None:
         """Check that a batch gives every worker an example in each of its accumulation steps.
 
@@ -231,8 +249,12 @@ class TrainFlags(RunFlags):
     num_workers: int | str = 1
     """Data-parallel workers, one per GPU, otherwise on CPU cores.
     2:8 is elastic: between 2 and 8, as many as the cluster has room for."""
+    config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
+    """config.json of a trial, champion or model, its folder, or models:/NAME@ALIAS.
+    Its parameters and its data are the defaults; flags replace them."""
     init_from: str | None = None
-    """Folder of a run, model or checkpoint whose weights and network a new training starts from."""
+    """Folder of a run, model or checkpoint, or models:/NAME@ALIAS, whose weights and network a new training
+    starts from."""
     keep_checkpoints: int = 3
     """Number of recent checkpoints to keep, in addition to the best one."""
 
@@ -245,8 +267,9 @@ class TrainFlags(RunFlags):
                 f"--num-workers {self.num_workers}: the minimum comes first, "
                 f"such as {max_workers}:{min_workers}"
             )
-        if self.resume and self.init_from is not None:
-            raise InputError("--init-from starts a new run: leave out --resume, or --init-from")
+        for flag, value in (("--config", self.config_file), ("--init-from", self.init_from)):
+            if self.resume and value is not None:
+                raise InputError(f"{flag} starts a new run: leave out --resume, or {flag}")
 
     @property
     def workers(self) -> tuple[int, int]:

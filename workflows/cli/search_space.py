@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import path_kind, user_path
-from diffusion.json_values import read_json
 from diffusion.process.samplers import PredictionType
+from workflows.cli.model_reference import read_saved_config
 
 # Ranges, searched on a logarithmic scale. All other parameters are lists of choices.
 _RANGES = {"beta_start", "beta_end", "learning_rate"}
@@ -150,21 +149,13 @@ def start_values(path: str, searched: Values) -> dict[str, Any]:
     """Read the values of the searched parameters from a config.json, such as that of a trial.
 
     Args:
-        path: path of the file, or of the folder that holds it.
+        path: path of the file, of the folder that holds it, or models:/NAME@ALIAS.
         searched: choices, or ends of a range, by dotted name.
 
     Raises:
         InputError: the file cannot be read, or a value lies outside the search space.
     """
-    file = user_path(path)
-    try:
-        file = file / "config.json" if path_kind(file) == "folder" else file
-        tree = read_json(file, "a trial's config.json")
-        flat = Config.from_dict(tree.get("config", tree)).flat()
-    except InputError as error:
-        raise InputError(
-            f"--start-from {path}: cannot be read as a config ({error}); give a trial's config.json"
-        ) from error
+    flat = read_saved_config("--start-from", path).config.flat()
     values = {name: flat[name] for name in searched}
     if (name := _first_outside(searched, values)) is not None:
         short = next(short for short, dotted in _DOTTED_NAMES.items() if dotted == name)

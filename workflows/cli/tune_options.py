@@ -33,7 +33,7 @@ _NUMBER = r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)"
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 _UNET_TRIALS = 6  # by default; each takes longer than that of an MLP
 # Larger ones take twice the time for little: benchmarks/results/network_sizes.md.
-_SIZES_FOR_POINTS: dict[str, Any] = {"hidden_size": (64, 128), "num_blocks": (3, 6)}
+SIZES_FOR_POINTS: dict[str, Any] = {"hidden_size": (64, 128), "num_blocks": (3, 6)}
 UNLIMITED = 10_000  # number of trials when only --time-budget limits a sweep
 _SAVED_FOR_RESUME = (
     "num_trials",
@@ -124,23 +124,7 @@ class TuneFlags(RunFlags):
         Raises:
             InputError: --time-budget is not a duration.
         """
-        if self.time_budget is None:
-            return None
-        parts = _DURATION.fullmatch(self.time_budget.strip())
-        seconds = (
-            sum(
-                float(amount) * unit
-                for amount, unit in zip(parts.groups(), (3600, 60, 1), strict=True)
-                if amount
-            )
-            if parts
-            else 0.0
-        )
-        if seconds <= 0.0:
-            raise InputError(
-                f"--time-budget {self.time_budget}: give hours, minutes or seconds, such as 2h, 30m or 1h30m"
-            )
-        return seconds
+        return None if self.time_budget is None else _seconds(self.time_budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +158,7 @@ class TuneOptions(TuneFlags, RunOptions):
         if source.image_side is None and options.network.kind == "mlp":
             sizes = {
                 name: choices
-                for name, choices in _SIZES_FOR_POINTS.items()
+                for name, choices in SIZES_FOR_POINTS.items()
                 if not getattr(options.search, name) and f"network.{name}" not in given
             }
             options = replace(options, search=replace(options.search, **sizes))
@@ -220,9 +204,15 @@ class TuneOptions(TuneFlags, RunOptions):
             InputError: the name given by --name is taken, or the output folder cannot be created.
         """
         parent = self.output_folder()
-        if self.resume and self.name is not None:
+        if self.may_exist and self.name is not None:
             return parent / self.name
         return parent / self.free_name(lambda name: path_kind(parent / name) is not None)
+
+    def extends(self, saved: Mapping[str, Any]) -> bool:
+        """Whether the options allow more trials, or more time, than the finished sweep had."""
+        earlier, budget = saved["time_budget"], self.budget_seconds()
+        has_more_time = earlier is not None and budget is not None and budget > _seconds(earlier)
+        return self.num_trials > saved["num_trials"] or has_more_time
 
     def resume_options(self) -> dict[str, Any]:
         """Return the options, other than the config, that a resumed sweep needs; fit for JSON."""
@@ -232,3 +222,19 @@ class TuneOptions(TuneFlags, RunOptions):
         """Return the config into which each trial puts the values that it tries."""
         config = super().config()
         return config.with_values({"metrics.objective": self.objective}) if self.objective else config
+
+
+def _seconds(duration: str) -> float:
+    """Seconds of a duration such as 1h30m.
+
+    Raises:
+        InputError: it is not a duration.
+    """
+    parts = _DURATION.fullmatch(duration.strip())
+    amounts = zip(parts.groups(), (3600, 60, 1), strict=True) if parts else ()
+    seconds = sum(float(amount) * unit for amount, unit in amounts if amount)
+    if seconds <= 0.0:
+        raise InputError(
+            f"--time-budget {duration}: give hours, minutes or seconds, such as 2h, 30m or 1h30m"
+        )
+    return seconds

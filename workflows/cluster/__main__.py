@@ -12,10 +12,6 @@ from pathlib import Path
 from diffusion.errors import InputError, printable
 from export.cli import OneLineParser
 from workflows.cli.process import run
-from workflows.cluster.check import find_problems
-from workflows.cluster.config_file import prepare_with_ray, read_cluster_file
-from workflows.cluster.cost import PRICES, hourly_cost, read_prices
-from workflows.cluster.project_files import write_project
 from workflows.environment import STORAGE, cluster_storage, set_defaults
 from workflows.tracking.mlflow_server import ensure_server, stop_server
 
@@ -37,7 +33,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.cluster") ->
     init.add_argument("folder", type=Path, nargs="?", default=Path("ray-ddpm"), help="default: ray-ddpm")
     check = commands.add_parser("check", help="find mistakes in a cluster's YAML and estimate its cost")
     check.add_argument("file", type=Path, help="ray_cluster.yaml or cluster/on-prem.yaml")
-    check.add_argument("--prices", type=Path, default=PRICES, help="table of machine types and prices")
+    check.add_argument("--prices", type=Path, help="table of machine types and prices")
     serve = commands.add_parser("mlflow", help="on the head node: start MLflow's server if it is not running")
     serve.add_argument("--port", type=int, default=5000, help="port of the server (default: 5000)")
     serve.add_argument("--stop", action="store_true", help="stop the server instead")
@@ -51,6 +47,8 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.cluster") ->
 
 
 def _init(folder: Path) -> int:
+    from workflows.cluster.project_files import write_project
+
     write_project(folder)
     print(
         f"{folder} has the files of a cluster. Next: cd {folder}, set your values at the top of "
@@ -59,8 +57,12 @@ def _init(folder: Path) -> int:
     return 0
 
 
-def _check(path: Path, prices_path: Path) -> int:
-    config, prices = read_cluster_file(path), read_prices(prices_path)
+def _check(path: Path, prices_path: Path | None) -> int:
+    from workflows.cluster.check import find_problems
+    from workflows.cluster.config_file import prepare_with_ray, read_cluster_file
+    from workflows.cluster.cost import PRICES, hourly_cost, read_prices
+
+    config, prices = read_cluster_file(path), read_prices(prices_path or PRICES)
     problems = list(dict.fromkeys(find_problems(config, prices)))
     for problem in problems:
         print(f"error: {printable(f'{path}: {problem}')}", file=sys.stderr)
@@ -101,4 +103,4 @@ def _stop() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, extra="train,cluster")

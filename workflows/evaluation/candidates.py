@@ -17,11 +17,11 @@ from diffusion.data.tables import read_frame, table_from_frame
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
 from export.sampler import Sampler
+from workflows.cli.model_reference import REGISTRY
 
 if TYPE_CHECKING:
     from diffusion.data.dataset import DataSpec
 
-REGISTRY = "models:/"
 MIN_SAMPLES = 20
 _TABLES = (".csv", ".parquet")
 # Where a run keeps its exported model.

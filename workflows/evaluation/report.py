@@ -1,27 +1,26 @@
 """The results of `ray-ddpm evaluate`: lines for the terminal, a page in HTML, and JSON."""
 
-import io
 import json
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from diffusion.data.dataset import Dataset
-from diffusion.errors import printable
 from diffusion.evaluation.distances import Estimate
 from diffusion.files import replacing
 from diffusion.metrics import AUC, DISTANCE, FLOOR, NUM_HELDOUT, NUM_REFERENCE, NUM_SAMPLES, STANDARD_ERROR
 from diffusion.plots import draw_samples, samples_per_picture
 from workflows.evaluation.judge import Judged
+from workflows.publishing.embedding import encoded
+from workflows.publishing.formatting import with_error
 from workflows.publishing.model_card import copying_summary
-from workflows.publishing.page import embedded, write_page
+from workflows.publishing.page import write_page
 
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _OTHER_DATA = (
     "Its model was trained on other data or another split, so these test examples may have been among its "
     "training examples, and nothing is said about copies."
@@ -57,35 +56,31 @@ def write_report(judged: Sequence[Judged], dataset: Dataset, path: Path) -> Path
         dataset: the data that they were compared with.
         path: path of the page.
     """
-    data_name, metrics = dataset.spec.name, judged[0].metrics
-    names = [each.candidate.name for each in judged]
-    rows = [name for name in metrics if not name.endswith((STANDARD_ERROR, FLOOR))]
-    table = pd.DataFrame(
-        {each.candidate.name: [_with_error(each.metrics, name) for name in rows] for each in judged}
-        | {"training examples (floor)": [_with_error(metrics, name, FLOOR) for name in rows]},
-        index=rows,
+    metrics = judged[0].metrics
+    names = [name for name in metrics if not name.endswith((STANDARD_ERROR, FLOOR))]
+    write_page(
+        path,
+        _TEMPLATE,
+        data_name=dataset.spec.name,
+        judged=judged,
+        num_samples=f"{metrics[NUM_SAMPLES]:.0f}",
+        num_reference=f"{metrics[NUM_REFERENCE]:.0f}",
+        verdicts=[(each, _differences(each), _copying(each)) for each in judged],
+        pictures=[
+            ("examples of the data", _picture(dataset, dataset.raw(dataset.test[:]))),
+            *((each.candidate.name, _picture(dataset, each.candidate.samples)) for each in judged),
+        ],
+        rows=[
+            (
+                name,
+                [
+                    *(_with_error(each.metrics, name) for each in judged),
+                    _with_error(metrics, name, FLOOR),
+                ],
+            )
+            for name in names
+        ],
     )
-    comparisons = [
-        f"<li><code>{escape(printable(each.candidate.name))}</code>: {escape(each.outcome)}"
-        + (f" ({escape(_differences(each))})" if each.from_best else "")
-        + f". {escape(_copying(each))}</li>"
-        for each in judged
-    ]
-    pictures = [_picture(dataset, dataset.raw(dataset.test[:]), "examples of the data")]
-    pictures += [_picture(dataset, each.candidate.samples, each.candidate.name) for each in judged]
-    body = [
-        f"<h1>{escape(printable(', '.join(names)))}</h1>",
-        f"<p>{metrics[NUM_SAMPLES]:.0f} samples of each, compared with {metrics[NUM_REFERENCE]:.0f} examples "
-        f"of <code>{escape(data_name)}</code>. <code>distance</code> and <code>auc</code> decide; lower is "
-        "better.</p>",
-        f"<ul>{''.join(comparisons)}</ul>",
-        "".join(pictures),
-        "<h2>Metrics</h2>",
-        f"<div class=wide>{table.to_html(border=0)}</div>",
-        "<p class=note>With standard errors, where they are known. A floor is the value for as many training "
-        "examples in place of the samples.</p>",
-    ]
-    write_page(path, f"Samples of {data_name}", body)
     json_path = path.with_suffix(".json")
     with replacing(json_path) as part:
         part.write_text(json.dumps(_tree(judged, dataset), indent=2) + "\n")
@@ -129,22 +124,18 @@ def _in_errors(difference: Estimate) -> str:
     return f"{difference.value:+.3g}, {errors:.1f} standard errors"
 
 
-def _with_error(metrics: Any, name: str, suffix: str = "") -> str:
-    """A value and its standard error, such as "0.0123 ± 0.0021"; empty if there is none."""
-    if name + suffix not in metrics:
-        return ""
-    value, error = metrics[name + suffix], metrics.get(name + suffix + STANDARD_ERROR)
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+def _with_error(metrics: Mapping[str, float], name: str, suffix: str = "") -> str:
+    """A value and its standard error; empty if there is none."""
+    value, error = metrics.get(name + suffix), metrics.get(name + suffix + STANDARD_ERROR)
+    return with_error(value, error, missing="" if value is None else f"{value:g}")
 
 
-def _picture(dataset: Dataset, samples: NDArray[np.float64], title: str) -> str:
-    buffer = io.BytesIO()
+def _picture(dataset: Dataset, samples: NDArray[np.float64]) -> str:
+    """A data URI of a picture of samples."""
     shown = samples[: samples_per_picture(dataset.spec.kind)]
     limits = None
     if dataset.spec.kind == "points":
         points = dataset.raw(dataset.test[:])[:, :2]
         (x_min, y_min), (x_max, y_max) = points.min(axis=0), points.max(axis=0)
         limits = (float(x_min), float(x_max), float(y_min), float(y_max))
-    draw_samples(shown, dataset.spec.range, limits).save(buffer, format="PNG")
-    picture = embedded(buffer.getvalue(), title)
-    return f"<figure>{picture}<figcaption>{escape(title)}</figcaption></figure>"
+    return encoded(draw_samples(shown, dataset.spec.range, limits))

@@ -4,9 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
-
 from diffusion.evaluation.sampler_choice import PROVENANCE, SamplerChoice, measure_samplers
 from diffusion.metrics import AUC, DISTANCE, SAMPLER_PREFIX
 from diffusion.registry import SAMPLERS
@@ -45,32 +42,6 @@ def sampler_curves(choice: SamplerChoice | None) -> dict[int, dict[str, float]]:
         point = {f"{SAMPLER_PREFIX}{each.name}_{metric}": value for metric, value in values.items()}
         curves.setdefault(each.network_evaluations, {}).update(point)
     return curves
-
-
-def sampler_figure(choice: SamplerChoice) -> Figure:
-    """Plot of `distance` and `auc` by network evaluations, a line for each sampler."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, metric in zip(panels, (DISTANCE, AUC), strict=True):
-        for name in dict.fromkeys(each.name for each in choice.measured):
-            line = [each for each in choice.measured if each.name == name]
-            axes.errorbar(
-                [each.network_evaluations for each in line],
-                [getattr(each, metric) for each in line],
-                [getattr(each, f"{metric}_se") for each in line],
-                marker=".",
-                label=name,
-            )
-        for chosen, label, marker in ((choice.fast, "fast", "s"), (choice.deployed, "deployed", "o")):
-            if chosen is not None:
-                place = chosen.network_evaluations, getattr(chosen, metric)
-                axes.plot(*place, marker, markersize=11, fillstyle="none", color="black", label=label)
-        axes.set(xlabel="network evaluations", ylabel=metric, xscale="log")
-        evaluations = sorted({each.network_evaluations for each in choice.measured})
-        axes.set_xticks(evaluations, [str(number) for number in evaluations])
-        axes.xaxis.set_minor_locator(NullLocator())
-    panels[0].legend()
-    return figure
 
 
 def sampler_table(choice: SamplerChoice) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion.data.dataset import DataSpec
 from diffusion.evaluation.copying import copying_verdict
 from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.metrics import COPIED, COPIED_DETECTABLE, FLOOR, KERNEL, TEST_SAMPLE_PREFIX
@@ -76,10 +77,9 @@ def model_card(model: TrainedModel) -> str:
     return f"""# A diffusion model of {plain(data.name)}
 
 A denoising diffusion model of {data.kind} of shape {list(data.shape)}, from
-{origin}. `sampler.onnx` draws samples without PyTorch:
-`python -m export.sampler sampler.onnx --num-samples 64 --output samples.png`.
+{origin}.
 
-## Data
+{_use_section(data, registered=bool(trial_id))}## Data
 {code(data.name)}, fingerprint {code(data.fingerprint)}.
 Values are normalised with mean {data.mean} and standard deviation {data.std}.
 
@@ -105,6 +105,40 @@ It reproduces the distribution of the training data, including its errors and ga
 | name | value |
 |---|---|
 {param_rows}
+"""
+
+
+def _use_section(data: DataSpec, *, registered: bool) -> str:
+    """How to draw samples: from the file and, if a sweep registered the model, from MLflow."""
+    result = f"float32 [64, {', '.join(map(str, data.shape))}], in data units"
+    section = f"""## Use
+`sampler.onnx` draws samples without PyTorch:
+
+```
+python -m export.sampler sampler.onnx --num-samples 64 --output samples.png
+```
+
+```python
+from export import Sampler
+
+samples = Sampler("sampler.onnx").sample(64, seed=0)  # {result}
+```
+
+"""
+    if not registered:
+        return section
+    return f"""{section}A sweep's champion is also registered in MLflow, where its NAME is `ray-ddpm-` and the
+name of the experiment:
+
+```python
+import mlflow
+import pandas as pd
+
+mlflow.set_tracking_uri("sqlite:///mlflow.db")  # or the address of the server
+model = mlflow.pyfunc.load_model("models:/NAME@champion")
+samples = model.predict(pd.DataFrame({{"num_samples": [64]}}))  # {result}; `seed` is optional
+```
+
 """
 
 

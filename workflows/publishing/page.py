@@ -1,45 +1,53 @@
-"""Pages in HTML that need nothing but a browser: pictures and plots are embedded."""
+"""Pages in HTML that need nothing but a browser: style, script and pictures are in the file.
 
-import base64
-import io
-from collections.abc import Iterable
-from html import escape
-from pathlib import Path
-
-from matplotlib.figure import Figure
-
-from diffusion.files import replacing
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; vertical-align: top; margin: .3rem 0 } .wide { overflow-x: auto }
-.pictures img { max-height: 26rem } p.note { color: #666 }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0 } figcaption { font-size: 13px }
+A template extends `page.html.jinja`, which has the head, the style and the script of every page: light and
+dark colours, phones, paper, and tables that can be sorted.
 """
 
+import base64
+import functools
+import gzip
+from pathlib import Path
+from typing import Any
 
-def write_page(path: Path, title: str, body: Iterable[str]) -> Path:
-    """Write a page, whose body is pieces of HTML, and return its path."""
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from diffusion.errors import printable
+from diffusion.files import replacing
+
+_FOLDER = Path(__file__).parent
+
+
+def write_page(path: Path, template: Path, **values: Any) -> Path:
+    """Write a page and return its path.
+
+    Args:
+        path: path of the page.
+        template: file of the template; all values are escaped in it.
+        **values: what the template names.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _FOLDER]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable_lines,
+    )
+    text = environment.get_template(template.name).render(**values)
     with replacing(path) as part:
-        part.write_text(
-            f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>"
-            f"<style>{_STYLE}</style>{''.join(body)}\n",
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
+        part.write_text(text, encoding="utf-8")
     return path
 
 
-def embedded_plot(figure: Figure, title: str) -> str:
-    """An <img> element with a plot in it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return embedded(buffer.getvalue(), title)
+@functools.cache
+def plotting_library() -> str:
+    """Source of plotly.js, compressed by gzip, in base64: the browser unpacks it."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
-def embedded(png: bytes, title: str) -> str:
-    """An <img> element with the picture's bytes in it."""
-    return f'<img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _printable_lines(value: Any) -> Any:
+    """Plain text without control characters; what is marked as HTML stays as it is."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value

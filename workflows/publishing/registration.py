@@ -1,12 +1,13 @@
-"""Upload of a published model to its run in the tracker, and its registration there."""
+"""Upload of a published model to its run in the tracker, where it becomes a model, registered or not."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusion.metrics import DISTANCE, NUM_REFERENCE, NUM_SAMPLES, TEST_SAMPLE_PREFIX
 from workflows.publishing.export import SAMPLER
 from workflows.publishing.model_card import MODEL_CARD
-from workflows.tracking.tracker import RegistrationError, Tracker
+from workflows.tracking.tracker import PublishedModel, RegistrationError, Tracker
 
 
 def upload_model(tracker: Tracker, directory: Path, artifact_path: str) -> None:
@@ -21,10 +22,30 @@ def upload_model(tracker: Tracker, directory: Path, artifact_path: str) -> None:
     tracker.describe((directory / MODEL_CARD).read_text())
 
 
+def log_model(
+    tracker: Tracker, directory: Path, params: Mapping[str, Any], metrics: Mapping[str, float], step: int
+) -> list[str]:
+    """Log the published model of a training to the tracker, and return a warning if that failed.
+
+    Args:
+        tracker: tracker of the run that the model belongs to.
+        directory: folder with sampler.onnx.
+        params: parameters of the model by dotted name.
+        metrics: metrics of the model.
+        step: the step at which the run has them.
+    """
+    try:
+        tracker.log_model(PublishedModel(directory / SAMPLER, params, metrics, step))
+    except RegistrationError as error:
+        return [f"warning: {tracker.name} did not log the model ({error})"]
+    return []
+
+
 def register_model(
     tracker: Tracker,
     name: str,
     directory: Path,
+    params: Mapping[str, Any],
     metrics: Mapping[str, float],
     data_fingerprint: str,
     features: str,
@@ -37,7 +58,8 @@ def register_model(
         tracker: tracker of the run that the model belongs to.
         name: name of the registered model.
         directory: folder with sampler.onnx.
-        metrics: `test/...` metrics of the model.
+        params: parameters of the model by dotted name.
+        metrics: metrics of the model, `test/...` among them.
         data_fingerprint: fingerprint of the data that it was tested on.
         features: name of the features by which images are compared; "none" for points.
         interrupted: whether the sweep was interrupted; the model does not become the champion then.
@@ -50,9 +72,9 @@ def register_model(
         "test_features": features,
         "test_metric": "kernel",  # versions whose distance is another metric cannot be compared with it
     }
-    file = directory / SAMPLER
+    model = PublishedModel(directory / SAMPLER, params, metrics)
     try:
-        registered = tracker.register(name, file, version_tags, may_promote=not interrupted)
+        registered = tracker.register(name, model, version_tags, may_promote=not interrupted)
     except RegistrationError as error:
         return f"warning: {tracker.name} did not register the model ({error})"
     if registered is None:

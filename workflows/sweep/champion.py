@@ -45,7 +45,8 @@ class Champion:
         metrics: its metrics: `val/...` from the confirmation, `test/...` computed once on the test split.
         decision: how it was chosen.
         reasons: why it was chosen, in sentences.
-        confirmations: confirmed `sample/...` metrics of each finalist, by trial ID.
+        confirmations: confirmed `sample/...` metrics of each finalist, and of the other trials that were
+            measured like these, by trial ID.
         data_fingerprint: fingerprint of the data that it was trained and tested on.
         directory: folder of its files.
         samplers: the samplers that were measured for it, or None.
@@ -73,6 +74,7 @@ def select_champion(
     *,
     seed_error: float,
     picked_by_mse: str = "",
+    also_measured: Mapping[str, Path] | None = None,
 ) -> Champion:
     """Choose the best finalist, evaluate it on the test split, and export it.
 
@@ -88,6 +90,8 @@ def select_champion(
         final: trains the best config for longer; that model is used if it is better by the same rule.
         seed_error: standard deviation of an objective over training seeds.
         picked_by_mse: ID of the trial that the mean squared error would have chosen, for the record.
+        also_measured: folders of trials by ID whose samples are measured like those of the finalists, to be
+            compared with these; they do not compete.
 
     Raises:
         ParityError: the ONNX file of no finalist computes what PyTorch computes.
@@ -95,20 +99,19 @@ def select_champion(
     """
     models = {trial_id: TrainedModel.load(folder) for trial_id, folder in finalists.items()}
     confirmation = Confirmation(data, seed_error, notify)
+
+    def confirm(trial_id: str, model: TrainedModel, folder: Path) -> Finalist:
+        objective = model.config.metrics.objective
+        measured = read_objective(folder, objective, model.provenance["metrics"])
+        return confirmation.add(trial_id, model, measured)
+
     decision = decide(
-        [
-            confirmation.add(
-                trial_id,
-                model,
-                read_objective(
-                    finalists[trial_id], model.config.metrics.objective, model.provenance["metrics"]
-                ),
-            )
-            for trial_id, model in models.items()
-        ],
+        [confirm(trial_id, model, finalists[trial_id]) for trial_id, model in models.items()],
         confirmation.compare,
     )
-    confirmed = {trial_id: confirmation.metrics[trial_id] for trial_id in models}
+    for trial_id, folder in (also_measured or {}).items():
+        confirm(trial_id, TrainedModel.load(folder), folder)
+    confirmed = dict(confirmation.metrics)
     best, reasons, verdict = decision.champion, decision.sentences(), None
     longer = _train_longer(models[best], data, provenance, final, notify) if final else None
     if longer is not None:

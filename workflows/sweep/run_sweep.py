@@ -8,9 +8,9 @@ registered there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,25 @@ import ray
 from diffusion.config import Config
 from diffusion.data.sources import DataSource
 from diffusion.devices import default_device
-from diffusion.errors import printable
 from diffusion.metrics import (
     AUC,
+    BEST_OBJECTIVE,
     DISTANCE,
     FEATURES_ACCURACY,
+    RANK,
     RUNG_SPEARMAN,
     SAMPLE_PREFIX,
     STANDARD_ERROR,
-    VAL_CONFIRMED,
     VAL_ELBO_WINDOW,
+    VAL_MSE,
+    VAL_SAMPLE_PREFIX,
     Objective,
 )
 from diffusion.registry import OBJECTIVES
 from diffusion.training.train_step import check_precision
 from export.to_onnx import ParityError
-from workflows.cli.search_space import contains, start_values
+from workflows.cli.process import on_interrupt
+from workflows.cli.search_space import contains, format_values, start_values
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
 from workflows.publishing.deployed_sampler import sampler_curves
@@ -48,15 +51,15 @@ from workflows.storage.run_record import RunRecord
 from workflows.sweep.champion import Champion, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
-from workflows.sweep.report import write_report
+from workflows.sweep.report.write_report import write_report
 from workflows.sweep.searcher import Search
 from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.trial import TrialContext
 from workflows.sweep.trial_records import TrialRecords
-from workflows.sweep.tuner import SweepCallback, run_trials
-from workflows.terminal import display_path
+from workflows.sweep.tuner import SweepCallback, remaining_seconds, run_trials
+from workflows.terminal import display_path, waiting
 from workflows.tracking.tracker import Tracker, resolve_tracking_uri, tracker_class
-from workflows.training.dry_run import describe_sweep
+from workflows.training.dry_run import describe_sweep, run_lines
 from workflows.training.worker_group import WorkerResources, max_concurrent_groups, plan_workers
 
 _FINAL_CHECKPOINTS = "final"
@@ -74,13 +77,58 @@ def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None
         InputError: the tracking store or the data cannot be used, the network does not fit the data, or the
             options differ from those of the sweep to resume.
     """
+    with on_interrupt("Interrupted before the first trial: nothing was written."):
+        plan = _plan(options, source)
+        if options.dry_run:
+            _describe(plan, options)
+            stop_ray()
+            return Outcome("finished")
+    searched = plan.search.space
+    fixed_params = {name: value for name, value in plan.config.flat().items() if name not in searched}
+    params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
+    with waiting("opening the sweep's folder and MLflow", quiet=not options.progress):
+        log = SweepLogger.open(options, plan.base_config, plan.data.dataset, record, plan.uri, params)
+    return _sweep(log, options, plan)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a sweep is going to run.
+
+    Attributes:
+        uri: URI of the tracker's store.
+        base_config: config of the sweep, without the values that the search fixes.
+        config: config into which each trial puts the values that it tries.
+        data: the loaded data.
+        search: the search.
+        resources: workers of each trial.
+    """
+
+    uri: str
+    base_config: Config
+    config: Config
+    data: LoadedData
+    search: Search
+    resources: WorkerResources
+
+
+def _plan(options: TuneOptions, source: DataSource) -> _Plan:
+    """Check the options, load the data and start Ray; nothing is written.
+
+    Raises:
+        InputError: see `run_sweep`.
+    """
     uri = resolve_tracking_uri(options.tracking_uri)
+    quiet = not options.progress
     if not options.dry_run:
-        tracker_class(uri).check_store(uri, may_create=True)  # fail early: loading the data can take long
-    dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
+        with waiting("looking for MLflow", quiet=quiet):  # fail early: loading the data can take long
+            tracker_class(uri).check_store(uri, may_create=True)
+    with waiting(f"reading {options.data}", quiet=quiet):
+        dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
     fixed, searched = options.search.fixed_and_searched(options.config(), dataset.spec.kind)
     check_fits(options.config().with_values(fixed), dataset)
-    base_config, data = prepare_data(options.config(), dataset)
+    with waiting("preparing the data", quiet=quiet):
+        base_config, data = prepare_data(options.config(), dataset)
     config = base_config.with_values(fixed)
     search = make_search(options, config, searched)
     start_ray(options.verbose)
@@ -89,39 +137,35 @@ def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None
         check_precision(config.training, default_device(use_cuda=False, num_workers=resources.num_workers))
     if options.final_epochs is not None:
         plan_workers(options.final_workers, "--final-workers")  # fail now rather than after hours of trials
-    if options.dry_run:
+    return _Plan(uri, base_config, config, data, search, resources)
+
+
+def _describe(plan: _Plan, options: TuneOptions) -> None:
+    with waiting("measuring a few steps"):
         describe_sweep(
-            config,
-            data,
-            resources,
-            searched,
+            plan.config,
+            plan.data,
+            plan.resources,
+            plan.search.space,
             options.num_trials,
-            max_concurrent_groups(resources),
-            search.time_budget,
+            max_concurrent_groups(plan.resources),
+            plan.search.time_budget,
         )
-        stop_ray()
-        return Outcome("finished")
-    fixed_params = {name: value for name, value in config.flat().items() if name not in searched}
-    params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
-    log = SweepLogger.open(options, base_config, dataset, record, uri, params)
-    return _sweep(log, options, search, config, data, resources)
 
 
-def _sweep(
-    log: SweepLogger,
-    options: TuneOptions,
-    search: Search,
-    config: Config,
-    data: LoadedData,
-    resources: WorkerResources,
-) -> Outcome:
+def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
     records, tracker, view = log.records, log.tracker, log.view
+    search, config, data, resources = plan.search, plan.config, plan.data, plan.resources
     status: Status = "failed"
     try:
-        view.print(f"Sweep {log.directory.name}: {_budget(options)} on {printable(options.data)}")
+        view.print(f"Sweep {log.directory.name} in {display_path(log.folder)}: {_budget(options)}")
+        space = (f"{name} {format_values(values)}" for name, values in search.space.items())
+        for line in (*run_lines(config, data.dataset, resources), f"search    {', '.join(space)}"):
+            view.print(f"  {line}")
         objective: Objective = OBJECTIVES[config.metrics.objective]
         if objective.warning is not None:
             view.print(objective.warning)
+        tracker.show_trials(list(search.space), config.training.num_updates)
         if not any(name.startswith("schedule.") for name in search.space):
             for line in schedule_lines(config, data.dataset.spec):
                 view.print(line.strip())
@@ -132,6 +176,7 @@ def _sweep(
                 view.restore(record, search.space)
         origin = provenance(tracker.run_id, data.dataset)
         shared_data = data if resources.num_workers == 1 else ray.put(data)
+        view.limit_time(search.time_budget and remaining_seconds(search, records.elapsed))
         with view:
             interrupted, correlations = run_trials(
                 TrialContext(config, shared_data, resources, origin),
@@ -141,6 +186,7 @@ def _sweep(
                 SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
                 verbose=options.verbose,
             )
+        view.step("choosing the finalists")
         stop_ray()
         records.add_paired_errors()
         records.write_csv()
@@ -158,8 +204,18 @@ def _sweep(
             reason = f"no trial produced a usable model; see the reasons in {log.directory / 'trials.csv'}"
             view.print(f"{reason[0].upper()}{reason[1:]}.")
             return Outcome(status, str(log.directory), reason=reason)
-        champion = _select_champion(log, options, config, data, origin, finalists)
-        write_report(log.directory, records, search.space, champion, correlations)
+        champion = _select_champion(log, options, config, data, origin, finalists, search.space)
+        view.step("writing the report")
+        write_report(
+            log.directory,
+            records,
+            search.space,
+            champion,
+            correlations,
+            interrupted=interrupted,
+            location_hint=tracker.location_hint(),
+        )
+        view.step(f"sending the champion to {tracker.name}")
         for line in _publish(log, champion, data, interrupted=interrupted):
             view.print(line)
         status = "stopped" if interrupted else "finished"
@@ -187,20 +243,25 @@ def _select_champion(
     data: LoadedData,
     origin: dict[str, Any],
     finalists: Mapping[str, Path],
+    searched: Collection[str],
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
+    by_mse = records.picked_by_mse()
     champion = select_champion(
         finalists,
         data,
         log.directory / "champion",
         origin,
-        log.view.print,
+        log.view.step,
         _final_training(options, log),
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
-        picked_by_mse=records.picked_by_mse(),
+        picked_by_mse=by_mse,
+        also_measured=records.model_folders({by_mse} - set(finalists)),
     )
     record_decision(champion, records, log.tracker)
+    picks = trial_picks(champion.trial_id, records.picked_by_mse())
+    log.tracker.show_trials(list(searched), config.training.num_updates, picks)
     records.write_csv()
     return champion
 
@@ -217,7 +278,8 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
         tracker,
         f"ray-ddpm-{log.experiment}",
         champion.directory,
-        champion.metrics,
+        records[champion.trial_id].params,
+        {BEST_OBJECTIVE: champion.objective, **champion.metrics},
         champion.data_fingerprint,
         data.features.name if data.features else "none",
         interrupted=interrupted,
@@ -258,31 +320,50 @@ def training_seed_error(options: TuneOptions, objective: str, kind: str) -> floa
 
 
 def record_decision(champion: Champion, records: TrialRecords, tracker: Tracker) -> None:
-    """Add to the finalists' records, and to the tracker, how the champion was chosen.
+    """Add to the trials' records, and to the tracker, how the champion was chosen.
 
-    Finalists get `val/confirmed_distance` and `val/confirmed_auc` with their standard errors, their rank,
-    and why each is the champion or is not.
+    Trials with a usable model get a rank. Finalists get `val/sample_distance` and `val/sample_auc` with their
+    standard errors, and why each is the champion or is not. The sweep's own run gets the champion's metrics.
     """
     decision, reasons = champion.decision, " ".join(f"{reason}." for reason in champion.reasons)
     sentences = dict(zip(decision.ranking[1:], decision.sentences(), strict=False))
-    for rank, trial_id in enumerate(decision.ranking, start=1):
-        record, confirmed = records[trial_id], champion.confirmations[trial_id]
+    others = [record.trial_id for record in records.ranked() if record.trial_id not in decision.ranking]
+    for rank, trial_id in enumerate([*decision.ranking, *others], start=1):
+        record = records[trial_id]
+        record.rank = rank
         if trial_id == champion.trial_id:
             record.decision = f"champion: {reasons}"
         elif rank == 1:
             record.decision = "the best, but it cannot be exported"
-        else:
+        elif trial_id in sentences:
             record.decision = f"trial {decision.champion} was {sentences[trial_id]}"
-        record.rank = rank
-        metrics = {
-            f"{VAL_CONFIRMED}{name}{suffix}": confirmed.get(f"{SAMPLE_PREFIX}{name}{suffix}", math.nan)
-            for name in (DISTANCE, AUC)
-            for suffix in ("", STANDARD_ERROR)
-        }
+        else:
+            record.decision = "not among the finalists, since its objective is worse"
+        metrics = {}
+        if trial_id in decision.ranking:
+            confirmed = champion.confirmations[trial_id]
+            metrics = {
+                f"{VAL_SAMPLE_PREFIX}{name}{suffix}": confirmed.get(
+                    f"{SAMPLE_PREFIX}{name}{suffix}", math.nan
+                )
+                for name in (DISTANCE, AUC)
+                for suffix in ("", STANDARD_ERROR)
+            }
         record.extra_metrics |= metrics
-        tracker.log(metrics | {"rank": rank}, 0, trial_id)
-        tracker.tag({"rank": str(rank), "decision": record.decision}, trial_id)
-    tracker.tag({"champion": champion.trial_id, "decision": reasons})
+        tracker.log(metrics | {RANK: rank}, 0, trial_id)
+        tracker.tag({RANK: str(rank), "decision": record.decision}, trial_id)
+        tracker.describe(record.decision, trial_id)
+    tracker.log(records[champion.trial_id].metrics, 0)
+    tracker.tag(
+        {"champion": champion.trial_id, "picked_by_mse": records.picked_by_mse(), "decision": reasons}
+    )
+
+
+def trial_picks(champion: str, picked_by_mse: str) -> dict[str, str]:
+    """What trials were picked as, by trial ID, from the IDs of the champion and of the lowest `val/mse`."""
+    if champion == picked_by_mse:
+        return {champion: "champion, lowest MSE"}
+    return {champion: "champion"} | ({picked_by_mse: "lowest MSE"} if picked_by_mse else {})
 
 
 def _initial_points(
@@ -303,7 +384,7 @@ def _final_training(options: TuneOptions, log: SweepLogger) -> FinalTraining | N
         options.final_workers,
         log.shared.child(_FINAL_CHECKPOINTS),
         log.tracker.log,
-        log.view.print,
+        log.view.step,
         options.verbose,
     )
 
@@ -320,8 +401,10 @@ def _summary(
     return [
         "",
         f"{len(records)} trials: {', '.join(f'{count} {status}' for status, count in counts.items())}",
-        f"champion: trial {champion.trial_id}, objective ({objective}) {champion.objective:.4f}{weights}",
-        *(f"  {reason}" for reason in champion.reasons),
+        f"champion: trial {champion.trial_id}, {champion.reasons[0]}",
+        f"  objective ({objective}) {champion.objective:.4f}{weights}",
+        *(f"  {reason}" for reason in champion.reasons[1:]),
+        *_picked_by_mse(champion, records),
         *quality_lines(champion.metrics),
         *warnings,
         "",
@@ -331,6 +414,18 @@ def _summary(
         registered,
         "",
         *next_lines(str(folder), tracker, is_local=True),
+    ]
+
+
+def _picked_by_mse(champion: Champion, records: TrialRecords) -> list[str]:
+    """What the mean squared error, which the champion is never chosen by, would have chosen."""
+    picked = records.picked_by_mse()
+    if not picked:
+        return []
+    if picked == champion.trial_id:
+        return [f"  {VAL_MSE} would have picked the same trial"]
+    return [
+        f"  {VAL_MSE} would have picked trial {picked}, whose objective is {records[picked].objective:.4f}"
     ]
 
 

@@ -11,12 +11,18 @@ from PIL import Image
 from diffusion.errors import InputError
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.environment import shared_location
+from workflows.status import Status
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 from workflows.sweep.table_view import SweepTable
 from workflows.sweep.trial_records import TrialRecords
+from workflows.terminal import display_path
 from workflows.tracking.tracker import Tracker
-from workflows.training.base_logger import BaseLogger
+from workflows.training.base_logger import BaseLogger, resume_command
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
+
+# Flags that a resumed sweep does not remember.
+_NOT_SAVED = ("output_dir", "tracking_uri")
 
 
 class SweepLogger(BaseLogger[TuneOptions]):
@@ -38,8 +44,15 @@ class SweepLogger(BaseLogger[TuneOptions]):
         super().__init__(folder, record, tracker, options)
         num_trials = options.num_trials if options.num_trials < UNLIMITED else None
         num_updates = record.config.training.num_updates
-        self.view = SweepTable(record.name, num_trials, num_updates, quiet=not options.progress)
+        self.view = SweepTable(
+            record.name,
+            num_trials,
+            num_updates,
+            folder=display_path(folder),
+            quiet=not options.progress,
+        )
         self.directory, self.experiment = folder.path, record.experiment
+        self._options = options
         self.records = TrialRecords(folder.path)
         self.shared = Storage(shared_location(folder.path))
 
@@ -58,14 +71,24 @@ class SweepLogger(BaseLogger[TuneOptions]):
     def create_folder(cls, folder: Storage, options: TuneOptions) -> None:
         """Create the folder, which may exist if the sweep was killed before it wrote its record."""
         try:
-            folder.path.mkdir(parents=True, exist_ok=options.resume)
+            folder.path.mkdir(parents=True, exist_ok=options.may_exist)
         except OSError as error:
             raise InputError(
                 f"{folder} cannot be created ({error.strerror}): give another --output-dir"
             ) from error
 
     def resume(self, run_id: str) -> None:
-        """Continue the sweep in the tracker, and send it what a killed session may not have sent."""
+        """Continue the sweep in the tracker, and send it what a killed session may not have sent.
+
+        Raises:
+            InputError: a finished sweep is extended without time to do so.
+        """
+        budget = self._options.budget_seconds()
+        if self._record.status == "finished" and budget and self.records.previous_seconds >= budget:
+            raise InputError(
+                f"--num-trials {self._options.num_trials}: the sweep has used its time budget of "
+                f"{self._options.time_budget}; give a larger --time-budget as well"
+            )
         self._send_missing(self.tracker.resume_sweep(run_id, self.records.ids))
         self.shared.delete("tune")
 
@@ -81,8 +104,17 @@ class SweepLogger(BaseLogger[TuneOptions]):
             self.tracker.start_trial(record.trial_id, record.params)
             for updates, metrics in sorted(record.evaluations.items()):
                 self.tracker.log(metrics, updates, record.trial_id)
-            picture = self.records.folder(record.trial_id) / "samples.png"
-            if picture.exists():
-                with Image.open(picture) as file:
-                    self.tracker.log_picture(file.copy(), record.best_update, record.trial_id)
+            for name, step in ((UNTRAINED, 0), (PICTURE, record.best_update)):
+                picture = self.records.folder(record.trial_id) / name
+                if picture.exists():
+                    with Image.open(picture) as file:
+                        self.tracker.log_picture(file.copy(), step, record.trial_id)
             self.tracker.end_trial(record.trial_id, record.status, record.reason)
+
+    def _print_end(self, status: Status) -> None:
+        """Print how to go on with a sweep that is not finished."""
+        if status != "finished":
+            how = "Stopped" if status == "stopped" else "The sweep failed"
+            trials = sum(not record.unfinished for record in self.records)
+            self.view.print(f"{how}; the {trials} trials that have ended are kept.")
+            self.view.print(f"next: {resume_command('tune', self._record.name, self._options, _NOT_SAVED)}")

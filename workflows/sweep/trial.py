@@ -26,7 +26,7 @@ from diffusion.training.loop import EvaluationResult, Training, TrainingDiverged
 from workflows.data.load import LoadedData
 from workflows.ray_runtime.placement_groups import memory_tag
 from workflows.status import OUT_OF_MEMORY, TrialStatus
-from workflows.training.evaluation_files import write_evaluation
+from workflows.training.evaluation_files import untrained_picture, write_evaluation
 from workflows.training.events import Diverged, Evaluated, EventHandler, Failed
 from workflows.training.worker import TrainingJob
 from workflows.training.worker_group import WorkerGroupError, WorkerResources, run_worker_group
@@ -166,20 +166,23 @@ def _trial_config(values: dict[str, Any], context: TrialContext) -> tuple[Config
 def _train_in_process(config: Config, context: TrialContext) -> None:
     # Tune reuses the process, so an earlier trial may have changed this setting.
     torch.set_num_threads(context.resources.threads)
-    updates = 0
+    updates, untrained = 0, b""
 
     def report(evaluation: EvaluationResult) -> None:
         nonlocal updates
-        updates = evaluation.updates
         with tempfile.TemporaryDirectory() as folder:
-            write_evaluation(evaluation, context.provenance, Path(folder))
+            first = untrained if updates == 0 else b""
+            write_evaluation(evaluation, context.provenance, Path(folder), first)
+            updates = evaluation.updates
             _report_evaluation(evaluation.updates, evaluation.metrics, folder)
 
     device = default_device()  # Ray lets a trial see only the GPUs that it was assigned
     assert isinstance(context.data, LoadedData)
     data = context.data.to(device)
     try:
-        Training(config, data.dataset, report, features=data.features).run()
+        training = Training(config, data.dataset, report, features=data.features)
+        untrained = untrained_picture(training.model)
+        training.run()
     except TrainingDiverged as error:
         tune.report(_result(math.inf, updates, "diverged", str(error)))
     except torch.OutOfMemoryError:

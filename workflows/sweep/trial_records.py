@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from diffusion.metrics import (
 from workflows.status import OUT_OF_MEMORY, TrialStatus
 from workflows.sweep.decision import choose_finalists, with_training_seed
 from workflows.training.evaluation_files import FILES as EVALUATION_FILES
-from workflows.training.evaluation_files import read_objective
+from workflows.training.evaluation_files import UNTRAINED, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
 _JOURNAL_FILE = "journal.jsonl"
@@ -166,9 +166,10 @@ class TrialRecords:
         """Copy the files of a Tune checkpoint into the trial's folder, in place of earlier ones."""
         folder = self.folder(trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in EVALUATION_FILES:
-            with replacing(folder / name) as part:
-                shutil.copyfile(checkpoint / name, part)
+        for name in (*EVALUATION_FILES, UNTRAINED):
+            if name != UNTRAINED or (checkpoint / name).exists():
+                with replacing(folder / name) as part:
+                    shutil.copyfile(checkpoint / name, part)
 
     def ranked(self) -> list[TrialRecord]:
         """Trials with a usable model, best objective first: the finished and the stopped ones.
@@ -194,11 +195,8 @@ class TrialRecords:
         Args:
             seed_error: standard deviation of an objective over training seeds.
         """
-        objectives = {
-            record.trial_id: self.measured_objective(record.trial_id)
-            for record in self.ranked()
-            if (self.folder(record.trial_id) / "model.safetensors").exists()
-        }
+        ranked = self.model_folders(record.trial_id for record in self.ranked())
+        objectives = {trial_id: self.measured_objective(trial_id) for trial_id in ranked}
         if not objectives:
             return {}
         best = next(iter(objectives.values()))
@@ -206,7 +204,16 @@ class TrialRecords:
             trial_id: with_training_seed(objective.minus(best), seed_error)
             for trial_id, objective in objectives.items()
         }
-        return {trial_id: self.folder(trial_id) for trial_id in choose_finalists(differences)}
+        return self.model_folders(choose_finalists(differences))
+
+    def model_folders(self, trial_ids: Iterable[str]) -> dict[str, Path]:
+        """Folders of those of the trials that have a model, by ID."""
+        folders = {trial_id: self.folder(trial_id) for trial_id in trial_ids}
+        return {
+            trial_id: folder
+            for trial_id, folder in folders.items()
+            if (folder / "model.safetensors").exists()
+        }
 
     def picked_by_mse(self) -> str:
         """ID of the trial with a usable model whose mean squared error is lowest; empty if there is none."""

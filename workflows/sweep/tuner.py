@@ -7,10 +7,13 @@ When a sweep is resumed, trials that did not finish run first, under the IDs the
 """
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -19,6 +22,7 @@ from ray import tune
 
 from diffusion.training.loop import evaluation_points
 from workflows.ray_runtime.placement_groups import remove_placement_groups
+from workflows.ray_runtime.session import restored_signal_handlers
 from workflows.status import OUT_OF_MEMORY, TrialStatus
 from workflows.storage.storage import Storage
 from workflows.sweep.asha import make_scheduler
@@ -27,6 +31,7 @@ from workflows.sweep.table_view import SweepTable
 from workflows.sweep.trial import TrialContext, WorkersTrial, run_trial
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecord, TrialRecords
 from workflows.tracking.tracker import Tracker
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
 from workflows.training.worker_group import max_concurrent_groups
 
 OUT_OF_TIME = "the time budget was used up"  # reason of a trial that it cut
@@ -62,6 +67,7 @@ class SweepCallback(tune.Callback):
         self._start_times: dict[str, float] = {}
         self._failed_tune_ids: set[str] = set()
         self._last_cleanup = 0.0
+        self._announces_interrupt = False
 
     def __reduce__(self) -> Any:
         """Pickle as an empty callback: Tune saves its callbacks, and open connections cannot be pickled."""
@@ -108,9 +114,10 @@ class SweepCallback(tune.Callback):
         with checkpoint.as_directory() as folder:  # downloads it if trials store checkpoints in a bucket
             if record.best_update == record.updates:
                 self._records.save_files(trial_id, Path(folder))
-            with Image.open(Path(folder) / "samples.png") as file:
-                picture = file.copy()
-        self._tracker.log_picture(picture, record.updates, trial_id)
+            for name, step in ((UNTRAINED, 0), (PICTURE, record.updates)):
+                if (Path(folder) / name).exists():  # only the first checkpoint has both
+                    with Image.open(Path(folder) / name) as file:
+                        self._tracker.log_picture(file.copy(), step, trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that a trial ended by itself or was stopped early."""
@@ -124,6 +131,26 @@ class SweepCallback(tune.Callback):
         """Record that a trial raised or that its process died."""
         self._failed_tune_ids.add(trial.trial_id)
         self._end(self._records[self._trial_ids[trial.trial_id]], "failed", failure_reason(trial))
+
+    def setup(self, *_args: Any, **_info: Any) -> None:
+        """Forget the handler of an earlier Tuner's Ctrl-C."""
+        self._announces_interrupt = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Say what Ctrl-C does when it is pressed first: Tune, whose handler is called, does not."""
+        if self._announces_interrupt or threading.current_thread() is not threading.main_thread():
+            return
+        self._announces_interrupt = True
+        handler = signal.getsignal(signal.SIGINT)
+
+        def announce(number: int, frame: FrameType | None) -> None:
+            self._view.print(
+                "Ending the trials; then the best model so far is exported. Press Ctrl-C again to stop now."
+            )
+            if callable(handler):
+                handler(number, frame)
+
+        signal.signal(signal.SIGINT, announce)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Free what failed trials reserved, repeatedly: their workers may have been about to start."""
@@ -262,7 +289,8 @@ def _run(
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    tuner.fit()
+    with restored_signal_handlers():  # Tune leaves its own, which ignores the next Ctrl-C
+        tuner.fit()
     return scheduler.rank_correlations()
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,7 @@ from workflows.environment import mlflow_server_environment
 _HOST = "127.0.0.1"
 _START_TIMEOUT = 90  # seconds
 _PID_FILE = "server.pid"
+_APP = "ray-ddpm"  # MLflow's server with another first page: workflows.tracking.mlflow_app
 
 
 def start_server(
@@ -33,6 +35,8 @@ def start_server(
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", _HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
+    if entry_points(group="mlflow.app", name=_APP):  # not where the project runs without being installed
+        command += ["--app-name", _APP]
     if artifacts is not None:
         command += ["--artifacts-destination", artifacts]
     return subprocess.Popen(

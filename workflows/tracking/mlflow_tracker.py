@@ -5,34 +5,60 @@ thread, so a slow server delays nothing, and entries that could not be sent are 
 is back.
 """
 
+import json
 import queue
+import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, Metric, Param, Run
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+)
 from PIL import Image
 
+from diffusion.data.dataset import Dataset
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
-from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE
-from workflows.environment import set_mlflow_requests
+from diffusion.metrics import BEST_OBJECTIVE, OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
+from workflows.environment import set_mlflow_requests, wants_system_metrics
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
-from workflows.tracking.tracker import Registration, RegistrationError, Tracker
+from workflows.tracking.dataset_input import dataset_input
+from workflows.tracking.metric_table import metric_table, table_metrics
+from workflows.tracking.prepared_view import (
+    COLOUR,
+    PICK,
+    PICK_COLOURS,
+    PICTURES,
+    run_page,
+    runs_page,
+    trials_view,
+    view_tag,
+)
+from workflows.tracking.system_metrics import SystemMetrics
+from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError, Tracker
 
 _MAX_TAG = 8000  # characters that a tag may have in MLflow, which cuts longer ones with a warning
 _CONNECT_TIMEOUT = 4  # seconds
 _REQUEST_TIMEOUT = 30  # seconds; uploads take longer than a first response
 _FLUSH_TIMEOUT = 30.0  # seconds
 _FOLDER_TAG = "folder"
+_METRICS_FILE = "metrics.json"  # table of all metrics, with errors, floors and counts
+# Versions of MLflow that know it open the experiment in the mode for models that are trained.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _TRANSIENT_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 _RUN_STATUS: dict[Status, str] = {
     "finished": "FINISHED",
@@ -41,11 +67,6 @@ _RUN_STATUS: dict[Status, str] = {
     "running": "RUNNING",
 }
 _TRIAL_STATUS: dict[TrialStatus, str] = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
-
-
-def runs_page(experiment_id: str) -> str:
-    """Return the URL path of the page that lists an experiment's runs; MLflow's start page does not."""
-    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -108,6 +129,11 @@ class MlflowTracker(Tracker):
         self.has_test_metrics = False
         self._children: dict[str, str] = {}
         self._logged: dict[str | None, set[int]] = {}
+        self._metrics: dict[str | None, dict[str, float]] = {}  # newest value of each
+        self._data: list[DatasetInput] = []
+        self._params: dict[str, str] = {}  # of the run
+        self._is_sweep = False
+        self._system_metrics: SystemMetrics | None = None
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._deadline: float | None = None
         self.unsent = 0
@@ -152,10 +178,15 @@ class MlflowTracker(Tracker):
         return redact(self.uri)
 
     def location_hint(self) -> str:
-        """Return the command that shows the runs of a local store, or the URL of a server's page of runs."""
+        """Return the command that shows the runs of a local store, or the URL of this run on a server."""
         if self.uri.startswith("sqlite:"):
             return "python -m workflows.ui        # every run in MLflow"
-        return f"{self.location}{runs_page(self.experiment_id)}"
+        page = (
+            runs_page(self.experiment_id, self.run_id)
+            if self._is_sweep
+            else run_page(self.experiment_id, self.run_id)
+        )
+        return f"{self.location.rstrip('/')}{page if self.run_id else runs_page(self.experiment_id)}"
 
     def start(
         self, name: str, params: dict[str, Any], folder: str | None = None, *, reuse: bool = False
@@ -178,7 +209,9 @@ class MlflowTracker(Tracker):
             else self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         )
         self.run_id = run.info.run_id
-        self._log_params(self.run_id, params)
+        self._params = {name: str(value) for name, value in params.items()}
+        self._log_params(self.run_id, self._params)
+        self._start_system_metrics()
         return self.run_id
 
     def resume(self, run_id: str) -> set[int]:
@@ -189,6 +222,7 @@ class MlflowTracker(Tracker):
         """
         try:
             self.client.set_terminated(run_id, "RUNNING")
+            self._params = dict(self.client.get_run(run_id).data.params)
             history = self.client.get_metric_history(run_id, VAL_MSE)
             self.has_test_metrics = bool(self.client.get_metric_history(run_id, TEST_MSE))
         except MlflowException as error:
@@ -197,6 +231,7 @@ class MlflowTracker(Tracker):
                 "store in which it was started"
             ) from error
         self.run_id = run_id
+        self._start_system_metrics()
         return {metric.step for metric in history}
 
     def resume_sweep(self, run_id: str, trial_ids: Container[str]) -> set[str]:
@@ -227,8 +262,14 @@ class MlflowTracker(Tracker):
         return ended
 
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
-        """Queue the start of a trial's child run, which is created if missing."""
+        """Queue the start of a trial's child run, which is created if missing.
+
+        It has the parameters in which it differs from the sweep's run, which has the others: MLflow writes
+        all parameters of a run over its pictures.
+        """
         started = _now()
+        text = {name: str(value) for name, value in params.items()}
+        own = {name: value for name, value in text.items() if self._params.get(name) != value}
 
         def job() -> None:
             if trial_id not in self._children:
@@ -237,22 +278,91 @@ class MlflowTracker(Tracker):
                 self._children[trial_id] = run.info.run_id
             else:
                 self.client.set_terminated(self._children[trial_id], "RUNNING")
-            self._log_params(self._children[trial_id], params)
+            self._log_params(self._children[trial_id], own)
+            if self._data:
+                with _if_supported():
+                    self.client.log_inputs(self._children[trial_id], datasets=self._data)
 
         self._jobs.put(job)
 
     def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
-        """Queue metrics of the run or of a trial, unless an earlier session has sent those of this step."""
+        """Queue metrics of the run or of a trial, unless an earlier session has sent those of this step.
+
+        Errors, floors and counts go to the table `metrics.json` only, in which they stand beside the metrics
+        that they belong to: MLflow would draw a chart of each.
+        """
         if step in self._logged.get(trial_id, ()):
             return
-        batch = _metrics(metrics, step)
-        self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
+        batch = _metrics({name: value for name, value in metrics.items() if not is_detail(name)}, step)
+
+        def job() -> None:
+            run_id = self._id(trial_id)
+            if len(batch) < len(metrics):
+                self._send_table(run_id, trial_id, metrics)
+            # Last, since their steps tell a resumed session what has been sent.
+            self.client.log_batch(run_id, metrics=batch)
+
+        self._jobs.put(job)
+
+    def _send_table(self, run_id: str, trial_id: str | None, metrics: Mapping[str, float]) -> None:
+        """Send the table of a run's metrics, with these in it."""
+        is_first = trial_id not in self._metrics
+        known = self._sent_table(run_id) if is_first else self._metrics[trial_id]
+        known = {**known, **metrics}
+        self.client.log_text(run_id, json.dumps(metric_table(known)), _METRICS_FILE)
+        if is_first:
+            tables = json.dumps([{"path": _METRICS_FILE, "type": "table"}])
+            self.client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, tables)
+        self._metrics[trial_id] = known
+
+    def _sent_table(self, run_id: str) -> dict[str, float]:
+        """Metrics in the table that an earlier session sent; none without a table."""
+        if _METRICS_FILE not in {each.path for each in self.client.list_artifacts(run_id)}:
+            return {}
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(self.client.download_artifacts(run_id, _METRICS_FILE, scratch))
+            return table_metrics(json.loads(path.read_text()))
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Queue which data the run uses, and every trial that starts after this."""
+        self._data = [dataset_input(dataset)]
+
+        def job() -> None:
+            with _if_supported():
+                self.client.log_inputs(self.run_id, datasets=self._data)
+
+        self._jobs.put(job)
+
+    def show_trials(
+        self, searched: Sequence[str], num_updates: int, picks: Mapping[str, str] | None = None
+    ) -> None:
+        """Queue the prepared view of a sweep's trials, and the names of those that were picked."""
+        self._is_sweep = True
+        created, colours = _now(), dict(zip(picks or (), PICK_COLOURS, strict=False))
+
+        def show() -> None:
+            name = self.client.get_run(self.run_id).info.run_name
+            view = trials_view(name, self.run_id, searched, num_updates, created, decided=picks is not None)
+            with _if_supported():  # an older server may refuse a long tag
+                self.client.set_experiment_tag(self.experiment_id, view_tag(self.run_id), view)
+
+        def mark() -> None:
+            for trial_id, run_id in self._children.items():
+                pick = (picks or {}).get(trial_id, "")
+                self.client.set_tag(run_id, PICK, pick)
+                if trial_id in colours:
+                    self.client.set_tag(run_id, COLOUR, colours[trial_id])
+                self.client.update_run(run_id, name=f"{trial_id} ({pick})" if pick else trial_id)
+
+        self._jobs.put(show)
+        if picks is not None:
+            self._jobs.put(mark)
 
     def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
         """Queue a picture of samples, of the run or of a trial."""
         self._jobs.put(
             lambda: self.client.log_image(
-                self._id(trial_id), picture.convert("RGB"), key="samples", step=step, synchronous=True
+                self._id(trial_id), picture.convert("RGB"), key=PICTURES, step=step, synchronous=True
             )
         )
 
@@ -278,10 +388,10 @@ class MlflowTracker(Tracker):
         for key, value in tags.items():
             self._jobs.put(partial(job, key, _shortened(value, " ...")))
 
-    def describe(self, markdown: str) -> None:
-        """Queue the description shown on the run's page."""
+    def describe(self, markdown: str, trial_id: str | None = None) -> None:
+        """Queue the description shown on the page of the run or of a trial."""
         rest = "\n\n... the whole page is model_card.md, among the artifacts."
-        self.tag({MLFLOW_RUN_NOTE: _shortened(markdown, rest)})
+        self.tag({MLFLOW_RUN_NOTE: _shortened(markdown, rest)}, trial_id)
 
     def log_files(self, folder: Path, artifact_path: str) -> None:
         """Queue the upload of a folder, which must exist until `flush` or `close` returns."""
@@ -297,26 +407,44 @@ class MlflowTracker(Tracker):
         self._jobs.put(sent.set)
         sent.wait(_FLUSH_TIMEOUT)
 
-    def register(
-        self, name: str, sampler_file: Path, tags: Mapping[str, object], *, may_promote: bool
-    ) -> Registration:
-        """Register sampler.onnx as a new version of a model, see `workflows.tracking.registry.register`.
+    def log_model(self, model: PublishedModel) -> None:
+        """Log a model to the run at once, see `workflows.tracking.registry.log_model`.
 
         Raises:
             RegistrationError: the store refused the model or cannot be reached.
         """
-        from workflows.tracking.registry import register  # loads pandas, which trainings do not need here
+        from workflows.tracking import registry  # loads pandas, which trainings do not need before their end
 
-        try:
-            version, is_champion = register(
-                self.client, self.uri, self.run_id, name, sampler_file, tags, may_promote=may_promote
+        with _redacted_refusal():
+            registry.log_only(self.client, self.uri, self.run_id, model, self._dataset())
+
+    def register(
+        self, name: str, model: PublishedModel, tags: Mapping[str, object], *, may_promote: bool
+    ) -> Registration:
+        """Register a model as a new version at once, see `workflows.tracking.registry.register`.
+
+        Raises:
+            RegistrationError: the store refused the model or cannot be reached.
+        """
+        from workflows.tracking import registry
+
+        with _redacted_refusal():
+            version, is_champion = registry.register(
+                self.client,
+                self.uri,
+                self.run_id,
+                name,
+                model,
+                tags,
+                may_promote=may_promote,
+                dataset=self._dataset(),
             )
-        except RegistrationError as error:
-            raise RegistrationError(redact(str(error))) from error
         return Registration(version, is_champion)
 
     def close(self, status: Status) -> None:
         """End the run and wait until the queue is sent, for about 30 seconds; then give up on the rest."""
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
         self._jobs.put(lambda: self.client.set_terminated(self.run_id, _RUN_STATUS[status]))
         self._jobs.put(None)
         self._deadline = time.monotonic() + _FLUSH_TIMEOUT
@@ -329,12 +457,19 @@ class MlflowTracker(Tracker):
             if self.uri.startswith("sqlite:///"):
                 folder = Path(self.uri.removeprefix("sqlite:///")).parent
                 location = (folder / "mlartifacts" / name).as_uri()
-            return self.client.create_experiment(name, artifact_location=location)
+            return self.client.create_experiment(name, location, _EXPERIMENT_TAGS)
         if experiment.lifecycle_stage != "active":
             raise InputError(
                 f"--experiment {name} was deleted in MLflow: restore it there or give another name"
             )
         return experiment.experiment_id
+
+    def _start_system_metrics(self) -> None:
+        if self._system_metrics is None and wants_system_metrics():
+            self._system_metrics = SystemMetrics(self.log)
+
+    def _dataset(self) -> DatasetEntity | None:
+        return self._data[0].dataset if self._data else None
 
     def _runs_with_tag(self, tag: str, value: str) -> list[Run]:
         """Return the experiment's runs with a tag, oldest first."""
@@ -347,8 +482,8 @@ class MlflowTracker(Tracker):
             runs, token = [*runs, *page], page.token or None
         return sorted(runs, key=lambda run: run.info.start_time)
 
-    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
-        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
 
     def _id(self, trial_id: str | None) -> str:
         return self.run_id if trial_id is None else self._children[trial_id]
@@ -378,9 +513,30 @@ class MlflowTracker(Tracker):
         return True
 
 
+@contextmanager
+def _if_supported() -> Iterator[None]:
+    """Do without what only pages are made of, if the server refuses it: it may be an older one."""
+    try:
+        yield
+    except RestException as error:
+        if error.error_code in _TRANSIENT_ERRORS:
+            raise
+
+
+@contextmanager
+def _redacted_refusal() -> Iterator[None]:
+    """Raise a RegistrationError without the passwords in its message."""
+    try:
+        yield
+    except RegistrationError as error:
+        raise RegistrationError(redact(str(error))) from error
+
+
 def _metrics(metrics: dict[str, float], step: int) -> list[Metric]:
+    """Metrics to log, the objective first: MLflow's page that compares runs opens on a run's first one."""
     now = _now()
-    return [Metric(key, float(value), now, step) for key, value in metrics.items()]
+    ordered = sorted(metrics, key=lambda name: name != BEST_OBJECTIVE)
+    return [Metric(name, float(metrics[name]), now, step) for name in ordered]
 
 
 def _now() -> int:

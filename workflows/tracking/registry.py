@@ -1,25 +1,30 @@
-"""Register sampler.onnx in MLflow, as a pyfunc model whose predict draws samples."""
+"""Log sampler.onnx to MLflow and register it there, as a pyfunc model whose predict draws samples."""
 
 import contextlib
 import io
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 import diffusion
 import export
+from diffusion.metrics import is_detail
 from export.sampler import Sampler
-from workflows.tracking.tracker import RegistrationError
+from workflows.tracking.tracker import PublishedModel, RegistrationError
 
 _REQUIREMENTS = ("numpy", "onnxruntime", "pillow")
 _ALIAS = "champion"
+_NAME = "sampler"  # of the model in its run
 
 
 def register(
@@ -27,12 +32,13 @@ def register(
     tracking_uri: str,
     run_id: str,
     name: str,
-    sampler_file: Path,
+    model: PublishedModel,
     tags: Mapping[str, object],
     *,
     may_promote: bool,
+    dataset: DatasetEntity | None = None,
 ) -> tuple[int, bool]:
-    """Log sampler.onnx to a run and register it as a new version of a model.
+    """Log a model to a run and register it as a new version of a model.
 
     The new version gets the alias `champion` if no version has it yet, or if its test distance is smaller
     and was measured in the same way on the same data.
@@ -42,10 +48,11 @@ def register(
         tracking_uri: URI of the MLflow store.
         run_id: id of the sweep's parent run.
         name: name of the registered model.
-        sampler_file: path of sampler.onnx.
+        model: the model.
         tags: tags of the version: `test_distance`, and everything that two versions must have in common for
             their test distances to be comparable.
         may_promote: whether the version may get the alias at all.
+        dataset: the data that the model was trained and tested on, as its run has them.
 
     Returns:
         The number of the version, and whether it got the alias.
@@ -53,31 +60,85 @@ def register(
     Raises:
         RegistrationError: the store refused the model or cannot be reached.
     """
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        _delete_earlier_version(client, run_id, name)
-        version = log_model(run_id, name, sampler_file)
+    with _using(tracking_uri):
+        _delete_earlier_version(client, run_id, name, keep_champion=not may_promote)
+        version = log_model(client, run_id, model, dataset, name)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, str(value))
         promoted = may_promote and _beats_champion(client, name, tags)
         if promoted:
             client.set_registered_model_alias(name, _ALIAS, version)
-    except (MlflowException, OSError) as error:
-        raise RegistrationError(str(error).splitlines()[0][:200]) from error
     return int(version), promoted
 
 
-def _delete_earlier_version(client: MlflowClient, run_id: str, name: str) -> None:
-    """Delete what an earlier session of the same sweep registered, so that each sweep has one version."""
+def log_only(
+    client: MlflowClient,
+    tracking_uri: str,
+    run_id: str,
+    model: PublishedModel,
+    dataset: DatasetEntity | None = None,
+) -> None:
+    """Log a model to a run without registering it, see `register`.
+
+    Raises:
+        RegistrationError: the store refused the model or cannot be reached.
+    """
+    with _using(tracking_uri):
+        log_model(client, run_id, model, dataset)
+
+
+@contextlib.contextmanager
+def _using(tracking_uri: str) -> Iterator[None]:
+    """Make this MLflow's store, and raise what it raises as RegistrationError."""
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise RegistrationError(str(error).splitlines()[0][:200]) from error
+
+
+def _delete_earlier_version(client: MlflowClient, run_id: str, name: str, *, keep_champion: bool) -> None:
+    """Delete what an earlier session of the same sweep registered, so that each sweep has one version.
+
+    Args:
+        client: client of the MLflow store.
+        run_id: id of the sweep's parent run.
+        name: name of the registered model.
+        keep_champion: whether the version with the alias champion stays: when a finished sweep is extended,
+            and the extension is interrupted.
+    """
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run_id:
+            aliases = client.get_model_version(name, version.version).aliases
+            if keep_champion and _ALIAS in aliases:
+                continue
             client.delete_model_version(name, version.version)
 
 
-def log_model(run_id: str, name: str, sampler_file: Path) -> str:
-    """Log sampler.onnx to a run as a pyfunc model, register it, and return the new version."""
-    spec = Sampler(sampler_file, provider="cpu").spec
-    columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed")]
+def log_model(
+    client: MlflowClient,
+    run_id: str,
+    model: PublishedModel,
+    dataset: DatasetEntity | None = None,
+    registered_name: str | None = None,
+) -> str:
+    """Log a model to a run, with its parameters and metrics, in place of what an earlier session logged.
+
+    MLflow's tracking URI must be that of the client.
+
+    Args:
+        client: client of the MLflow store.
+        run_id: id of the run.
+        model: the model.
+        dataset: the data that the model was trained and tested on, as its run has them.
+        registered_name: name under which to register it as well.
+
+    Returns:
+        The number of the registered version; empty if it is not registered.
+    """
+    _delete_earlier_models(client, run_id)
+    spec = Sampler(model.sampler_file, provider="cpu").spec
+    columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed", required=False)]
     if spec.classes:
         columns.append(ColSpec(DataType.string, "label", required=False))
     signature = ModelSignature(
@@ -86,16 +147,34 @@ def log_model(run_id: str, name: str, sampler_file: Path) -> str:
     # MLflow prints the version on standard error.
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
-            name="sampler",
+            name=_NAME,
             loader_module="export.pyfunc",
-            data_path=str(sampler_file),
+            data_path=str(model.sampler_file),
             code_paths=[str(Path(package.__path__[0])) for package in (diffusion, export)],
             signature=signature,
             input_example=pd.DataFrame({"num_samples": [4], "seed": [0]}),
             pip_requirements=list(_REQUIREMENTS),
-            registered_model_name=name,
+            registered_model_name=registered_name,
+            params={name: str(value) for name, value in model.params.items()},
         )
-    return str(info.registered_model_version)
+    now = int(time.time() * 1000)
+    data = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
+    metrics = [
+        Metric(name, float(value), now, model.step, model_id=info.model_id, run_id=run_id, **data)
+        for name, value in model.metrics.items()
+        if not is_detail(name)
+    ]
+    client.log_batch(run_id, metrics=metrics)
+    return str(info.registered_model_version or "")
+
+
+def _delete_earlier_models(client: MlflowClient, run_id: str) -> None:
+    """Delete the models that earlier sessions logged to a run, except those of registered versions."""
+    registered = {version.model_id for version in client.search_model_versions(f"run_id = '{run_id}'")}
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if model.model_id not in registered:
+            client.delete_logged_model(model.model_id)
 
 
 def _beats_champion(client: MlflowClient, name: str, tags: Mapping[str, object]) -> bool:

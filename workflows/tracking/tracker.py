@@ -4,13 +4,14 @@ Everything that trainings and sweeps log goes through a `Tracker`. MLflow is one
 (`mlflow_tracker`) and the default; another package can add others, see docs/extending.md.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from diffusion.data.dataset import Dataset
 from diffusion.registry import Registry
 from workflows.environment import tracking_uri
 from workflows.redaction import remember
@@ -35,6 +36,23 @@ class Registration:
 
     version: int
     is_champion: bool
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A published model as a tracker gets it.
+
+    Attributes:
+        sampler_file: path of its sampler.onnx.
+        params: its parameters by dotted name.
+        metrics: its metrics.
+        step: the step at which its run has them.
+    """
+
+    sampler_file: Path
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    step: int = 0
 
 
 class Tracker(Protocol):
@@ -145,6 +163,23 @@ class Tracker(Protocol):
         """Log metrics of the run or of a trial, unless an earlier session has logged those of this step."""
         ...
 
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Log which data the run uses, and every trial that starts after this. Optional: does nothing."""
+
+    def show_trials(
+        self, searched: Sequence[str], num_updates: int, picks: Mapping[str, str] | None = None
+    ) -> None:
+        """Prepare the page on which users look at a sweep's trials, best first. Optional: does nothing.
+
+        Called when a sweep starts or resumes, and again when its champion is chosen.
+
+        Args:
+            searched: names of the parameters that the sweep searches.
+            num_updates: updates of a complete trial.
+            picks: what trials were picked as, such as "champion", by trial ID, the best first; None while
+                trials run.
+        """
+
     def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
         """Log a picture of samples, of the run or of a trial."""
         ...
@@ -161,16 +196,23 @@ class Tracker(Protocol):
         """Set tags of the run or of a trial, which may have ended."""
         ...
 
-    def describe(self, markdown: str) -> None:
-        """Set the description of the run."""
+    def describe(self, markdown: str, trial_id: str | None = None) -> None:
+        """Set the description of the run or of a trial, which may have ended."""
         ...
 
     def flush(self) -> None:
         """Wait until everything is sent, for at most about 30 seconds."""
         ...
 
+    def log_model(self, model: PublishedModel) -> None:
+        """Log the model that a training has made, without registering it. Optional: does nothing.
+
+        Raises:
+            RegistrationError: the store refused the model or cannot be reached.
+        """
+
     def register(
-        self, name: str, sampler_file: Path, tags: Mapping[str, object], *, may_promote: bool
+        self, name: str, model: PublishedModel, tags: Mapping[str, object], *, may_promote: bool
     ) -> Registration | None:
         """Register sampler.onnx as a new version of a model.
 
@@ -179,7 +221,7 @@ class Tracker(Protocol):
 
         Args:
             name: name of the registered model.
-            sampler_file: path of sampler.onnx.
+            model: the model.
             tags: tags of the version: `test_distance`, and everything that two versions must have in common
                 for their test distances to be comparable.
             may_promote: whether the version may get the alias at all.

@@ -1,17 +1,21 @@
 """What the logs of a training and of a sweep have in common: the run's record, its tracker and its status."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from diffusion.config import Config
+from diffusion.config import IN_MEMORY, Config
 from diffusion.data.dataset import Dataset
 from diffusion.data.sources import short_name
 from workflows.cli.resume import output_storage
 from workflows.cli.run_options import RunOptions
 from workflows.publishing.provenance import session_provenance
+from workflows.redaction import redact
 from workflows.status import Status
 from workflows.storage.run_record import Command, RunRecord
 from workflows.storage.storage import Storage
+from workflows.terminal import waiting
 from workflows.tracking.tracker import Tracker, open_tracker
 
 Options = TypeVar("Options", bound=RunOptions)
@@ -22,6 +26,14 @@ class Terminal(Protocol):
 
     def print(self, line: str) -> None:
         """Print a line."""
+        ...
+
+    def step(self, line: str) -> None:
+        """Print a line about a step that takes seconds."""
+        ...
+
+    def end_step(self) -> None:
+        """End the last step, if there is one."""
         ...
 
 
@@ -80,11 +92,12 @@ class BaseLogger(Generic[Options]):
         experiment = record.experiment if record else options.experiment or short_name(config.data)
         tracker = open_tracker(uri, experiment)
         if record is not None:
+            record = replace(record, options=cls.saved_options(options))  # the budget may have changed
             log = cls(folder, record.with_session(session_provenance()), tracker, options)
             log.resume(record.run_id)
         else:
             cls.create_folder(folder, options)
-            run_id = tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.resume)
+            run_id = tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.may_exist)
             record = RunRecord(
                 name,
                 experiment,
@@ -95,6 +108,7 @@ class BaseLogger(Generic[Options]):
                 options=cls.saved_options(options),
             )
             log = cls(folder, record.with_session(session_provenance()), tracker, options)
+        tracker.log_dataset(dataset)
         log._record = log._record.write(folder, "running")
         return log
 
@@ -119,7 +133,9 @@ class BaseLogger(Generic[Options]):
     def close(self, status: Status) -> None:
         """End the run in the tracker, record the status, and print how the run ended."""
         # The record last: a run that is killed in between is not "finished" and can be resumed.
-        self.tracker.close(status)
+        self.view.end_step()
+        with waiting(f"sending the rest to {self.tracker.name}"):
+            self.tracker.close(status)
         self._write_record(status)
         self._print_end(status)
         if self.tracker.unsent:
@@ -138,6 +154,27 @@ class BaseLogger(Generic[Options]):
 
 def _new_name(options: RunOptions, runs: Storage) -> str:
     """Name of a new run, which is free unless it was killed before it wrote its record."""
-    if options.resume and options.name is not None:
+    if options.may_exist and options.name is not None:
         return options.name
     return options.free_name(set(runs.names()).__contains__)
+
+
+def resume_command(command: Command, name: str, options: RunOptions, not_saved: Sequence[str]) -> str:
+    """Command that resumes a run.
+
+    Args:
+        command: program that started the run.
+        name: name of the run.
+        options: options of the run.
+        not_saved: options that the run's record does not have: given again unless they are the default.
+    """
+    if options.data.startswith(IN_MEMORY):
+        function = "run_training" if command == "train" else "run_sweep"
+        return f"{function}(data, name={name!r}, resume=True), with the same data"
+    words = ["python", "-m", f"workflows.{command}", "--resume", "--name", name]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name in not_saved and value != default:
+            words += [f"--{field.name.replace('_', '-')}", redact(str(value))]
+    return shlex.join(words)

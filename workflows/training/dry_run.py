@@ -1,4 +1,4 @@
-"""Output of --dry-run: the data, the network, the workers, the schedule, and an estimate of the time."""
+"""What a run is about, in lines; --dry-run adds the schedule and an estimate of the time."""
 
 import math
 import time
@@ -14,6 +14,7 @@ from diffusion.data.dataset import Dataset
 from diffusion.devices import default_device
 from diffusion.evaluation.evaluator import Evaluator
 from diffusion.metrics import ALPHAS_CUMPROD_T, PRIOR_KL
+from diffusion.networks.build import build_network
 from diffusion.process.schedule_checks import schedule_metrics, schedule_warnings
 from diffusion.process.schedules import NoiseSchedule
 from diffusion.training.distributed import DistributedContext
@@ -96,17 +97,28 @@ def schedule_chart(schedule: NoiseSchedule) -> list[str]:
     return [*lines, f"log-SNR   {values}"]
 
 
-def _description(config: Config, dataset: Dataset, resources: WorkerResources) -> list[str]:
-    training, schedule, spec = config.training, config.schedule.build(), dataset.spec
-    network = TrainStep(
-        config, spec.shape, DistributedContext(0, 1, torch.device("cpu")), spec.num_classes
-    ).network
+def run_lines(config: Config, dataset: Dataset, resources: WorkerResources) -> list[str]:
+    """Lines with the data, the network, the budget and the workers of a training, or of each trial."""
+    training, spec = config.training, dataset.spec
+    network = build_network(config, spec.shape, spec.num_classes)
     num_parameters = sum(weight.numel() for weight in network.parameters())
     cpus = "1 CPU thread" if resources.threads == 1 else f"{resources.threads} CPU threads"
     num_workers = str(resources.num_workers)
     if resources.max_workers:
         num_workers += f" to {resources.max_workers}"
     epochs = training.num_updates * training.batch_size / len(dataset.train)
+    return [
+        f"data      {spec.name}: {len(dataset.train)} examples of shape {list(spec.shape)} for training, "
+        f"{len(dataset.val)} for validation, {len(dataset.test)} for testing",
+        f"network   {config.network.kind}, {num_parameters:,} parameters",
+        f"training  {training.num_updates} updates of {training.batch_size} examples ({epochs:.3g} epochs), "
+        f"{training.precision}, {training.num_evaluations} evaluations",
+        f"workers   {num_workers}, each with {'a GPU' if resources.uses_gpus else cpus}",
+    ]
+
+
+def _description(config: Config, dataset: Dataset, resources: WorkerResources) -> list[str]:
+    schedule, spec = config.schedule.build(), dataset.spec
     metrics = schedule_metrics(schedule, math.prod(spec.shape))
     warnings = schedule_warnings(
         schedule,
@@ -116,12 +128,7 @@ def _description(config: Config, dataset: Dataset, resources: WorkerResources) -
         clipped=config.sampler.clip,
     )
     return [
-        f"data      {spec.name}: {len(dataset.train)} examples of shape {list(spec.shape)} for training, "
-        f"{len(dataset.val)} for validation, {len(dataset.test)} for testing",
-        f"network   {config.network.kind}, {num_parameters:,} parameters",
-        f"training  {training.num_updates} updates of {training.batch_size} examples ({epochs:.3g} epochs), "
-        f"{training.precision}, {training.num_evaluations} evaluations",
-        f"workers   {num_workers}, each with {'a GPU' if resources.uses_gpus else cpus}",
+        *run_lines(config, dataset, resources),
         f"schedule  {config.schedule.kind}, {schedule.num_train_timesteps} timesteps; alphas_cumprod_T "
         f"{metrics[ALPHAS_CUMPROD_T]:.2g}, mismatch with the prior "
         f"{metrics[PRIOR_KL]:.2g} nats/dim",

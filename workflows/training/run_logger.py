@@ -1,21 +1,20 @@
 """Dispatches the events of a training to the tracker, the terminal and the run record."""
 
 import io
-import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
-from diffusion.config import IN_MEMORY
-from workflows.cli.run_options import TrainFlags, TrainOptions
-from workflows.redaction import redact
+from workflows.cli.run_options import TrainOptions
 from workflows.status import Status
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 from workflows.terminal import TrainingProgress
 from workflows.tracking.tracker import Tracker
-from workflows.training.base_logger import BaseLogger
+from workflows.training.base_logger import BaseLogger, resume_command
 from workflows.training.checkpoint_store import CheckpointStore
+from workflows.training.evaluation_files import PICTURE, UNTRAINED
 from workflows.training.events import (
     CheckpointDamaged,
     Evaluated,
@@ -28,6 +27,9 @@ from workflows.training.events import (
     WorkerDied,
 )
 from workflows.training.worker import picture_name
+
+# Flags that a resumed training does not remember.
+_NOT_SAVED = ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri")
 
 
 class RunLogger(BaseLogger[TrainOptions], EventHandler):
@@ -58,7 +60,7 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         self.status: Status = "failed"
         self.reason = self.input_error = ""
         self._logged: set[int] = set()
-        self._resume_command = _command_to_resume(record.name, options)
+        self._resume_command = resume_command(self.command, record.name, options, _NOT_SAVED)
 
     def resume(self, run_id: str) -> None:
         """Continue the run in the tracker, and keep which evaluations it has."""
@@ -67,16 +69,18 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
     def started(self, event: Started) -> None:
         """Take over the history of the checkpoint that is resumed."""
         self.history = list(event.history)
-        for entry in self.history:  # a driver that was killed may not have logged all of them
-            content = self.pictures.read_bytes(picture_name(entry["update"]))
-            self._log_evaluation(entry["update"], entry["metrics"], content)
+        for index, entry in enumerate(self.history):  # a driver that was killed may not have logged all
+            updates = ([] if index else [0]) + [entry["update"]]
+            pictures = {step: self.pictures.read_bytes(picture_name(step)) for step in updates}
+            self._log_evaluation(entry["update"], entry["metrics"], pictures)
         if event.updates or event.attempt > 1:
             self.view.print(f"Resuming from update {event.updates} (workers: {event.num_workers}).")
 
     def evaluated(self, event: Evaluated) -> None:
         """Log and print the metrics."""
         self.history.append({"update": event.updates, "metrics": event.metrics})
-        self._log_evaluation(event.updates, event.metrics, event.files["samples.png"])
+        pictures = {0: event.files.get(UNTRAINED), event.updates: event.files[PICTURE]}
+        self._log_evaluation(event.updates, event.metrics, pictures)
         self.view.evaluated(event.updates, event.metrics)
 
     def checkpoint_damaged(self, event: CheckpointDamaged) -> None:
@@ -128,28 +132,18 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         elif status == "failed" and not self.input_error:
             self.view.print(f"error: {self.reason or 'the workers ended without a result'}\n{next_line}")
 
-    def _log_evaluation(self, updates: int, metrics: dict[str, float], picture: bytes | None) -> None:
-        """Send an evaluation to the tracker unless it is there already.
+    def _log_evaluation(
+        self, updates: int, metrics: dict[str, float], pictures: Mapping[int, bytes | None]
+    ) -> None:
+        """Send an evaluation, and pictures by the updates before them, unless the tracker has it already.
 
         The metrics go last, since their steps tell a resumed run which evaluations the tracker has.
         """
         if updates in self._logged:
             return
         self._logged.add(updates)
-        if picture is not None:
-            with Image.open(io.BytesIO(picture)) as file:
-                self.tracker.log_picture(file.copy(), updates)
+        for step, picture in pictures.items():
+            if picture is not None:
+                with Image.open(io.BytesIO(picture)) as file:
+                    self.tracker.log_picture(file.copy(), step)
         self.tracker.log(metrics, updates)
-
-
-def _command_to_resume(name: str, options: TrainOptions) -> str:
-    """Command that resumes a run, with the flags that are not the default and not in the run's record."""
-    if options.data.startswith(IN_MEMORY):
-        return f"run_training(data, name={name!r}, resume=True), with the same data"
-    words = ["python", "-m", "workflows.train", "--resume", "--name", name]
-    defaults = TrainFlags()
-    for field in ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
-        value = getattr(options, field)
-        if value != getattr(defaults, field):
-            words += [f"--{field.replace('_', '-')}", redact(str(value))]
-    return shlex.join(words)

@@ -22,19 +22,27 @@ from diffusion.devices import default_device
 from diffusion.errors import InputError
 from diffusion.evaluation.sampler_choice import SamplerChoice
 from diffusion.manifest import MANIFEST, write_manifest
-from diffusion.metrics import BEST_UPDATE, OBJECTIVE, TEST_PREFIX, VAL_ELBO_WINDOW, metrics_of_best
+from diffusion.metrics import (
+    BEST_UPDATE,
+    OBJECTIVE,
+    SAMPLE_PREFIX,
+    TEST_PREFIX,
+    VAL_ELBO_WINDOW,
+    metrics_of_best,
+)
 from diffusion.networks.build import build_network
 from diffusion.training.checkpoints import TrainedModel, best_model, read_checkpoint
 from diffusion.training.train_step import check_precision
 from export.to_onnx import ParityError
-from workflows.cli.request import model_folder
+from workflows.cli.model_reference import model_folder, read_saved_config
+from workflows.cli.process import on_interrupt
 from workflows.cli.run_options import TrainOptions
 from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
 from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.deployed_sampler import sampler_curves, with_deployed_sampler
 from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.publishing.provenance import provenance
-from workflows.publishing.registration import upload_model
+from workflows.publishing.registration import log_model, upload_model
 from workflows.publishing.summary import (
     file_lines,
     next_lines,
@@ -45,9 +53,9 @@ from workflows.publishing.summary import (
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
-from workflows.terminal import TrainingProgress, display_path
+from workflows.terminal import TrainingProgress, display_path, waiting
 from workflows.tracking.tracker import resolve_tracking_uri, tracker_class
-from workflows.training.dry_run import describe_training
+from workflows.training.dry_run import describe_training, run_lines
 from workflows.training.run_logger import RunLogger
 from workflows.training.worker import TrainingJob
 from workflows.training.worker_group import WorkerGroupError, WorkerResources, plan_workers, run_worker_group
@@ -66,52 +74,89 @@ def run_training(options: TrainOptions, source: DataSource, record: RunRecord | 
     Raises:
         InputError: the tracking store, the data, the network, the workers or the run cannot be used.
     """
-    config = options.config()
-    uri = resolve_tracking_uri(options.tracking_uri)
     try:
-        if not options.dry_run:
-            tracker_class(uri).check_store(uri, may_create=False)  # fail before the data are loaded
-        dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
-        check_fits(config, dataset)
-        if reason := config.infeasible_reason():
-            raise InputError(f"this schedule cannot run ({reason})")
-        weights = _initial_weights(options.init_from, config, dataset) if options.init_from else None
-        config, data = prepare_data(config, dataset)
-        if record is not None:
-            record.check_unchanged(config, dataset.spec.fingerprint)  # fail early: before Ray is started
-        start_ray(options.verbose)
-        min_workers, max_workers = options.workers
-        resources = plan_workers(min_workers, max_workers=max_workers if max_workers > min_workers else None)
-        if not resources.uses_gpus:
-            check_precision(
-                config.training, default_device(use_cuda=False, num_workers=resources.num_workers)
-            )
-        if options.dry_run:
-            describe_training(config, data, resources)
-            return Outcome("finished")
-        log = RunLogger.open(options, config, dataset, record, uri)
+        with on_interrupt("Interrupted before the training started: nothing was written."):
+            plan = _plan(options, source, record)
+            if options.dry_run:
+                with waiting("measuring a few steps"):
+                    describe_training(plan.config, plan.data, plan.resources)
+                return Outcome("finished")
+        dataset = plan.data.dataset
+        with waiting("opening the run's folder and MLflow", quiet=not options.progress):
+            log = RunLogger.open(options, plan.config, dataset, record, plan.uri)
         log.tracker.tag(
             {"data_fingerprint": dataset.spec.fingerprint, "num_workers": str(options.num_workers)}
         )
-        return _train(log, config, data, resources, weights)
+        name, folder = str(log.folder).rsplit("/", 1)[-1], display_path(log.folder)
+        log.view.print(f"Training {name} in {folder}" + (", resumed" if record else ""))
+        for line in run_lines(plan.config, dataset, plan.resources):
+            log.view.print(f"  {line}")
+        return _train(log, plan)
     except Exception:
         stop_ray()
         raise
 
 
-def _train(
-    log: RunLogger,
-    config: Config,
-    data: LoadedData,
-    resources: WorkerResources,
-    weights: dict[str, Tensor] | None,
-) -> Outcome:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a training is going to run.
+
+    Attributes:
+        uri: URI of the tracker's store.
+        config: the config, completed with what the data determine.
+        data: the loaded data.
+        resources: the workers.
+        weights: weights to start from, or None.
+    """
+
+    uri: str
+    config: Config
+    data: LoadedData
+    resources: WorkerResources
+    weights: dict[str, Tensor] | None
+
+
+def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -> _Plan:
+    """Check the options, load the data and start Ray; nothing is written.
+
+    Raises:
+        InputError: see `run_training`.
+    """
+    config = options.config()
+    uri = resolve_tracking_uri(options.tracking_uri)
+    quiet = not options.progress
+    if not options.dry_run:
+        with waiting("looking for MLflow", quiet=quiet):  # fail before the data are loaded
+            tracker_class(uri).check_store(uri, may_create=False)
+    with waiting(f"reading {options.data}", quiet=quiet):
+        dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
+    if options.config_file and record is None:
+        saved = read_saved_config("--config", options.config_file, options.tracking_uri)
+        saved.check_data(f"--config {options.config_file}", dataset.spec.kind, dataset.spec.shape)
+    check_fits(config, dataset)
+    if reason := config.infeasible_reason():
+        raise InputError(f"this schedule cannot run ({reason})")
+    weights = _initial_weights(options, config, dataset) if options.init_from else None
+    with waiting("preparing the data", quiet=quiet):
+        config, data = prepare_data(config, dataset)
+    if record is not None:
+        record.check_unchanged(config, dataset.spec.fingerprint)  # fail early: before Ray is started
+    start_ray(options.verbose)
+    min_workers, max_workers = options.workers
+    resources = plan_workers(min_workers, max_workers=max_workers if max_workers > min_workers else None)
+    if not resources.uses_gpus:
+        check_precision(config.training, default_device(use_cuda=False, num_workers=resources.num_workers))
+    return _Plan(uri, config, data, resources, weights)
+
+
+def _train(log: RunLogger, plan: _Plan) -> Outcome:
+    data, resources, weights = plan.data, plan.resources, plan.weights
     origin = provenance(log.tracker.run_id, data.dataset)
     initial = None if weights is None else ray.put(weights)
-    job = TrainingJob(config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures)
+    job = TrainingJob(plan.config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures)
     status: Status = "failed"
     try:
-        for line in schedule_lines(config, data.dataset.spec):
+        for line in schedule_lines(plan.config, data.dataset.spec):
             log.view.print(line.strip())
         with log.view, _handle_interrupts(log.view) as stop_requested:
             run_worker_group(job, resources, log.on_event, log.view.progressed, stop_requested, _MAX_RESTARTS)
@@ -147,9 +192,9 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
         held_out = metrics_of_best({entry["update"]: entry["metrics"] for entry in log.history})
         last = log.history[-1]["update"]
         update = int(held_out.get(BEST_UPDATE, last))
-        model = with_deployed_sampler(model, data, log.view.print)
+        model = with_deployed_sampler(model, data, log.view.step)
         samplers = SamplerChoice.of(model.provenance)
-        log.view.print("evaluating the model on the test split")
+        log.view.step("evaluating the model on the test split")
         metrics = {**held_out, **metrics_on_test_split(model, data.dataset, data.features)}
         folder = Path(scratch) / "model"
         write_model_artifacts(
@@ -159,7 +204,7 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
             data.dataset,
             data.features,
             folder,
-            log.view.print,
+            log.view.step,
         )
         write_manifest(folder, {"update": update})
         # File by file, the manifest last: unlike a checkpoint, the folder is never replaced by another model.
@@ -172,10 +217,14 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
             for evaluations, curves in sampler_curves(samplers).items():
                 log.tracker.log(curves, evaluations)
             log.tracker.tag({"best_update": str(update)})
+        log.view.step(f"sending the model to {log.tracker.name}")
         upload_model(log.tracker, folder, "model")
+        # The other metrics have a value of each evaluation, and the model is not always that of the last.
+        finals = {name: metrics[name] for name in metrics if name.startswith((TEST_PREFIX, SAMPLE_PREFIX))}
+        warnings = log_model(log.tracker, folder, model.config.flat(), finals, last)
         log.tracker.flush()
     notes = samplers.sentences() if samplers else []
-    return _summary(log, metrics, notes, schedule_lines(model.config, model.data))
+    return [*warnings, *_summary(log, metrics, notes, schedule_lines(model.config, model.data))]
 
 
 def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str], warnings: list[str]) -> list[str]:
@@ -221,13 +270,15 @@ def _handle_interrupts(view: TrainingProgress) -> Iterator[Callable[[], bool]]:
             signal.signal(number, previous_handler)
 
 
-def _initial_weights(path: str, config: Config, dataset: Dataset) -> dict[str, Tensor]:
-    """Averaged weights of another model.
+def _initial_weights(options: TrainOptions, config: Config, dataset: Dataset) -> dict[str, Tensor]:
+    """Averaged weights of the model of --init-from.
 
     Raises:
         InputError: there is no model, or its weights do not fit this network.
     """
-    given = TrainedModel.load(model_folder(path)).network.state_dict()
+    path = options.init_from
+    assert path is not None, "it is given"
+    given = TrainedModel.load(model_folder(path, options.tracking_uri)).network.state_dict()
     expected = build_network(config, dataset.spec.shape, dataset.spec.num_classes).state_dict()
     for name in [*expected, *given]:
         shapes = [tuple(weights[name].shape) if name in weights else None for weights in (given, expected)]

@@ -30,7 +30,7 @@ from workflows.ray_runtime import preemption
 from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from workflows.training.coordinator import Signal
-from workflows.training.evaluation_files import write_evaluation
+from workflows.training.evaluation_files import PICTURE, UNTRAINED, untrained_picture, write_evaluation
 from workflows.training.events import (
     CheckpointDamaged,
     Diverged,
@@ -160,11 +160,17 @@ def train(
         send_event(Failed(f"the workers died {_MAX_ATTEMPTS} times after update {updates}"))
         return
 
+    untrained = b""  # of a training that starts from scratch, until its first evaluation
+
     def report(result: EvaluationResult) -> None:
-        files = _evaluation_files(result, job.provenance)
+        nonlocal untrained
+        files = _evaluation_files(result, job.provenance, untrained)
+        untrained = b""
         if job.pictures is not None:
-            # Before the checkpoint: if the driver is killed now, it finds the picture when it resumes.
-            _write_picture(job.pictures, result.updates, files["samples.png"])
+            # Before the checkpoint: if the driver is killed now, it finds the pictures when it resumes.
+            for name, updates in ((UNTRAINED, 0), (PICTURE, result.updates)):
+                if name in files:
+                    _write_picture(job.pictures, updates, files[name])
         send_event(Evaluated(result.updates, result.metrics, files))
 
     def save(model: TrainedModel, state: TrainingState) -> None:
@@ -197,6 +203,8 @@ def train(
             request=client.request,
         )
         client.follow(training)
+        if distributed.is_main and resume is None:
+            untrained = untrained_picture(training.model)
         try:
             training.run()
         except TrainingStopped:
@@ -225,10 +233,12 @@ def _load_newest_checkpoint(
     return model, state
 
 
-def _evaluation_files(result: EvaluationResult, provenance: Mapping[str, Any]) -> dict[str, bytes]:
+def _evaluation_files(
+    result: EvaluationResult, provenance: Mapping[str, Any], untrained: bytes
+) -> dict[str, bytes]:
     """Files of an evaluation, by name."""
     with tempfile.TemporaryDirectory() as folder:
-        write_evaluation(result, provenance, Path(folder))
+        write_evaluation(result, provenance, Path(folder), untrained)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 

@@ -93,6 +93,17 @@ def test_saving_again_replaces_the_model_and_leaves_no_temporary_files(model, fo
     assert TrainedModel.load(folder).network.outward.bias.tolist() == [3.0, 3.0]
 
 
+def test_all_files_of_a_model_have_the_mode_of_new_files(model, tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        earlier = os.umask(mask)
+        try:
+            model.save(tmp_path / str(mode))
+        finally:
+            os.umask(earlier)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / str(mode)).iterdir()}
+        assert modes == dict.fromkeys(("config.json", "model.safetensors"), mode)
+
+
 def assert_refused(folder):
     with pytest.raises(InputError) as caught:
         TrainedModel.load(folder)

@@ -16,17 +16,16 @@ ROOT = Path(__file__).parents[3]
 ABSENT = ["torch", "ray", "mlflow", "tyro", "rich", "pandas", "onnx", "yaml", "pyarrow", "sklearn"]
 
 
-def run_bare(*arguments):
-    """Run the command in a process in which the packages of the extras cannot be imported."""
+def run_bare(*arguments, module="workflows"):
+    """Run a module in a process in which the packages of the extras cannot be imported."""
     program = f"""
-import sys
+import runpy, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {ABSENT}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
-from workflows.cli.main import script
-script()
+runpy.run_module({module!r}, run_name="__main__")
 """
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -40,7 +39,7 @@ script()
 def test_the_help_lists_every_command_and_needs_no_extra():
     result = run_bare("--help")
     assert (result.returncode, result.stderr) == (0, "")
-    for name in ("tune", "train", "generate", "sample", "evaluate", "export", "ui", "cluster"):
+    for name in ("tune", "train", "generate", "sample", "evaluate", "runs", "export", "ui", "cluster"):
         assert f"\n  {name} " in result.stdout
 
 
@@ -51,13 +50,34 @@ def test_sampling_needs_no_extra():
 
 
 def test_a_missing_extra_is_named_with_the_remedy():
-    for name, extra in (("tune", "train"), ("export", "train"), ("cluster", "train,cluster")):
-        result = run_bare(name, "x")
+    for line, extra in (("tune x", "train"), ("export x", "train"), ("cluster check x", "train,cluster")):
+        name, *arguments = line.split()
+        result = run_bare(name, *arguments)
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith(f"error: ray-ddpm {name} needs ")
         assert (
             result.stderr.endswith(f": pip install 'ray-ddpm[{extra}]'\n") and result.stderr.count("\n") == 1
         )
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("workflows.tune", ["--data", "digits"]),
+        ("workflows.train", ["--help"]),
+        ("workflows.runs", ["list"]),
+        ("workflows.evaluate", [".", "--data", "heart"]),
+        ("workflows.ui", []),
+        ("workflows.cluster", ["check", "x"]),
+        ("export.to_onnx", ["x"]),
+    ],
+)
+def test_a_module_that_is_run_without_its_extra_names_it(module, arguments):
+    result = run_bare(*arguments, module=module)
+    assert (result.returncode, result.stdout) == (2, "")
+    extra = "train,cluster" if module == "workflows.cluster" else "train"
+    assert result.stderr.startswith("error: this command needs ") and result.stderr.count("\n") == 1
+    assert result.stderr.endswith(f": pip install 'ray-ddpm[{extra}]'\n")
 
 
 def test_an_unknown_command_is_answered_with_the_nearest():

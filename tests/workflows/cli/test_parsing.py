@@ -17,8 +17,11 @@ from diffusion.data.dataset import load_source
 from diffusion.errors import InputError
 from diffusion.presets import preset
 from diffusion.registry import DATA_SOURCES
+from workflows import train, tune
 from workflows.cli.parsing import parse_train_options, parse_tune_options, with_hyphens
-from workflows.cli.tune_options import UNLIMITED
+from workflows.cli.run_options import TrainOptions
+from workflows.cli.short_help import SHORT_FORMS, SHORT_FORMS_OF_SWEEPS, all_flags
+from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 
@@ -183,9 +186,170 @@ def test_a_resumed_sweep_keeps_its_options(tmp_path):
             parse_tune_options(arguments)
     with pytest.raises(InputError, match="run of tune.py"):
         parse_train_options([*resume, "--name", "mine"])
-    record.write(Storage(str(folder)), "finished")
-    with pytest.raises(InputError, match="finished"):
-        parse_tune_options([*resume, "--name", "mine"])
+
+
+@pytest.fixture
+def saved_run(tmp_path):
+    """Function (command line, status, command) that writes the record of a run named mine."""
+
+    def save(flags, status, command="tune"):
+        options = (tune_options if command == "tune" else train_options)(flags.split())
+        saved = options.resume_options() if command == "tune" else {}
+        record = RunRecord("mine", "e", "id", options.config(), "f", command=command, options=saved)
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        record.write(Storage(str(tmp_path / "mine")), status)
+        return ["--output-dir", str(tmp_path)]
+
+    return save
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+def test_a_finished_run_says_so_and_a_changed_config_is_refused(saved_run, command, tmp_path):
+    parse = parse_tune_options if command == "tune" else parse_train_options
+    resume = [*saved_run("--data heart --num-updates 50", "finished", command), "--name", "mine", "--resume"]
+    request = parse(resume)
+    assert request.is_finished
+    first, then = request.finished_lines()
+    assert "mine is finished" in first and f"{tmp_path}/mine/" in first
+    assert ("--resume --name mine --num-trials 24" if command == "tune" else "--config") in then
+    with pytest.raises(InputError, match="num-updates 60: .*was started with 50"):
+        parse([*resume, "--num-updates", "60"]).finished_lines()
+    main = tune.main if command == "tune" else train.main
+    assert main(resume) == 0
+
+
+@pytest.mark.parametrize(
+    ("started", "resumed", "is_finished"),
+    [
+        ("--num-trials 7", "", True),
+        ("--num-trials 7", "--num-trials 7", True),
+        ("--num-trials 7", "--num-trials 40", False),
+        ("--num-trials 7", "--num-trials 3", True),
+        ("--time-budget 30m", "--time-budget 45m", False),
+        ("--time-budget 30m", "--time-budget 1800s", True),
+        ("--time-budget 30m --num-trials 9", "--num-trials 10", False),
+        ("--num-trials 7", "--time-budget 2h", True),
+    ],
+)
+def test_a_larger_budget_extends_a_finished_sweep(saved_run, started, resumed, is_finished):
+    where = saved_run(f"--data heart {started}", "finished")
+    request = parse_tune_options([*where, "--resume", "--name", "mine", *resumed.split()])
+    assert request.is_finished == is_finished
+    unnamed = [*where, "--resume", *resumed.split()]
+    if resumed:
+        assert parse_tune_options(unnamed).is_finished == is_finished
+    else:
+        with pytest.raises(InputError, match="no unfinished run"):
+            parse_tune_options(unnamed)
+
+
+def test_an_unfinished_sweep_is_never_finished_by_its_options(saved_run):
+    where = saved_run("--data heart --num-trials 7", "stopped")
+    assert not parse_tune_options([*where, "--resume", "--num-trials", "2"]).is_finished
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+def test_start_or_resume_starts_then_resumes_then_says_that_it_is_done(saved_run, command, tmp_path):
+    parse = parse_tune_options if command == "tune" else parse_train_options
+    flags = "--data heart --num-updates 50 --name mine --start-or-resume"
+    line = [*flags.split(), "--output-dir", str(tmp_path)]
+    request = parse(line)
+    assert request.record is None and request.open_data()[1].config().training.num_updates == 50
+    (tmp_path / "mine").mkdir()  # as after a kill before the record was written
+    assert parse(line).record is None
+    saved_run("--data heart --num-updates 50", "running", command)
+    request = parse(line)
+    assert request.record is not None and not request.is_finished
+    saved_run("--data heart --num-updates 50", "finished", command)
+    assert parse(line).is_finished
+    with pytest.raises(InputError, match="--start-or-resume: give --name"):
+        parse(["--start-or-resume"])
+    with pytest.raises(InputError, match="give one of them"):
+        parse([*line, "--resume"])
+
+
+def test_start_or_resume_takes_what_a_new_run_starts_from(saved_run, places, tmp_path):
+    where = saved_run("--data heart --num-updates 50", "running", "train")
+    model = str(places / "model")
+    line = [*where, "--name", "mine", "--start-or-resume", "--init-from", model, "--config", model]
+    request = parse_train_options(line)
+    assert request.options.config().training.num_updates == 50, "the run keeps its own config"
+    for flag in ("--init-from", "--config"):
+        with pytest.raises(InputError, match=f"{flag} starts a new run"):
+            parse_train_options([*where, "--name", "mine", "--resume", flag, model])
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        ("--lr 0.01", "training.learning_rate", 0.01),
+        ("--batch-size=9", "training.batch_size", 9),
+        ("--batch_size 9", "training.batch_size", 9),
+        ("--num-updates 8", "training.num_updates", 8),
+        ("--num-epochs 2", "training.num_epochs", 2.0),
+    ],
+)
+def test_the_most_used_flags_have_short_forms(flags, name, value):
+    assert train_options(["--data", "heart", *flags.split()]).config().flat()[name] == value
+
+
+def test_in_a_sweep_the_short_form_of_the_learning_rate_is_searched():
+    for rates in ((0.01,), (0.001, 0.01)):
+        arguments = ["--data", "heart", "--lr", *map(str, rates), "--num-updates", "8"]
+        options = tune_options(arguments)
+        assert options.search.learning_rate == rates and options.training.num_updates == 8
+
+
+def test_both_lengths_of_a_training_are_refused_in_their_short_forms():
+    with pytest.raises(InputError, match="give one of them"):
+        parse_train_options(["--num-epochs", "3", "--training.num-updates", "4"])
+
+
+@pytest.fixture
+def champion(tmp_path):
+    """config.json of a model of the heart whose sampler was chosen by measurement, and its config."""
+    config = preset("heart").with_values(
+        {
+            "training.num_updates": 70,
+            "schedule.beta_end": 0.1,
+            "sampler.name": "dpmpp_2m",
+            "sampler.num_steps": 10,
+            "seed": 5,
+        }
+    )
+    tree = {"config": config.to_dict(), "data": {"kind": "points", "shape": [2]}}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    return tmp_path / "config.json", config
+
+
+def test_a_config_gives_the_parameters_and_the_data_and_flags_replace_them(champion, places):
+    file, config = champion
+    assert train_options(["--config", str(file)]).config() == config
+    longer = train_options(
+        ["--config", str(file), "--num-updates", "700", "--num-workers", "2", "--seed", "6"]
+    )
+    assert longer.config() == config.with_values({"training.num_updates": 700, "seed": 6})
+    assert longer.workers == (2, 2)
+    others = train_options(["--config", str(file), "--data", str(places / "table.csv")])
+    assert others.config() == config.with_values({"data.name": str(places / "table.csv")})
+    epochs = train_options(["--config", str(file), "--num-epochs", "2"]).config()
+    assert epochs.resolve_epochs(2560).training.num_updates == 20
+
+
+def test_the_sampler_of_a_config_is_chosen_anew_unless_it_is_given(champion):
+    file, _ = champion
+    assert train_options(["--config", str(file)]).metrics.choose_sampler
+    given = train_options(["--config", str(file), "--sampler.num-steps", "20"])
+    assert not given.metrics.choose_sampler and given.sampler.name == "dpmpp_2m"
+
+
+def test_a_config_of_images_keeps_their_size_with_another_folder(places, tmp_path):
+    config = preset("digits").with_values({"metrics.features": "classifier"})
+    tree = {"config": config.to_dict(), "data": {"kind": "image", "shape": [1, 8, 8]}}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    options = train_options(["--config", str(tmp_path), "--data", str(places / "side28")])
+    assert options.image_size == 8 and options.network == config.network
+    assert options.metrics.features == "auto", "the other data may have no classes"
 
 
 def test_help_is_short_and_help_all_shows_the_tree(capsys):
@@ -198,6 +362,10 @@ def test_help_is_short_and_help_all_shows_the_tree(capsys):
     short, full = texts
     assert "--num-trials" in short and "--schedule." not in short and "--help-all" in short
     assert "--search.beta-end" in full and "--training.batch-size" in full
+    for flag in ("--num-updates", "--batch-size", "--lr", "--search.num-train-timesteps"):
+        assert flag in short, "what everybody looks for"
+    for default in ("50 100 200 500 1000", "0.0003 0.003", "larger images 1800"):
+        assert default in " ".join(short.replace("│", " ").split())
 
 
 def check_imports_nothing_heavy(command, arguments, folder):
@@ -304,9 +472,46 @@ def test_help_of_train_py_is_short_and_help_all_shows_the_tree(capsys):
     short, full = texts
     for flag in ("--num-workers", "--resume", "--init-from", "--keep-checkpoints", "--dry-run", "--help-all"):
         assert flag in short
-    assert (
-        "--schedule." not in short and "--schedule.kind" in full and "--training.accumulation-steps" in full
-    )
+    for flag in ("--num-updates", "--batch-size", "--lr", "--schedule.num-train-timesteps"):
+        assert flag in short, "what everybody looks for"
+    assert "larger images 6000" in " ".join(short.replace("│", " ").split())
+    assert "--network." not in short and "--network.kind" in full and "--training.accumulation-steps" in full
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "meant"),
+    [
+        ("tune", "--epochs", "did you mean --num-epochs"),
+        ("tune", "--trials", "did you mean --num-trials?"),
+        ("tune", "--learning-rate", "did you mean --lr?"),
+        ("tune", "--beta-end", "did you mean --search.beta-end?"),
+        ("tune", "--num-workers", "it is a flag of train.py"),
+        ("train", "--epochs=5", "did you mean --num-epochs?"),
+        ("train", "--learning_rate", "did you mean --lr?"),
+        ("train", "--beta-end", "did you mean --schedule.beta-end?"),
+        ("train", "--num-trials", "it is a flag of tune.py"),
+        ("train", "--batchsize", "did you mean --batch-size?"),
+        ("train", "--dat", "did you mean --data?"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(command, flag, meant):
+    parse = parse_tune_options if command == "tune" else parse_train_options
+    with pytest.raises(InputError) as caught:
+        parse([flag, "5"])
+    assert meant in str(caught.value) and "--help-all" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [TrainOptions, TuneOptions])
+def test_every_flag_that_is_suggested_exists(options, capsys):
+    parse = parse_tune_options if options is TuneOptions else parse_train_options
+    with pytest.raises(SystemExit):
+        parse(["--help-all"])
+    full = capsys.readouterr().out
+    forms = SHORT_FORMS_OF_SWEEPS if options is TuneOptions else SHORT_FORMS
+    for flag in all_flags(options):
+        section, _, name = forms.get(flag, flag).rpartition(".")
+        negated = f"{section}.no-{name}" if section else f"--no-{flag.removeprefix('--')}"
+        assert any(f"{each} " in full for each in (forms.get(flag, flag), negated)), flag
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--num-workers", "0"], ["--resume", "--name", "nope"]])

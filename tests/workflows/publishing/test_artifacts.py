@@ -19,8 +19,8 @@ from workflows.publishing import export
 from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.export import write_export
 from workflows.publishing.final_metrics import metrics_on_test_split
-from workflows.publishing.model_card import write_model_card
-from workflows.publishing.pictures import write_pictures
+from workflows.publishing.model_card import MODEL_CARD, write_model_card
+from workflows.publishing.pictures import _nearest_pairs, write_pictures
 
 SMALL = {
     "schedule.num_train_timesteps": 20,
@@ -97,7 +97,16 @@ def test_pictures_of_images_have_each_samples_nearest_training_image(tmp_path):
     write_pictures(model, dataset, tmp_path)
     assert names(tmp_path) == POINT_PICTURES | {"nearest.png", "sampler.onnx"}
     with Image.open(tmp_path / "nearest.png") as pairs:
-        assert pairs.width > pairs.height > 0
+        assert min(pairs.size) > 0
+
+
+def test_a_sample_that_is_a_training_image_has_that_image_below_it():
+    model, dataset = make_model("digits")
+    copies = dataset.raw(dataset.train[:8])
+    pixels = np.asarray(_nearest_pairs(model, dataset, copies).convert("L"), dtype=int)
+    samples, nearest = np.split(pixels, 2)  # the same but for the titles
+    row = samples.shape[0] - 64
+    assert (samples[row:] == nearest[row:]).all() and samples[row:].std() > 0
 
 
 def test_the_sequence_writes_what_the_steps_write(points, exported, tmp_path):
@@ -136,6 +145,9 @@ def test_the_model_card_has_metrics_parameters_and_provenance(points, tmp_path):
     text = card(points[0], tmp_path)
     assert "trial `t1`" in text and "| `test/sample_distance` | 0.125 |" in text
     assert "| `network.hidden_size` | 8 |" in text and points[1].spec.fingerprint in text
+    blocks = [block.removeprefix("python\n") for block in text.split("```")[1::2] if block[:6] == "python"]
+    assert len(blocks) == 2 and all(compile(block, MODEL_CARD, "exec") for block in blocks)
+    assert "float32 [64, 2]" in blocks[0] and "mlflow.pyfunc" not in card(points[0], tmp_path, trial_id=None)
     section = text.split("## Provenance\n")[1].split("## Parameters")[0]
     assert "workflows/tune.py --data heart" in section
     assert "git revision `c82f3f7`, with uncommitted changes" in section

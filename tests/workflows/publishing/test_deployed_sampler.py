@@ -14,7 +14,6 @@ from workflows.data.load import LoadedData
 from workflows.publishing import deployed_sampler
 from workflows.publishing.deployed_sampler import (
     sampler_curves,
-    sampler_figure,
     with_deployed_sampler,
 )
 from workflows.publishing.model_card import model_card
@@ -96,13 +95,4 @@ def test_a_sampler_whose_samples_are_not_finite_is_not_tracked_and_does_not_hind
     content, _ = export_onnx(model)
     samplers = Sampler(content, provider="cpu").spec.provenance["samplers"]
     assert samplers["measured"][0]["distance"] is None
-    sampler_figure(choice)
     assert "nan" in model_card(model)
-
-
-def test_the_plot_has_a_line_for_each_sampler_and_marks_the_choices():
-    for axes, values in zip(sampler_figure(CHOICE).axes, ([0.20], [0.60]), strict=True):
-        labels = {handle.get_label() for handle in axes.get_legend_handles_labels()[0]}
-        assert labels == {"ddpm", "ddim", "dpmpp_2m", "fast", "deployed"}
-        ddpm = next(line for line in axes.containers if line.get_label() == "ddpm")[0]
-        assert list(ddpm.get_xdata()) == [20] and list(ddpm.get_ydata()) == values

@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 
 from diffusion.data.dataset import load_dataset
-from diffusion.errors import InputError
 from diffusion.files import FormatError, check_format
 from diffusion.training.checkpoints import TrainedModel, read_checkpoint
 from diffusion.training.loop import Request, Training, TrainingStopped
 from export.sampler import Sampler
 from export.to_onnx import main as export_main
+from workflows.cli.model_reference import model_folder
 from workflows.cli.parsing import parse_train_options, parse_tune_options
-from workflows.cli.request import model_folder
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
 from workflows.storage.run_record import FORMAT_VERSION, check_same_config, read_record
@@ -79,8 +78,10 @@ def test_a_resumed_record_is_written_in_the_present_format(runs):
 
 
 def test_a_finished_sweep_is_known_to_be_finished(runs):
-    with pytest.raises(InputError, match="this run is finished"):
-        parse_tune_options(["--resume", "--name", "finished-sweep", "--output-dir", str(runs)])
+    resume = ["--resume", "--name", "finished-sweep", "--output-dir", str(runs)]
+    assert parse_tune_options(resume).is_finished
+    assert "finished (3 trials)" in parse_tune_options(resume).finished_lines()[0]
+    assert not parse_tune_options([*resume, "--num-trials", "4"]).is_finished, "it can be extended"
 
 
 def test_an_unfinished_sweep_keeps_its_options_and_search_space(runs):

@@ -118,6 +118,16 @@ def final_of(model):
     return SimpleNamespace(run=lambda *_: model)
 
 
+def test_another_trial_is_measured_like_the_finalists_but_does_not_compete(
+    select, make_model, save_finalists
+):
+    other = save_finalists({"m": make_model(0.1, spread=0.1)})
+    champion, _, record, _ = select({"a": make_model(1.0, spread=2.0)}, also_measured=other)
+    assert champion.trial_id == "a" and champion.decision.ranking == ("a",)
+    assert champion.confirmations["m"]["sample/distance"] < champion.confirmations["a"]["sample/distance"]
+    assert set(record["finalists"]) == {"a"} and set(record["confirmed"]) == {"a", "m"}
+
+
 @pytest.mark.parametrize(
     ("spread", "words"),
     [

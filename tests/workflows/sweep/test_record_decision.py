@@ -8,16 +8,19 @@ from diffusion.presets import preset
 from workflows.cli.tune_options import TuneOptions
 from workflows.sweep.champion import Champion
 from workflows.sweep.decision import Comparison, Finalist, decide
-from workflows.sweep.run_sweep import make_search, record_decision, training_seed_error
+from workflows.sweep.run_sweep import make_search, record_decision, training_seed_error, trial_picks
 from workflows.sweep.trial_records import TrialRecords
 
 
 class FakeTracker:
     def __init__(self):
-        self.tags, self.metrics = {}, {}
+        self.tags, self.metrics, self.descriptions = {}, {}, {}
 
     def tag(self, tags, trial_id=None):
         self.tags.setdefault(trial_id, {}).update(tags)
+
+    def describe(self, markdown, trial_id=None):
+        self.descriptions[trial_id] = markdown
 
     def log(self, metrics, step, trial_id=None):
         self.metrics[trial_id, step] = metrics
@@ -40,7 +43,8 @@ def recorded(tmp_path, decision):
         records, tracker = TrialRecords(tmp_path), FakeTracker()
         for trial_id in "abc":
             records.start(trial_id, {})
-            records.add_evaluation(trial_id, 10, {"objective": 1.0})
+            mse = 0.1 if trial_id == "a" else 0.5
+            records.add_evaluation(trial_id, 10, {"objective": 1.0, "val/mse": mse})
             records.end(trial_id, "finished", "", 1.0)
         confirmed = {
             name: {
@@ -67,21 +71,35 @@ SENTENCE = (
 
 def test_trials_csv_has_rank_decision_and_confirmed_distances(recorded):
     table, _ = recorded()
-    assert list(table["rank"].fillna(0)) == [2, 1, 0]
+    assert list(table["rank"]) == [2, 1, 3]
     assert table.loc["b", "decision"] == f"champion: {SENTENCE}."
     assert table.loc["a", "decision"] == f"trial b was {SENTENCE}"
-    assert pd.isna(table.loc["c", "decision"])
-    columns = [f"val/confirmed_{name}" for name in ("distance", "distance_se", "auc", "auc_se")]
+    assert table.loc["c", "decision"] == "not among the finalists, since its objective is worse"
+    columns = [f"val/sample_{name}" for name in ("distance", "distance_se", "auc", "auc_se")]
     assert list(table.loc["a", columns]) == [0.3, 0.02, 0.7, 0.01]
     assert table.loc["c", columns].isna().all()
 
 
 def test_the_tracker_has_the_decision_at_the_sweep_and_at_each_finalist(recorded):
     _, tracker = recorded()
-    assert tracker.tags[None] == {"champion": "b", "decision": f"{SENTENCE}."}
+    assert tracker.tags[None] == {"champion": "b", "picked_by_mse": "a", "decision": f"{SENTENCE}."}
     assert tracker.tags["a"]["rank"] == "2" and SENTENCE in tracker.tags["a"]["decision"]
-    assert tracker.metrics["b", 0]["rank"] == 1 and tracker.metrics["b", 0]["val/confirmed_auc_se"] == 0.01
-    assert "c" not in tracker.tags
+    assert tracker.metrics["b", 0]["rank"] == 1 and tracker.metrics["b", 0]["val/sample_auc_se"] == 0.01
+    assert tracker.metrics["c", 0] == {"rank": 3}
+    assert all(tracker.descriptions[each] == tracker.tags[each]["decision"] for each in "abc")
+
+
+def test_the_sweeps_own_run_has_the_champions_metrics_under_the_same_names(recorded):
+    _, tracker = recorded()
+    own, champions = tracker.metrics[None, 0], tracker.metrics["b", 0]
+    assert own["objective"] == 1.0 and own["val/mse"] == 0.5
+    assert own.items() >= {name: value for name, value in champions.items() if name != "rank"}.items()
+
+
+def test_the_picks_are_named():
+    assert trial_picks("b", "a") == {"a": "lowest MSE", "b": "champion"}
+    assert trial_picks("b", "b") == {"b": "champion, lowest MSE"}
+    assert trial_picks("b", "") == {"b": "champion"}
 
 
 def test_a_first_place_that_cannot_be_exported_is_recorded(recorded):

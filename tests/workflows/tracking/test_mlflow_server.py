@@ -1,21 +1,34 @@
 """A sweep with a real MLflow server that is killed and restarted, and its pages in a real browser."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[3]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+COLUMN_NUMBERS = "headers => headers.map(header => Number(header.getAttribute('aria-colindex')))"
+# A row of the table is in two parts, with its name and with its columns.
+TEXTS_OF_ROWS = """() => {
+  const texts = {};
+  for (const row of document.querySelectorAll("[role=row][row-index]")) {
+    const index = row.getAttribute("row-index");
+    texts[index] = (texts[index] ?? "") + " " + row.innerText;
+  }
+  return Object.entries(texts).map(([index, text]) => [Number(index), text]);
+}"""
 
 pytestmark = pytest.mark.slow
 
@@ -106,13 +119,109 @@ def test_the_password_is_never_printed(sweep, server):
     assert f"http://***@127.0.0.1:{server.port}/#/experiments/" in sweep
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian's chromium)")
-def test_the_page_that_the_summary_names_shows_the_runs(sweep, server):
-    experiment = MlflowClient(server.url).get_experiment_by_name("heart")
-    page = f"{server.url}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        command += [f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom", page]
-        dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    assert ">lost<" in dom and "matching runs" in dom
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, sweep, server):
+    """A page of a browser that has never seen MLflow, opened at the address that the summary names."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1400})
+    page = context.new_page()
+    page.set_default_timeout(300_000)
+    (address,) = re.findall(r"next: (http\S+)", sweep)
+    page.goto(address.replace("***@", ""))
+    page.get_by_text("matching runs").wait_for()
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def trials(sweep, server):
+    """Runs of the sweep's trials, by rank."""
+    client = MlflowClient(server.url)
+    experiment = client.get_experiment_by_name("heart")
+    runs = client.search_runs([experiment.experiment_id], order_by=["metrics.rank"])
+    return [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian's chromium)")
+
+
+@needs_browser
+def test_the_page_that_the_summary_names_shows_the_trials_best_first(page, trials):
+    headers = page.locator("[role=columnheader][col-id]")
+    headers.filter(has_text="val/mse").wait_for()
+    shown = [text for _, text in sorted(page.evaluate(TEXTS_OF_ROWS))]
+    assert all(run.info.run_name in text for run, text in zip(trials, shown, strict=True))
+    assert "champion" in shown[0] and page.get_by_text("Sort: rank").is_visible()
+    columns = sorted(zip(headers.evaluate_all(COLUMN_NUMBERS), headers.all_inner_texts(), strict=True))
+    names = [text.strip() for _, text in columns]
+    decisive = ["rank", "sample/distance", "sample/auc", "best_objective", "val/mse"]
+    assert [name for name in names if name in decisive] == decisive
+    assert names.index("val/mse") < names.index("schedule.num_train_timesteps")
+    marked = [text for text in shown if "lowest MSE" in text]
+    lowest = min(trials, key=lambda run: run.data.metrics["val/mse"])
+    assert [lowest.info.run_name in text for text in marked] == [True]
+    assert page.get_by_text("lost: trials, best first").is_visible(), "the view is among those to choose from"
+
+
+@needs_browser
+def test_the_chart_view_begins_with_pictures_and_with_what_decides(page, trials):
+    page.goto(f"{page.url}&compareRunsMode=CHART")
+    page.get_by_text("What decides, and the MSE").wait_for()
+    names = ("Samples", "What decides, and the MSE, which does not", "MSE against samples", "Learning curves")
+    tops = [page.get_by_text(name).first.bounding_box()["y"] for name in names[:2]]
+    assert tops == sorted(tops)
+    assert page.get_by_text(trials[0].info.run_name).count() > 1, "the champion is in the charts"
+    wait_for_picture(page)
+    titles = page.locator("[data-testid=experiment-view-compare-runs-card]").all_inner_texts()
+    assert not [title for title in titles if "_se" in title or "_floor" in title]
+
+
+@needs_browser
+def test_a_click_on_the_champion_shows_why_it_won_and_pictures_of_its_samples(page, trials):
+    page.get_by_role("link", name=trials[0].info.run_name).first.click()
+    page.get_by_role("tab", name="Model metrics").wait_for()
+    assert page.get_by_text("chosen over trial").first.is_visible()
+    assert page.get_by_text("heart (").first.is_visible(), "its data set"
+    page.get_by_role("tab", name="Model metrics").click()
+    wait_for_picture(page)
+    assert page.get_by_text("No image logged at this step").count() == 0
+    sections = page.get_by_role("button", name="Add chart")
+    assert sections.count() >= 4
+    assert page.get_by_text(re.compile(r"_se$|_floor$")).count() == 0
+
+
+@needs_browser
+def test_the_compare_view_opens_on_the_objective(page, server, trials):
+    runs = json.dumps([run.info.run_id for run in trials[:2]])
+    page.goto(f"{server.url}/#/compare-runs?runs={runs}&experiments=[%22{trials[0].info.experiment_id}%22]")
+    page.get_by_text("Comparing 2 Runs").wait_for()
+    page.locator(".js-plotly-plot text", has_text="best_objective").first.wait_for()
+    for text in (trials[0].info.run_name, "schedule.num_train_timesteps", "sample/auc"):
+        assert page.get_by_text(text).first.is_visible()
+
+
+@needs_browser
+def test_the_registered_model_names_its_sweep_and_has_its_measures(page, server, trials):
+    page.goto(f"{server.url}/#/models/ray-ddpm-heart")
+    page.get_by_role("link", name="Version 1").click()
+    page.get_by_text("Source Run").wait_for()
+    page.get_by_role("link", name="lost").wait_for()
+    assert page.get_by_text("@ champion").is_visible() and page.get_by_text("test_distance").is_visible()
+    page.get_by_role("link", name="sampler").click()
+    page.get_by_text("test/sample_distance").first.wait_for()
+    assert page.get_by_text("schedule.num_train_timesteps").first.is_visible()
+
+
+def wait_for_picture(page):
+    """Wait until a picture that the server stores is drawn, and not only its frame."""
+    page.wait_for_function(
+        "[...document.querySelectorAll('img')].some(img => img.naturalWidth > 100 && "
+        "!img.src.startsWith('data:'))"
+    )

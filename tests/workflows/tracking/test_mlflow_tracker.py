@@ -11,7 +11,7 @@ from PIL import Image
 from diffusion.errors import InputError
 from workflows.tracking import registry
 from workflows.tracking.mlflow_tracker import MlflowTracker
-from workflows.tracking.tracker import RegistrationError, resolve_tracking_uri
+from workflows.tracking.tracker import PublishedModel, RegistrationError, resolve_tracking_uri
 
 
 @pytest.fixture
@@ -229,5 +229,5 @@ def test_a_refused_registration_does_not_show_the_password(uri, tmp_path, monkey
     tracker = MlflowTracker(uri, "shapes")
     tracker.start("sweep", {})
     with pytest.raises(RegistrationError, match=r"http://\*\*\*@host refused it"):
-        tracker.register("a-model", tmp_path / "sampler.onnx", {}, may_promote=True)
+        tracker.register("a-model", PublishedModel(tmp_path, {}, {}), {}, may_promote=True)
     tracker.close("failed")

@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 from workflows.tracking import registry
 from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.registry import register
-from workflows.tracking.tracker import RegistrationError
+from workflows.tracking.tracker import PublishedModel, RegistrationError
 
 TAGS = {"data_fingerprint": "f", "test_num_samples": 100, "test_distance": 1.0}
 
@@ -19,15 +19,15 @@ def versions(database_uri, tmp_path, monkeypatch):
     client = MlflowClient(uri)
     client.create_registered_model("model")
 
-    def log_model(run_id, *_arguments) -> str:
+    def log_model(_client, run_id, *_arguments) -> str:
         return str(client.create_model_version("model", str(tmp_path), run_id).version)
 
     monkeypatch.setattr(registry, "log_model", log_model)
 
     def add(*, may_promote: bool = True, run_id: str | None = None, **changes) -> bool:
-        file = tmp_path / "sampler.onnx"
+        model = PublishedModel(tmp_path / "sampler.onnx", {}, {})
         run_id = run_id or tracker.start("sweep", {})
-        return register(client, uri, run_id, "model", file, TAGS | changes, may_promote=may_promote)[1]
+        return register(client, uri, run_id, "model", model, TAGS | changes, may_promote=may_promote)[1]
 
     add.client, add.start = client, lambda: tracker.start("sweep", {})
     yield add
@@ -56,6 +56,17 @@ def test_a_sweep_registered_again_has_one_version(versions):
     assert sorted(version.run_id == mine for version in remaining) == [False, True]
 
 
+def test_an_interrupted_extension_leaves_the_champion_of_the_finished_sweep(versions):
+    mine = versions.start()
+    assert versions(run_id=mine)
+    assert not versions(run_id=mine, test_distance=0.5, may_promote=False)
+    champion = versions.client.get_model_version_by_alias("model", "champion")
+    assert champion.tags["test_distance"] == "1.0"
+    assert versions(run_id=mine, test_distance=0.7), "at its end, the sweep has one version again"
+    (version,) = versions.client.search_model_versions("name = 'model'")
+    assert version.tags["test_distance"] == "0.7"
+
+
 def test_an_interrupted_sweep_never_becomes_champion(versions):
     assert not versions(may_promote=False)
     assert versions()
@@ -67,7 +78,7 @@ def test_an_unreachable_store_is_a_one_line_error(tmp_path, monkeypatch):
         raise ConnectionRefusedError("connection refused\nsecond line")
 
     monkeypatch.setattr(registry, "log_model", refuse)
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client, model = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), PublishedModel(tmp_path, {}, {})
     with pytest.raises(RegistrationError, match="connection refused") as caught:
-        register(client, f"sqlite:///{tmp_path}/mlflow.db", "r", "m", tmp_path, TAGS, may_promote=True)
+        register(client, f"sqlite:///{tmp_path}/mlflow.db", "r", "m", model, TAGS, may_promote=True)
     assert "\n" not in str(caught.value)

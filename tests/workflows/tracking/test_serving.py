@@ -24,6 +24,7 @@ from export.to_onnx import export_onnx
 from tests.export.conftest import POINTS, make_model
 from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.registry import register
+from workflows.tracking.tracker import PublishedModel
 
 TAGS = {"data_fingerprint": "f", "test_num_samples": 100, "test_distance": 1.0}
 
@@ -37,7 +38,8 @@ def _registered(tmp_path_factory):
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "points")
     run_id = tracker.start("sweep", {})
-    version, is_champion = register(MlflowClient(uri), uri, run_id, "points", file, TAGS, may_promote=True)
+    model = PublishedModel(file, {"sampler.num_steps": 4}, {"test/mse": 0.5, "test/elbo_window_se": 0.1})
+    version, is_champion = register(MlflowClient(uri), uri, run_id, "points", model, TAGS, may_promote=True)
     tracker.close("finished")
     assert (version, is_champion) == (1, True)
     return uri, file
@@ -57,6 +59,18 @@ def test_the_model_has_a_signature_and_an_example(registered):
     samples = model.predict(pd.DataFrame({"num_samples": [3], "seed": [1]}))
     expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
     np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-5 * expected.std())
+    without_a_seed = model.predict(pd.DataFrame({"num_samples": [3]}))
+    np.testing.assert_allclose(
+        without_a_seed, Sampler(registered[1], provider="cpu").sample(3), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_models_page_has_its_parameters_and_metrics(registered):
+    client = MlflowClient(registered[0])
+    version = client.get_model_version_by_alias("points", "champion")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert model.source_run_id == version.run_id and model.params == {"sampler.num_steps": "4"}
+    assert {each.key: each.value for each in model.metrics} == {"test/mse": 0.5}
 
 
 @pytest.mark.parametrize("uri", ["models:/points@champion", "models:/points/1", "models:/points/latest"])

@@ -202,5 +202,5 @@ def test_a_tracker_without_a_model_registry_says_so(uri, tmp_path):
         ("test/sample_distance", "test/sample_num_samples", "test/sample_num_reference"), 1.0
     )
     tracker = tracker_class(uri)(uri, "shapes")
-    line = register_model(tracker, "ray-ddpm-shapes", tmp_path, metrics, "f", "none", interrupted=False)
+    line = register_model(tracker, "ray-ddpm-shapes", tmp_path, {}, metrics, "f", "none", interrupted=False)
     assert line == "the model is not registered: the memory tracker has no model registry"

@@ -1,0 +1,129 @@
+"""Models that --config, --init-from and --start-from refer to: files, folders, or entries of a registry.
+
+Imports neither torch nor ray, and mlflow only for the registry.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from diffusion.config import Config
+from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
+from diffusion.json_values import read_json
+
+REGISTRY = "models:/"
+_CONFIG = "config.json"
+# Where a run keeps its model.
+_MODEL_FOLDERS = ("", "model", "champion")
+
+
+@dataclass(frozen=True)
+class SavedConfig:
+    """The config of a model, and what is known of the data that it was trained on.
+
+    Attributes:
+        config: the config.
+        kind: kind of the data, "image" or "points"; None if the file does not say.
+        shape: shape of an example; None if the file does not say.
+    """
+
+    config: Config
+    kind: str | None = None
+    shape: tuple[int, ...] | None = None
+
+    def check_data(self, flag: str, kind: str, shape: tuple[int, ...]) -> None:
+        """Check that data have the kind and the shape that the config was made for.
+
+        Args:
+            flag: the flag with its value, for the message.
+            kind: kind of the data.
+            shape: shape of their examples.
+
+        Raises:
+            InputError: they have not.
+        """
+        if self.shape is not None and (kind, shape) != (self.kind, self.shape):
+            raise InputError(
+                f"{flag} is for {_described(str(self.kind), self.shape)}, and the data are "
+                f"{_described(kind, shape)}: give data of the same shape, or leave --config out"
+            )
+
+
+def read_saved_config(flag: str, where: str, tracking_uri: str | None = None) -> SavedConfig:
+    """Read the config of a trial, of a champion or of another model.
+
+    Args:
+        flag: the flag that refers to it, for messages.
+        where: path of a config.json, of a folder with one or of a run; or models:/NAME@ALIAS.
+        tracking_uri: value of --tracking-uri, for the registry.
+
+    Raises:
+        InputError: there is no such file, or it holds no config.
+    """
+    if where.startswith(REGISTRY):
+        file = _registered(where, tracking_uri) / _CONFIG
+    else:
+        given = user_path(where)
+        files = [given / folder / _CONFIG for folder in _MODEL_FOLDERS]
+        file = next((each for each in files if path_kind(each) == "file"), given)
+    try:
+        tree = read_json(file, "a config.json")
+        config = Config.from_dict(tree.get("config", tree))
+        data: Mapping[str, Any] = tree["data"] if "config" in tree else {}
+        shape = tuple(data["shape"]) if "shape" in data else None
+        return SavedConfig(config, data.get("kind"), shape)
+    except (InputError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{flag} {where}: cannot be read as a config ({error}); give a trial's config.json, the folder "
+            f"of a model or of a run, or {REGISTRY}NAME@ALIAS"
+        ) from error
+
+
+def model_folder(path: str, tracking_uri: str | None = None) -> Path:
+    """Find the folder of the model that `--init-from` refers to.
+
+    Args:
+        path: folder of a model, of a checkpoint or of a run, or models:/NAME@ALIAS. A run gives its final
+            model or champion, or else its newest checkpoint.
+        tracking_uri: value of --tracking-uri, for the registry.
+
+    Raises:
+        InputError: there is no model.
+    """
+    if path.startswith(REGISTRY):
+        return _registered(path, tracking_uri)
+    if not path.strip():
+        raise InputError("--init-from is empty: give the folder of a run or a model, or leave the flag out")
+    root = user_path(path)
+    checkpoints: list[Path] = []
+    if path_kind(root) == "folder":
+        with suppress(OSError):  # of a folder that cannot be listed
+            checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
+    for folder in (*(root / name for name in _MODEL_FOLDERS), *checkpoints):
+        if all(path_kind(folder / name) == "file" for name in (_CONFIG, "model.safetensors")):
+            return folder
+    raise InputError(
+        f"--init-from {path}: no model there; give a run's folder, its model/, one of its checkpoints/, or "
+        f"{REGISTRY}NAME@ALIAS"
+    )
+
+
+@cache
+def _registered(uri: str, tracking_uri: str | None) -> Path:
+    """Folder with the files of a registered model, which are downloaded once."""
+    from workflows.terminal import waiting
+
+    with waiting(f"downloading {uri}"):
+        from workflows.tracking.registered_files import download_model
+        from workflows.tracking.tracker import resolve_tracking_uri
+
+        return download_model(uri, resolve_tracking_uri(tracking_uri))
+
+
+def _described(kind: str, shape: tuple[int, ...]) -> str:
+    size = " x ".join(map(str, shape))
+    return f"images of {size} (channels, height, width)" if kind == "image" else f"points of {size} columns"
