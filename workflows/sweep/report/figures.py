@@ -110,7 +110,11 @@ def learning_curves(standings: Standings, correlations: Mapping[int, float]) -> 
 
 def effects(standings: Standings, names: Sequence[str]) -> Chart:
     """Objective by the value of each searched parameter."""
-    usable = standings.records.ranked()
+    title, usable = "Effect of each parameter", standings.records.ranked()
+    if not names:
+        return Chart(title, ["Nothing was searched."], [], [])
+    if len(usable) < 2:
+        return Chart(title, ["A single trial with a usable model shows no effect."], [], [])
     objectives = [record.objective for record in usable]
     plots, is_limited = [], False
     for name in names:
@@ -132,9 +136,7 @@ def effects(standings: Standings, names: Sequence[str]) -> Chart:
     ]
     if is_limited:
         notes.append(_LIMITED)
-    if not names:
-        notes = ["Nothing was searched."]
-    return Chart("Effect of each parameter", notes, plots, [], has_marks=bool(plots))
+    return Chart(title, notes, plots, [], has_marks=True)
 
 
 def parameter_importance(standings: Standings, space: Mapping[str, tuple[Any, ...]]) -> Chart:

@@ -25,6 +25,8 @@ from workflows.sweep.decision import Comparison
 from workflows.sweep.report.standings import Standings, estimate
 
 _EQUAL_WITHIN = 2.0  # standard errors, as in `decision`
+_CLEAR_DIFFERENCE = 0.1  # of distance and AUC from their floors: shapes and colours are visibly wrong
+_STILL_FALLING = 0.01  # of the whole fall of an objective, in the last interval between evaluations
 _NEAR_THE_END = 0.05  # of a searched range, on its logarithmic scale
 _METRIC_NAMES: Mapping[str, str] = {DISTANCE: "sample distance", AUC: "AUC"}
 
@@ -134,37 +136,50 @@ def what_mse_would_pick(standings: Standings) -> str:
 def as_good_as_real(metrics: Mapping[str, float]) -> Verdict:
     """Whether samples are as good as real data: as close to the test split as training examples are.
 
+    They are by a measure if it exceeds its floor by two standard errors at most. If these are so large that
+    clear differences would not be seen, nothing is said.
+
     Args:
         metrics: metrics of the champion, `test/sample_...` with their floors.
     """
     good: list[str] = []
     worse: list[str] = []
+    unclear: list[str] = []
     values: list[str] = []
     for name, words in _METRIC_NAMES.items():
         samples = estimate(metrics, TEST_SAMPLE_PREFIX + name)
         real = estimate(metrics, TEST_SAMPLE_PREFIX + name + FLOOR)
-        error = math.hypot(samples.standard_error, real.standard_error)
         difference = samples.value - real.value
-        if not (math.isfinite(difference) and error > 0.0):
+        if not math.isfinite(difference):
             continue
-        (good if difference <= _EQUAL_WITHIN * error else worse).append(words)
         values.append(f"{words} {_value(samples)}, of real data {_value(real)}")
+        margin = _EQUAL_WITHIN * math.hypot(samples.standard_error, real.standard_error)
+        if difference > margin > 0.0:
+            worse.append(words)
+        elif 0.0 < margin <= _CLEAR_DIFFERENCE:
+            good.append(words)
+        else:
+            unclear.append(words)
     if not values:
         return Verdict("unknown", "Not compared with real data", "Its samples were not measured.")
     count = metrics.get(TEST_SAMPLE_PREFIX + NUM_SAMPLES, math.nan)
     number = f"{count:,.0f} samples" if math.isfinite(count) else "samples"
     detail = f"{'; '.join(values)} ({number} against the test split; real data are training examples)."
     detail = detail[0].upper() + detail[1:]
-    if not worse:
-        return Verdict("good", f"As good as real data by {_and(good)}", detail)
-    if not good:
+    if len(worse) == len(_METRIC_NAMES):
         return Verdict("bad", f"Not as good as real data, neither by {_and(worse, 'nor by')}", detail)
-    return Verdict("bad", f"As good as real data by {_and(good)}, but not by {_and(worse)}", detail)
+    if worse:
+        begin = f"As good as real data by {_and(good)}, but not" if good else "Not as good as real data"
+        return Verdict("bad", f"{begin} by {_and(worse)}", detail)
+    if unclear:
+        return Verdict("unknown", "Too few samples to say whether it is as good as real data", detail)
+    return Verdict("good", f"As good as real data by {_and(good)}", detail)
 
 
 def does_it_copy(metrics: Mapping[str, float]) -> Verdict:
     """Whether the champion copies its training examples."""
-    detail = copying_summary(metrics)
+    summary = copying_summary(metrics)
+    detail = summary.partition(": ")[2] or summary
     match copying_verdict(metrics, TEST_SAMPLE_PREFIX):
         case "copies":
             return Verdict("bad", "Copies training examples", detail)
@@ -185,12 +200,13 @@ def advice(standings: Standings, space: Mapping[str, tuple[Any, ...]]) -> list[s
         )
     updates = sorted(record.evaluations)
     if not standings.was_trained_longer and record.status == "finished" and len(updates) > 1:
-        *_, before, last = (record.evaluations[update].get(OBJECTIVE, math.nan) for update in updates)
-        fall = before - last
-        if record.best_update == updates[-1] and fall > 0.0:
+        first, *_, before, last = (
+            record.evaluations[each].get(OBJECTIVE, math.nan) for each in (updates[0], *updates)
+        )
+        if record.best_update == updates[-1] and before - last > _STILL_FALLING * (first - last) > 0.0:
             lines.append(
-                f"Its objective still fell by {fall:.3g}{_spaced(standings.unit)} between its last two "
-                f"evaluations: a training longer than {updates[-1]:,} updates is likely to be better."
+                f"Its objective still fell by {before - last:.3g}{_spaced(standings.unit)} between its last "
+                f"two evaluations: a training longer than {updates[-1]:,} updates may be better."
             )
     for name, values in space.items():
         end = _end_of_range(name, values, record.params.get(name))

@@ -15,6 +15,13 @@ from workflows.sweep.report.findings import (
     why_it_won,
 )
 
+# The distance is known well enough to tell it from the floor.
+EXACT = {
+    "test/sample_distance": 0.04,
+    "test/sample_distance_se": 0.01,
+    "test/sample_distance_floor_se": 0.01,
+}
+
 
 @pytest.mark.parametrize(
     ("grounds", "words"),
@@ -86,14 +93,25 @@ def test_mse_that_picks_the_champion_or_was_not_measured_is_said(make_sweep):
 @pytest.mark.parametrize(
     ("changes", "kind", "headline"),
     [
-        ({"test/sample_auc": 0.51}, "good", "As good as real data by sample distance and AUC"),
-        ({}, "bad", "As good as real data by sample distance, but not by AUC"),
+        ({"test/sample_auc": 0.51, **EXACT}, "good", "As good as real data by sample distance and AUC"),
+        (EXACT, "bad", "As good as real data by sample distance, but not by AUC"),
         (
             {"test/sample_distance": 0.5},
             "bad",
             "Not as good as real data, neither by sample distance nor by AUC",
         ),
-        ({"test/sample_auc_floor": float("nan")}, "good", "As good as real data by sample distance"),
+        ({"test/sample_auc_floor": float("nan"), **EXACT}, "good", "As good as real data by sample distance"),
+        (
+            {"test/sample_auc": 0.5},
+            "unknown",
+            "Too few samples to say whether it is as good as real data",
+        ),
+        (
+            {"test/sample_auc": 0.5, "test/sample_auc_se": 0.0, "test/sample_auc_floor_se": 0.0, **EXACT},
+            "unknown",
+            "Too few samples to say whether it is as good as real data",
+        ),
+        ({"test/sample_distance_se": 0.5}, "bad", "Not as good as real data by AUC"),
     ],
 )
 def test_samples_are_as_good_as_real_data_if_they_differ_within_two_errors(changes, kind, headline):
@@ -128,3 +146,8 @@ def test_the_advice_follows_from_the_measurements(make_sweep):
     assert advice(sweep.standings, {})[0].startswith("It copies training examples: train on more data")
     sweep.records["best"].evaluations[20]["objective"] = 5.0
     assert len(advice(sweep.standings, {})) == 1, "it no longer fell"
+    sweep.champion = replace(sweep.champion, metrics=TEST_METRICS)
+    evaluations = sweep.records["best"].evaluations
+    evaluations |= {20: {"objective": 1.0}, 30: {"objective": 1.0 - 1e-4}}
+    sweep.champion = replace(sweep.champion, objective=1.0 - 1e-4)
+    assert advice(sweep.standings, {}) == [], "hardly"

@@ -57,7 +57,7 @@ def test_the_first_screen_answers_the_five_questions(make_sweep):
     first = text[: text.index("Its parameters")]
     assert "Sweep a-sweep: trial best won" in first
     assert "Trial best won because its samples are closer to the data" in first
-    assert "As good as real data by sample distance, but not by AUC." in first
+    assert "Not as good as real data by AUC." in first
     assert "Does not copy training examples." in first
     assert "val/mse would have picked trial lowmse, number 3 of 4 by the objective" in first
     assert "python -m export.sampler" in first
@@ -155,6 +155,7 @@ def test_a_single_trial_has_a_report(make_sweep):
     assert "Trial only won because no other trial has a usable model." in text
     assert "would have picked the same trial, only" in text and "1 trial: 1 finished" in text
     assert "Nothing was searched." in text and "there are 1." in text
+    assert "runner-up" not in text
 
 
 def test_pieces_that_are_missing_are_said_and_do_not_stop_the_report(make_sweep):
