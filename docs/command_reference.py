@@ -20,9 +20,8 @@ def write_command_reference(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, command in COMMANDS.items():
         page = f"# ray-ddpm {name}\n\n{command.summary[0].upper()}{command.summary[1:]}.\n"
-        if command.module != "export.sampler":
-            module = command.module.removesuffix(".__main__")
-            page += f"\nWithout the installed command: `python -m {module}`.\n"
+        module = command.module.removesuffix(".__main__")
+        page += f"\nWithout the installed command: `python -m {module}`.\n"
         page += f"\n```text\n{command_help(name)}```\n"
         for subcommand in subcommands(name):
             page += f"\n## {subcommand}\n\n```text\n{command_help(name, subcommand)}```\n"

@@ -30,7 +30,6 @@ exclude_patterns = ["_build", "package.md"]  # the latter is what a package inde
 extensions = [
     "myst_nb",  # Markdown pages, and the notebook of examples/
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",  # docstrings in Google's style
     "sphinx.ext.viewcode",
 ]
@@ -46,14 +45,11 @@ nb_execution_mode = "off"  # `make notebook` executes it; here its outputs are s
 highlight_language = "none"
 html_math_renderer = "mathml"
 math_eqref_format = "({number})"
-suppress_warnings = ["misc.highlighting_failure"]  # MathML and HTML in docstrings' examples
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
 autodoc_class_signature = "mixed"
-autosummary_generate = False
-default_role = "code"  # docstrings have names and formulas in single backticks, as in Markdown
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from docs.blocks import ROOT, Block, pages, read_blocks, replace_text
 
 # What commands may name, as in a checkout. Runs and MLflow's files are the folder's own.
-_LINKED = ("Makefile", "benchmarks", "cluster", "diffusion", "docs", "examples", "export", "pyproject.toml")
-_LINKED += ("constraints.txt", "ray_cluster.yaml", "tests", "workflows")
+_LINKED = (
+    "Makefile benchmarks cluster constraints.txt diffusion docs examples export pyproject.toml "
+    "ray_cluster.yaml tests workflows"
+).split()
 # `make` runs its commands in this environment instead of making another one.
 _PRELUDE = """set -eo pipefail
 make() { command make -o .venv/train.stamp -o .venv/test.stamp BIN="$(dirname "$PYTHON")" "$@"; }
