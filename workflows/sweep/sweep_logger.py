@@ -115,6 +115,5 @@ class SweepLogger(BaseLogger[TuneOptions]):
         """Print how to go on with a sweep that is not finished."""
         if status != "finished":
             how = "Stopped" if status == "stopped" else "The sweep failed"
-            trials = sum(not record.unfinished for record in self.records)
-            self.view.print(f"{how}; the {trials} trials that have ended are kept.")
+            self.view.print(f"{how}; trials that have ended are kept, and --resume runs what is missing.")
             self.view.print(f"next: {resume_command('tune', self._record.name, self._options, _NOT_SAVED)}")

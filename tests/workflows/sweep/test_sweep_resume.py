@@ -138,6 +138,8 @@ def test_an_interrupted_sweep_exports_the_best_so_far_and_can_be_resumed(tmp_pat
     process.send_signal(signal.SIGINT)
     finish(tmp_path, process)
     assert re.search(rf"Interrupted after \d of {NUM_TRIALS} trials", output_of(tmp_path))
+    assert "Ending the trials; then the best model so far is exported." in output_of(tmp_path)
+    assert "next: python -m workflows.tune --resume --name cut" in output_of(tmp_path)
     assert (tmp_path / "runs" / "cut" / "champion" / "sampler.onnx").exists()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert not client.get_registered_model("ray-ddpm-heart").aliases
