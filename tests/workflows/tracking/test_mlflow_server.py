@@ -86,14 +86,14 @@ def sweep(server, tmp_path_factory):
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not list(folder.glob("runs/lost/trials/*/samples.png")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
         server.kill()
         time.sleep(5)
         server.start()
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, output
