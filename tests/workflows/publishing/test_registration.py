@@ -2,9 +2,9 @@
 
 import pytest
 
-from workflows.publishing.registration import register_model, upload_model
+from workflows.publishing.registration import log_model, register_model, upload_model
 from workflows.publishing.summary import file_lines, next_lines, quality_lines
-from workflows.tracking.tracker import Registration, RegistrationError
+from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError
 
 METRICS = {
     "test/elbo_window": 1.25,
@@ -29,6 +29,11 @@ class Recorder:
     def describe(self, markdown):
         self.calls.append(markdown)
 
+    def log_model(self, model):
+        self.calls.append(model)
+        if self.outcome:
+            raise self.outcome
+
     def register(self, *values, **flags):
         self.calls.append((values, flags))
         if isinstance(self.outcome, Exception):
@@ -49,14 +54,16 @@ def test_the_folder_is_uploaded_and_its_card_describes_the_run(tmp_path):
 def registered(tmp_path, outcome, *, interrupted=False):
     """The line about a registration, and what was registered."""
     tracker = Recorder(outcome)
-    line = register_model(tracker, "ray-ddpm-x", tmp_path, METRICS, "f" * 64, "none", interrupted=interrupted)
+    line = register_model(
+        tracker, "ray-ddpm-x", tmp_path, {"seed": 1}, METRICS, "f" * 64, "none", interrupted=interrupted
+    )
     return line, tracker.calls[0]
 
 
 def test_a_better_model_is_registered_with_what_makes_versions_comparable(tmp_path):
     line, (values, flags) = registered(tmp_path, Registration(3, True))
     assert line == "registered in MLflow as ray-ddpm-x version 3"
-    assert values[:2] == ("ray-ddpm-x", tmp_path / "sampler.onnx")
+    assert values[:2] == ("ray-ddpm-x", PublishedModel(tmp_path / "sampler.onnx", {"seed": 1}, METRICS))
     assert values[2] == {
         "data_fingerprint": "f" * 64,
         "test_distance": 0.5,
@@ -80,6 +87,16 @@ def test_the_line_says_why_the_alias_stays(tmp_path, interrupted, reason):
 def test_a_failed_registration_is_a_warning(tmp_path):
     line, _ = registered(tmp_path, RegistrationError("the store refused it"))
     assert line == "warning: MLflow did not register the model (the store refused it)"
+
+
+def test_the_model_of_a_training_is_logged_and_a_failure_is_a_warning(tmp_path):
+    tracker = Recorder()
+    assert log_model(tracker, tmp_path, {"seed": 1}, METRICS, 300) == []
+    assert tracker.calls == [PublishedModel(tmp_path / "sampler.onnx", {"seed": 1}, METRICS, 300)]
+    refusing = Recorder(RegistrationError("the store refused it"))
+    assert log_model(refusing, tmp_path, {}, METRICS, 300) == [
+        "warning: MLflow did not log the model (the store refused it)"
+    ]
 
 
 def test_the_last_lines_name_the_quality_the_files_and_the_next_commands():

@@ -50,6 +50,8 @@ def reports(monkeypatch):
             folder = Path(checkpoint.path)
             assert (folder / "samples.png").stat().st_size > 0
             model = TrainedModel.load(folder)
+            is_first = not reported or reported[-1][0]["updates"] >= result["updates"]  # of this trial
+            assert (folder / "untrained.png").exists() == is_first
         reported.append((result, model))
 
     monkeypatch.setattr(trial.tune, "report", report)

@@ -171,12 +171,14 @@ def test_the_folder_of_a_trial_holds_its_best_weights_and_the_tracker_every_pict
         for name in ("config.json", "model.safetensors", "elbo_per_example.npy"):
             (folder / name).write_text(str(updates))
         Image.new("L", (1, 1), updates).save(folder / "samples.png")
+        if updates == 3:
+            Image.new("L", (1, 1), 255).save(folder / "untrained.png")
         report = result(updates)
         report["metrics"] |= {"best_update": best}
         callback.on_trial_result(0, [], trial, report)
         callback.on_checkpoint(0, [], trial, tune.Checkpoint.from_directory(folder))
     assert (records.folder("t12345678") / "model.safetensors").read_text() == "6"
-    assert pictures == [(3, 3), (6, 6), (10, 10)]
+    assert pictures == [(0, 255), (3, 3), (6, 6), (10, 10)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
         command += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "./artifacts"]
+        command += ["--app-name", "ray-ddpm"]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment["PYTHONPATH"] = f"{self._installed()}{os.pathsep}{ROOT}"
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -59,6 +62,18 @@ class Server:
             except OSError:
                 assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
                 time.sleep(0.3)
+
+    def _installed(self) -> Path:
+        """Folder with the entry point of the project, as pip would write it."""
+        folder = self.folder / "site-packages"
+        information = folder / "app-1.0.dist-info"
+        information.mkdir(parents=True, exist_ok=True)
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: app\nVersion: 1.0\n")
+        tree = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        points = tree["project"]["entry-points"]["mlflow.app"]
+        lines = [f"{name} = {value}" for name, value in points.items()]
+        (information / "entry_points.txt").write_text("\n".join(["[mlflow.app]", *lines, ""]))
+        return folder
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -86,14 +101,14 @@ def sweep(server, tmp_path_factory):
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not list(folder.glob("runs/lost/trials/*/samples.png")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
         server.kill()
         time.sleep(5)
         server.start()
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, output
@@ -187,6 +202,7 @@ def test_the_chart_view_begins_with_pictures_and_with_what_decides(page, trials)
 def test_a_click_on_the_champion_shows_why_it_won_and_pictures_of_its_samples(page, trials):
     page.get_by_role("link", name=trials[0].info.run_name).first.click()
     page.get_by_role("tab", name="Model metrics").wait_for()
+    assert page.get_by_role("link", name="Runs").count() and not page.get_by_text("Evaluation runs").count()
     assert page.get_by_text("chosen over trial").first.is_visible()
     assert page.get_by_text("heart (").first.is_visible(), "its data set"
     page.get_by_role("tab", name="Model metrics").click()

@@ -1,16 +1,23 @@
 """MlflowTracker: the content of a real MLflow store afterwards."""
 
+import base64
+import json
 import socket
 import time
+import zlib
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from PIL import Image
 
+from diffusion.config import DataConfig
+from diffusion.data.dataset import load_dataset
 from diffusion.errors import InputError
 from workflows.tracking import registry
 from workflows.tracking.mlflow_tracker import MlflowTracker
+from workflows.tracking.prepared_view import newest_pages
 from workflows.tracking.tracker import PublishedModel, RegistrationError, resolve_tracking_uri
 
 
@@ -219,6 +226,117 @@ def test_a_description_that_is_too_long_is_cut_at_a_line(uri):
     *lines, _, last = note.split("\n")
     assert 7900 < len(note) <= 8000 and "model_card.md" in last
     assert lines == [f"line {number}" for number in range(len(lines))]
+
+
+def test_errors_floors_and_counts_are_in_a_table_and_not_among_the_metrics(uri):
+    first = MlflowTracker(uri, "shapes")
+    parent = first.start("sweep", {"seed": 0})
+    first.start_trial("a", {"seed": 0, "schedule.beta_end": 0.1})
+    first.log({"objective": 1.0, "best_update": 10.0, "val/mse": 0.5, "val/mse_se": 0.1}, 10, "a")
+    first.end_trial("a", "finished", "")
+    first.flush()  # the session ends here, as if killed
+
+    second = MlflowTracker(uri, "shapes")
+    second.resume_sweep(parent, {"a"})
+    second.log({"val/sample_auc": 0.7, "val/sample_auc_se": 0.01}, 0, "a")
+    second.close("finished")
+    assert second.unsent == 0
+    client = MlflowClient(uri)
+    (child,) = client.search_runs([second.experiment_id], "tags.trial_id = 'a'")
+    assert set(child.data.metrics) == {"objective", "val/mse", "val/sample_auc"}
+    assert child.data.params == {"schedule.beta_end": "0.1"}, "the others are those of the sweep"
+    path = client.download_artifacts(child.info.run_id, "metrics.json")
+    rows = {row[0]: row[1:] for row in json.loads(Path(path).read_text())["data"]}
+    assert rows["val/mse"] == [0.5, 0.1, None, None] and rows["best_update"][0] == 10.0
+    assert rows["val/sample_auc"] == [0.7, 0.01, None, None]
+
+
+def test_a_view_shows_the_trials_by_objective_and_once_they_are_judged_by_rank(uri):
+    tracker = MlflowTracker(uri, "shapes")
+    client, searched = MlflowClient(uri), ["schedule.beta_end"]
+    parent = tracker.start("sweep", {})
+
+    def view():
+        tracker.flush()
+        (value,) = (
+            value
+            for key, value in client.get_experiment(tracker.experiment_id).tags.items()
+            if key == f"mlflow.sharedViewState.{parent}"
+        )
+        return json.loads(value)
+
+    tracker.show_trials(searched, 100)
+    for trial_id in "abc":
+        tracker.start_trial(trial_id, {})
+    before = view()
+    assert before["orderByKey"] == "metrics.`best_objective`" and before["orderByAsc"]
+    assert parent in before["searchFilter"] and "params.`schedule.beta_end`" in before["selectedColumns"]
+    tracker.show_trials(searched, 100, {"b": "champion", "a": "lowest MSE"})
+    after = view()
+    assert after["orderByKey"] == "metrics.`rank`" and after["name"].startswith("sweep: ")
+    packed = base64.b64decode(after["state"].removeprefix("deflate;"))
+    assert json.loads(zlib.decompress(packed)).items() <= after.items(), "for both kinds of servers"
+    runs = client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    names = {run.info.run_name: run.data.tags for run in runs}
+    assert set(names) == {"b (champion)", "a (lowest MSE)", "c"}
+    assert names["b (champion)"]["mlflow.runColor"] != names["a (lowest MSE)"]["mlflow.runColor"]
+    assert newest_pages(client) == {
+        "shapes": f"/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
+        f"&viewStateShareKey={parent}"
+    }
+    tracker.show_trials(searched, 100, {"c": "champion"})  # after the sweep was extended
+    tracker.close("finished")
+    runs = client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert {run.info.run_name for run in runs} == {"a", "b", "c (champion)"}
+
+
+def test_every_run_names_its_data(uri):
+    dataset = load_dataset(DataConfig(name="heart"))
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    tracker.log_dataset(dataset)
+    tracker.start_trial("a", {})
+    tracker.close("finished")
+    runs = MlflowClient(uri).search_runs([tracker.experiment_id])
+    assert len(runs) == 2 and tracker.unsent == 0
+    for run in runs:
+        (data,) = (each.dataset for each in run.inputs.dataset_inputs)
+        assert data.name == "heart" and dataset.spec.fingerprint.startswith(data.digest)
+        assert json.loads(data.profile)["training"] == len(dataset.train)
+        assert [column["name"] for column in json.loads(data.schema)["mlflow_colspec"]] == ["x", "y"]
+
+
+@pytest.mark.parametrize("refused", ["log_inputs", "set_experiment_tag"])
+def test_a_server_that_does_not_know_what_pages_are_made_of_loses_nothing_else(uri, monkeypatch, refused):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+
+    def refuse(*values, **named):
+        raise RestException({"error_code": "ENDPOINT_NOT_FOUND", "message": "an older server"})
+
+    monkeypatch.setattr(tracker.client, refused, refuse)
+    tracker.log_dataset(load_dataset(DataConfig(name="heart")))
+    tracker.show_trials([], 100)
+    tracker.start_trial("a", {})
+    tracker.log({"val/mse": 1.0}, 1, "a")
+    tracker.close("finished")
+    assert tracker.unsent == 0
+    (child,) = MlflowClient(uri).search_runs([tracker.experiment_id], "attributes.run_name = 'a'")
+    assert child.data.metrics == {"val/mse": 1.0}
+
+
+def test_the_use_of_the_machine_is_logged_with_the_run_unless_the_user_does_not_want_it(uri, monkeypatch):
+    started = []
+    monkeypatch.setattr("workflows.tracking.mlflow_tracker.SystemMetrics", started.append)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    assert not started
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    other = MlflowTracker(uri, "shapes")
+    other.resume(tracker.run_id)
+    assert started == [other.log]
+    tracker.close("finished")
 
 
 def test_a_refused_registration_does_not_show_the_password(uri, tmp_path, monkeypatch):

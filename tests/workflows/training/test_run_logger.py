@@ -24,6 +24,9 @@ class SilentTracker:
     def tag(self, tags):
         pass
 
+    def log_dataset(self, dataset):
+        pass
+
     def close(self, status):
         pass
 
