@@ -24,14 +24,20 @@ def embedded_picture(path: Path) -> str | None:
     return _converted(path, convert)
 
 
-def thumbnail(path: Path, side: int) -> str | None:
+def thumbnail(path: Path, side: int, part: float = 1.0) -> str | None:
     """A data URI of a small copy of a picture file; None if there is no such picture.
 
     Args:
         path: path of the file.
         side: its longer side in pixels.
+        part: fraction of the width and of the height that is shown, from the upper left corner.
     """
-    return _converted(path, lambda picture: encoded(picture, side, quality=60))
+
+    def convert(picture: Image.Image) -> str:
+        corner = (0, 0, max(1, round(part * picture.width)), max(1, round(part * picture.height)))
+        return encoded(picture.crop(corner), side, quality=60)
+
+    return _converted(path, convert)
 
 
 def embedded_animation(path: Path) -> str | None:

@@ -43,6 +43,14 @@ def test_a_thumbnail_keeps_the_shape(tmp_path):
         assert picture.size == (60, 20)
 
 
+def test_a_thumbnail_can_show_the_upper_left_part(tmp_path):
+    picture = Image.new("L", (80, 80))
+    picture.paste(200, (0, 0, 30, 30))
+    picture.save(tmp_path / "a.png")
+    with decoded(thumbnail(tmp_path / "a.png", 60, 3 / 8)) as part:
+        assert part.size == (30, 30) and np.asarray(part.convert("L")).min() > 180
+
+
 def test_an_animation_is_reduced_until_it_is_small_and_ends_with_its_last_frame(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "_MAX_ANIMATION_BYTES", 60_000)
     monkeypatch.setattr(embedding, "_ANIMATION_SIZES", ((100, 20, 60), (60, 10, 30), (1, 1, 1)))

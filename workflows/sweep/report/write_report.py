@@ -19,6 +19,7 @@ from workflows.sweep.trial_records import TrialRecords
 REPORT = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _THUMBNAIL_SIDE = 120  # pixels
+_PART_OF_IMAGES = 3 / 8  # of the width of a grid of 8 by 8 images: more would be too small to see
 _MAX_THUMBNAILS = 300  # of the best trials, to keep the page small
 _MARKS = {"champion": "★", "mse": "◆", "runner-up": "■"}
 
@@ -52,6 +53,7 @@ def write_report(
     model = _model_facts(champion.directory)
     config = _config(params, model, standings)
     columns, rows = tables.leaderboard(standings, names)
+    part = _PART_OF_IMAGES if model.get("data", {}).get("kind") == "image" else 1.0
     run = read_record(Storage(str(directory)))
     sessions = run.provenance if run else []
     planned = run.options.get("num_trials") if run else None
@@ -89,7 +91,7 @@ def write_report(
         rows=rows,
         thumbnails={
             row.record.trial_id: thumbnail(
-                records.folder(row.record.trial_id) / "samples.png", _THUMBNAIL_SIDE
+                records.folder(row.record.trial_id) / "samples.png", _THUMBNAIL_SIDE, part
             )
             for row in rows[:_MAX_THUMBNAILS]
         },
