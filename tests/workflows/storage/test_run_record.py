@@ -13,7 +13,7 @@ from diffusion.files import FormatError
 from diffusion.networks.build import build_network
 from diffusion.presets import preset
 from diffusion.training.checkpoints import TrainedModel
-from workflows.cli.request import model_folder
+from workflows.cli.model_reference import model_folder
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
 from workflows.storage.run_record import RunRecord, check_same_config, read_record
