@@ -94,9 +94,9 @@ def list_runs(storage: Storage) -> int:
         return 0
     rows = [each.cells() for each in sorted(summaries, key=lambda each: each.record.started)]
     columns = {heading: [row[heading] for row in rows] for heading in rows[0]}
-    _print_table(columns, ["kind", "started", "data", "trials", "objective"])
+    _print_table(columns, ["objective", "data", "trials", "kind", "started"])
     if any(each.record.status == "running" for each in summaries):
-        print('"running" may also mean that the process was killed: --resume continues such a run')
+        print('"running" may mean that it was killed: --resume continues it')
     return 0
 
 

@@ -61,7 +61,7 @@ def test_the_list_has_every_run_with_its_state_and_its_champion(store, arguments
     assert found["s"][:6] == ["sweep", "finished", "heart", "2/12", "1.25", "0.75"]
     assert found["t"][:6] == ["training", "running", "heart", "", "-", "-"]
     assert list(found).index("t") < list(found).index("s"), "the newest is the last"
-    assert "may also mean that the process was killed" in output
+    assert "may mean that it was killed" in output
 
 
 def test_a_comparison_shows_what_differs_side_by_side(store, capsys):

@@ -145,17 +145,18 @@ def contains(searched: Values, values: Mapping[str, Any]) -> bool:
     return _first_outside(searched, values) is None
 
 
-def start_values(path: str, searched: Values) -> dict[str, Any]:
+def start_values(path: str, searched: Values, tracking_uri: str | None = None) -> dict[str, Any]:
     """Read the values of the searched parameters from a config.json, such as that of a trial.
 
     Args:
         path: path of the file, of the folder that holds it, or models:/NAME@ALIAS.
         searched: choices, or ends of a range, by dotted name.
+        tracking_uri: value of --tracking-uri, for the registry.
 
     Raises:
         InputError: the file cannot be read, or a value lies outside the search space.
     """
-    flat = read_saved_config("--start-from", path).config.flat()
+    flat = read_saved_config("--start-from", path, tracking_uri).config.flat()
     values = {name: flat[name] for name in searched}
     if (name := _first_outside(searched, values)) is not None:
         short = next(short for short, dotted in _DOTTED_NAMES.items() if dotted == name)

@@ -68,7 +68,8 @@ class TuneFlags(RunFlags):
     """Metric to minimise: val/elbo_window (the default), val/mse or sample/distance.
     val/mse cannot compare models with different noise schedules."""
     start_from: tuple[str, ...] = ()
-    """config.json files, such as those of earlier trials, whose values are tried first."""
+    """config.json files, such as those of earlier trials, or models:/NAME@ALIAS, whose values are tried
+    first."""
     final_epochs: float | None = None
     """Retrain the champion's config from scratch for this many epochs, and export the better model."""
     training_seed_error: float | None = None

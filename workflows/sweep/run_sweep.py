@@ -370,7 +370,7 @@ def _initial_points(
     options: TuneOptions, config: Config, searched: dict[str, tuple[Any, ...]]
 ) -> list[dict[str, Any]]:
     """Points to try first: those of --start-from, then the config's own values if the space contains them."""
-    given = [start_values(path, searched) for path in options.start_from]
+    given = [start_values(path, searched, options.tracking_uri) for path in options.start_from]
     flat = config.flat()
     own = {name: flat[name] for name in searched}
     return [*given, *([own] if contains(searched, own) and own not in given else [])]

@@ -15,7 +15,8 @@ from diffusion.files import FormatError
 from diffusion.networks.build import build_network
 from diffusion.presets import preset
 from diffusion.training.checkpoints import TrainedModel
-from workflows.cli.request import model_folder, tune_defaults
+from workflows.cli.model_reference import model_folder
+from workflows.cli.request import tune_defaults
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
 from workflows.cli.tune_options import TuneFlags, TuneOptions
@@ -89,13 +90,20 @@ def test_data_and_experiment_restrict_which_run_is_resumed(runs):
         run_to_resume(flags(runs, experiment="other"), "digits", "train")
 
 
-def test_a_named_run_is_resumed_unless_it_is_finished(runs):
-    for status in ("running", "stopped", "failed"):
+def test_a_named_run_is_found_whatever_its_status(runs):
+    for status in ("running", "stopped", "failed", "finished"):
         write_record(runs, status, status)
-        assert run_to_resume(flags(runs, name=status), None, "train").name == status
-    write_record(runs, "over", "finished")
-    with pytest.raises(InputError, match="--resume --name over: this run is finished"):
-        run_to_resume(flags(runs, name="over"), None, "train")
+        assert run_to_resume(flags(runs, name=status), None, "train").status == status
+
+
+def test_the_newest_finished_run_is_extended_only_without_an_unfinished_one(runs):
+    for started, name in ((1.0, "old"), (2.0, "new")):
+        write_record(runs, name, "finished", started=started)
+    with pytest.raises(InputError, match="no unfinished run"):
+        run_to_resume(flags(runs), None, "train")
+    assert run_to_resume(flags(runs), None, "train", extends=True).name == "new"
+    write_record(runs, "stopped", "stopped", started=0.5)
+    assert run_to_resume(flags(runs), None, "train", extends=True).name == "stopped"
 
 
 def test_a_named_run_killed_before_its_record_was_written_starts_from_scratch(runs):
