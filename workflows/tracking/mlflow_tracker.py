@@ -413,6 +413,7 @@ class MlflowTracker(Tracker):
         """
         from workflows.tracking import registry  # loads pandas, which trainings do not need before their end
 
+        self.flush()  # the model's metrics are those that the run has
         with _redacted_refusal():
             registry.log_only(self.client, self.uri, self.run_id, model, self._dataset())
 
@@ -426,6 +427,7 @@ class MlflowTracker(Tracker):
         """
         from workflows.tracking import registry
 
+        self.flush()
         with _redacted_refusal():
             version, is_champion = registry.register(
                 self.client,
