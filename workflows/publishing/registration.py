@@ -23,7 +23,7 @@ def upload_model(tracker: Tracker, directory: Path, artifact_path: str) -> None:
 
 
 def log_model(
-    tracker: Tracker, directory: Path, params: Mapping[str, Any], metrics: Mapping[str, float], step: int
+    tracker: Tracker, directory: Path, params: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> list[str]:
     """Log the published model of a training to the tracker, and return a warning if that failed.
 
@@ -31,11 +31,10 @@ def log_model(
         tracker: tracker of the run that the model belongs to.
         directory: folder with sampler.onnx.
         params: parameters of the model by dotted name.
-        metrics: metrics of the model.
-        step: the step at which the run has them.
+        metrics: metrics of the model, which have been logged.
     """
     try:
-        tracker.log_model(PublishedModel(directory / SAMPLER, params, metrics, step))
+        tracker.log_model(PublishedModel(directory / SAMPLER, params, metrics))
     except RegistrationError as error:
         return [f"warning: {tracker.name} did not log the model ({error})"]
     return []

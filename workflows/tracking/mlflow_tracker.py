@@ -295,18 +295,13 @@ class MlflowTracker(Tracker):
             return
         batch = _metrics({name: value for name, value in metrics.items() if not is_detail(name)}, step)
 
-        def job() -> None:
-            run_id = self._id(trial_id)
-            if len(batch) < len(metrics):
-                self._send_table(run_id, trial_id, metrics)
-            # Last, since their steps tell a resumed session what has been sent.
-            self.client.log_batch(run_id, metrics=batch)
+        if len(batch) < len(metrics):  # first, since the steps of metrics tell what has been sent
+            self._jobs.put(lambda: self._send_table(trial_id, metrics))
+        self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
 
-        self._jobs.put(job)
-
-    def _send_table(self, run_id: str, trial_id: str | None, metrics: Mapping[str, float]) -> None:
+    def _send_table(self, trial_id: str | None, metrics: Mapping[str, float]) -> None:
         """Send the table of a run's metrics, with these in it."""
-        is_first = trial_id not in self._metrics
+        run_id, is_first = self._id(trial_id), trial_id not in self._metrics
         known = self._sent_table(run_id) if is_first else self._metrics[trial_id]
         known = {**known, **metrics}
         self.client.log_text(run_id, json.dumps(metric_table(known)), _METRICS_FILE)
@@ -347,12 +342,18 @@ class MlflowTracker(Tracker):
                 self.client.set_experiment_tag(self.experiment_id, view_tag(self.run_id), view)
 
         def mark() -> None:
-            for trial_id, run_id in self._children.items():
+            for run in self._runs_with_tag(MLFLOW_PARENT_RUN_ID, self.run_id):
+                run_id, tags = run.info.run_id, run.data.tags
+                trial_id = tags["trial_id"]
                 pick = (picks or {}).get(trial_id, "")
-                self.client.set_tag(run_id, PICK, pick)
+                if pick == tags.get(PICK, ""):
+                    continue
+                self.client.update_run(run_id, name=f"{trial_id} ({pick})" if pick else trial_id)
                 if trial_id in colours:
                     self.client.set_tag(run_id, COLOUR, colours[trial_id])
-                self.client.update_run(run_id, name=f"{trial_id} ({pick})" if pick else trial_id)
+                elif COLOUR in tags:  # of a sweep that has been extended
+                    self.client.delete_tag(run_id, COLOUR)
+                self.client.set_tag(run_id, PICK, pick)
 
         self._jobs.put(show)
         if picks is not None:
@@ -415,6 +416,7 @@ class MlflowTracker(Tracker):
         """
         from workflows.tracking import registry  # loads pandas, which trainings do not need before their end
 
+        self.flush()  # the model's metrics are those that the run has
         with _redacted_refusal():
             registry.log_only(self.client, self.uri, self.run_id, model, self._dataset())
 
@@ -428,6 +430,7 @@ class MlflowTracker(Tracker):
         """
         from workflows.tracking import registry
 
+        self.flush()
         with _redacted_refusal():
             version, is_champion = registry.register(
                 self.client,

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def log_model(
     dataset: DatasetEntity | None = None,
     registered_name: str | None = None,
 ) -> str:
-    """Log a model to a run, with its parameters and metrics, in place of what an earlier session logged.
+    """Log a model to a run, with its parameters and the run's metrics, in place of an earlier session's.
 
     MLflow's tracking URI must be that of the client.
 
@@ -157,15 +156,30 @@ def log_model(
             registered_model_name=registered_name,
             params={name: str(value) for name, value in model.params.items()},
         )
-    now = int(time.time() * 1000)
-    data = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
-    metrics = [
-        Metric(name, float(value), now, model.step, model_id=info.model_id, run_id=run_id, **data)
-        for name, value in model.metrics.items()
-        if not is_detail(name)
-    ]
-    client.log_batch(run_id, metrics=metrics)
+    _link_metrics(client, run_id, info.model_id, model.metrics, dataset)
     return str(info.registered_model_version or "")
+
+
+def _link_metrics(
+    client: MlflowClient,
+    run_id: str,
+    model_id: str,
+    metrics: Mapping[str, float],
+    dataset: DatasetEntity | None,
+) -> None:
+    """Make metrics of a run those of its model as well, at the steps at which the run has these values.
+
+    MLflow does this for metrics that are logged with a model's id, and ignores that the run has them already.
+    """
+    data = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
+    linked = []
+    for name, value in metrics.items():
+        logged = [] if is_detail(name) else client.get_metric_history(run_id, name)
+        for each in [entry for entry in logged if entry.value == value][-1:]:
+            linked.append(
+                Metric(name, value, each.timestamp, each.step, model_id=model_id, run_id=run_id, **data)
+            )
+    client.log_batch(run_id, metrics=linked)
 
 
 def _delete_earlier_models(client: MlflowClient, run_id: str) -> None:

@@ -45,14 +45,12 @@ class PublishedModel:
     Attributes:
         sampler_file: path of its sampler.onnx.
         params: its parameters by dotted name.
-        metrics: its metrics.
-        step: the step at which its run has them.
+        metrics: its metrics, which have been logged.
     """
 
     sampler_file: Path
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
-    step: int = 0
 
 
 class Tracker(Protocol):

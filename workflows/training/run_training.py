@@ -25,7 +25,6 @@ from diffusion.manifest import MANIFEST, write_manifest
 from diffusion.metrics import (
     BEST_UPDATE,
     OBJECTIVE,
-    SAMPLE_PREFIX,
     TEST_PREFIX,
     VAL_ELBO_WINDOW,
     metrics_of_best,
@@ -219,9 +218,7 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
             log.tracker.tag({"best_update": str(update)})
         log.view.step(f"sending the model to {log.tracker.name}")
         upload_model(log.tracker, folder, "model")
-        # The other metrics have a value of each evaluation, and the model is not always that of the last.
-        finals = {name: metrics[name] for name in metrics if name.startswith((TEST_PREFIX, SAMPLE_PREFIX))}
-        warnings = log_model(log.tracker, folder, model.config.flat(), finals, last)
+        warnings = log_model(log.tracker, folder, model.config.flat(), metrics)
         log.tracker.flush()
     notes = samplers.sentences() if samplers else []
     return [*warnings, *_summary(log, metrics, notes, schedule_lines(model.config, model.data))]

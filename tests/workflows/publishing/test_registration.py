@@ -91,10 +91,10 @@ def test_a_failed_registration_is_a_warning(tmp_path):
 
 def test_the_model_of_a_training_is_logged_and_a_failure_is_a_warning(tmp_path):
     tracker = Recorder()
-    assert log_model(tracker, tmp_path, {"seed": 1}, METRICS, 300) == []
-    assert tracker.calls == [PublishedModel(tmp_path / "sampler.onnx", {"seed": 1}, METRICS, 300)]
+    assert log_model(tracker, tmp_path, {"seed": 1}, METRICS) == []
+    assert tracker.calls == [PublishedModel(tmp_path / "sampler.onnx", {"seed": 1}, METRICS)]
     refusing = Recorder(RegistrationError("the store refused it"))
-    assert log_model(refusing, tmp_path, {}, METRICS, 300) == [
+    assert log_model(refusing, tmp_path, {}, METRICS) == [
         "warning: MLflow did not log the model (the store refused it)"
     ]
 

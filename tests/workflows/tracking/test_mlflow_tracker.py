@@ -288,6 +288,7 @@ def test_a_view_shows_the_trials_by_objective_and_once_they_are_judged_by_rank(u
     tracker.close("finished")
     runs = client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
     assert {run.info.run_name for run in runs} == {"a", "b", "c (champion)"}
+    assert [run.info.run_name for run in runs if "mlflow.runColor" in run.data.tags] == ["c (champion)"]
 
 
 def test_every_run_names_its_data(uri):

@@ -38,7 +38,11 @@ def _registered(tmp_path_factory):
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "points")
     run_id = tracker.start("sweep", {})
-    model = PublishedModel(file, {"sampler.num_steps": 4}, {"test/mse": 0.5, "test/elbo_window_se": 0.1})
+    metrics = {"test/mse": 0.5, "val/mse": 0.25, "test/elbo_window_se": 0.1, "test/auc": 0.7}
+    tracker.log({"val/mse": 0.25}, 10)
+    tracker.log({"val/mse": 0.75, "test/mse": 0.5, "test/elbo_window_se": 0.1}, 20)
+    tracker.flush()
+    model = PublishedModel(file, {"sampler.num_steps": 4}, metrics)
     version, is_champion = register(MlflowClient(uri), uri, run_id, "points", model, TAGS, may_promote=True)
     tracker.close("finished")
     assert (version, is_champion) == (1, True)
@@ -70,7 +74,10 @@ def test_the_models_page_has_its_parameters_and_metrics(registered):
     version = client.get_model_version_by_alias("points", "champion")
     model = client.get_logged_model(version.source.removeprefix("models:/"))
     assert model.source_run_id == version.run_id and model.params == {"sampler.num_steps": "4"}
-    assert {each.key: each.value for each in model.metrics} == {"test/mse": 0.5}
+    linked = {each.key: (each.value, each.step) for each in model.metrics}
+    assert linked == {"test/mse": (0.5, 20), "val/mse": (0.25, 10)}, "those that the run has"
+    history = client.get_metric_history(version.run_id, "val/mse")
+    assert [each.step for each in history] == [10, 20], "no step twice"
 
 
 @pytest.mark.parametrize("uri", ["models:/points@champion", "models:/points/1", "models:/points/latest"])
