@@ -89,13 +89,11 @@ def test_data_and_experiment_restrict_which_run_is_resumed(runs):
         run_to_resume(flags(runs, experiment="other"), "digits", "train")
 
 
-def test_a_named_run_is_resumed_unless_it_is_finished(runs):
-    for status in ("running", "stopped", "failed"):
+def test_a_named_run_is_found_whatever_its_status(runs):
+    """A finished one has nothing left to do, or is extended."""
+    for status in ("running", "stopped", "failed", "finished"):
         write_record(runs, status, status)
         assert run_to_resume(flags(runs, name=status), None, "train").name == status
-    write_record(runs, "over", "finished")
-    with pytest.raises(InputError, match="--resume --name over: this run is finished"):
-        run_to_resume(flags(runs, name="over"), None, "train")
 
 
 def test_a_named_run_killed_before_its_record_was_written_starts_from_scratch(runs):
