@@ -91,6 +91,7 @@ def test_data_and_experiment_restrict_which_run_is_resumed(runs):
 
 
 def test_a_named_run_is_found_whatever_its_status(runs):
+    """A finished one has nothing left to do, or is extended."""
     for status in ("running", "stopped", "failed", "finished"):
         write_record(runs, status, status)
         assert run_to_resume(flags(runs, name=status), None, "train").status == status
