@@ -1,9 +1,9 @@
 """List, compare and delete runs: `python -m workflows.runs list`, `compare NAME ...`, `delete NAME ...`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffusion.errors import InputError
+from diffusion.files import user_path
 from export.cli import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import default_output_dir, set_defaults
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.runs") -> in
 def _name(given: str, output_dir: str) -> str:
     """A run's name, or RUN/trials/ID, also of a path below the output folder."""
     name = given.rstrip("/")
-    for prefix in (output_dir.rstrip("/"), str(Path(output_dir).expanduser().absolute())):
+    for prefix in (output_dir.rstrip("/"), str(user_path(output_dir))):
         name = name.removeprefix(f"{prefix}/")
     return name
 

@@ -1,14 +1,13 @@
 """Find problems in a cluster's YAML that Ray would report late or never."""
 
 import difflib
-import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusion.errors import InputError
+from diffusion.files import path_kind, user_path
 from workflows.cluster.aws import aws_problems
 from workflows.cluster.config_file import (
     commands,
@@ -101,8 +100,7 @@ def _common_problems(config: Mapping[str, Any]) -> Iterator[str]:
 def _file_problems(config: Mapping[str, Any]) -> Iterator[str]:
     mounts = dict(config.get("file_mounts") or {})
     for remote, local in mounts.items():
-        path = Path(os.path.expanduser(str(local)))
-        if path.exists():
+        if path_kind(user_path(str(local))) is not None:
             continue
         remedy = "fix the path, or run this in the folder of a checkout or of `workflows.cluster init`"
         if str(local).endswith("auth_token"):
@@ -110,7 +108,7 @@ def _file_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"file_mounts {remote}: {local} does not exist here: {remedy}"
     if _TOKEN not in mounts:
         yield f"file_mounts: without {_TOKEN} no worker can join the cluster: add {_TOKEN}: {_TOKEN}"
-    elif (token := Path(os.path.expanduser(str(mounts[_TOKEN])))).exists():
+    elif path_kind(token := user_path(str(mounts[_TOKEN]))) is not None:
         if token.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             yield (
                 f"{mounts[_TOKEN]} gives access to the cluster and is readable by other users: "
@@ -118,7 +116,7 @@ def _file_problems(config: Mapping[str, Any]) -> Iterator[str]:
             )
     for name in ("ssh_private_key", "ssh_public_key"):
         key = dict(config.get("auth") or {}).get(name)
-        if key is not None and not Path(os.path.expanduser(str(key))).is_file():
+        if key is not None and path_kind(user_path(str(key))) != "file":
             yield f"auth.{name} {key} does not exist here: give the path of an existing key"
 
 
