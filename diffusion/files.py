@@ -37,6 +37,11 @@ def user_path(text: str | Path) -> Path:
     return path
 
 
+def relative_path(path: Path) -> Path:
+    """A path relative to the working directory if it is inside it, as messages show it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def path_kind(path: Path) -> Literal["file", "folder", "other"] | None:
     """Whether a path leads to a file, to a folder, to something else such as a device, or to nothing (None).
 
@@ -49,7 +54,9 @@ def path_kind(path: Path) -> Literal["file", "folder", "other"] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # ValueError: the path holds a null character or no text
-        raise InputError(f"{path} cannot be opened ({os_reason(error)}): give another path") from error
+        raise InputError(
+            f"{relative_path(path)} cannot be opened ({os_reason(error)}): give another path"
+        ) from error
     if stat.S_ISREG(mode):
         return "file"
     return "folder" if stat.S_ISDIR(mode) else "other"
@@ -67,23 +74,24 @@ def read_file(path: Path, wanted: str, max_bytes: int = MAX_TEXT_BYTES) -> bytes
         InputError: it is missing, cannot be read, is no regular file (a device or pipe could be endless), or
             is larger than that.
     """
+    shown = relative_path(path)
     try:
         # Opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
             info = os.fstat(handle)
             if not stat.S_ISREG(info.st_mode):
-                raise InputError(f"{path} is not a file: give {wanted}")
+                raise InputError(f"{shown} is not a file: give {wanted}")
             # Files of the kernel have the size 0, whatever they hold.
             content = b"" if info.st_size > max_bytes else file.read(max_bytes + 1)
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({os_reason(error)}): give {wanted}") from error
+        raise InputError(f"{shown} cannot be read ({os_reason(error)}): give {wanted}") from error
     if max(info.st_size, len(content)) > max_bytes:
         size = max(info.st_size, len(content))
         raise InputError(
-            f"{path} has {size} bytes, more than the {max_bytes} that it may have: give {wanted}"
+            f"{shown} has {size} bytes, more than the {max_bytes} that it may have: give {wanted}"
         )
     return content
 

@@ -23,6 +23,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from diffusion.errors import printable
+from diffusion.files import relative_path
 from diffusion.metrics import OBJECTIVE, SAMPLE_DISTANCE, TRAIN_MSE, VAL_MSE
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -32,9 +33,7 @@ _WIDTH_FOR_NAME, _WIDTH_FOR_BAR = 80, 100  # characters of a terminal; numbers a
 def display_path(path: Any) -> str:
     """A path relative to the working directory if it is inside it; any other location unchanged."""
     local = getattr(path, "path", path) if getattr(path, "is_local", True) else None
-    if local is None:
-        return str(path)
-    return str(local.relative_to(Path.cwd()) if local.is_relative_to(Path.cwd()) else local)
+    return str(path if local is None else relative_path(local))
 
 
 def hide_columns(columns: dict[str, list[str]], optional: list[str], width: int) -> list[str]:
