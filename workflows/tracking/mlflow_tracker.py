@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, Metric, Param, Run
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.mlflow_tags import (
@@ -416,9 +415,9 @@ class MlflowTracker(Tracker):
         """
         from workflows.tracking import registry  # loads pandas, which trainings do not need before their end
 
-        self.flush()  # the model's metrics are those that the run has
         with _redacted_refusal():
-            registry.log_only(self.client, self.uri, self.run_id, model, self._dataset())
+            model_id = registry.log_only(self.client, self.uri, self.run_id, model)
+        self._link_metrics(model_id, model)
 
     def register(
         self, name: str, model: PublishedModel, tags: Mapping[str, object], *, may_promote: bool
@@ -430,9 +429,8 @@ class MlflowTracker(Tracker):
         """
         from workflows.tracking import registry
 
-        self.flush()
         with _redacted_refusal():
-            version, is_champion = registry.register(
+            version, is_champion, model_id = registry.register(
                 self.client,
                 self.uri,
                 self.run_id,
@@ -440,8 +438,8 @@ class MlflowTracker(Tracker):
                 model,
                 tags,
                 may_promote=may_promote,
-                dataset=self._dataset(),
             )
+        self._link_metrics(model_id, model)
         return Registration(version, is_champion)
 
     def close(self, status: Status) -> None:
@@ -471,8 +469,17 @@ class MlflowTracker(Tracker):
         if self._system_metrics is None and wants_system_metrics():
             self._system_metrics = SystemMetrics(self.log)
 
-    def _dataset(self) -> DatasetEntity | None:
-        return self._data[0].dataset if self._data else None
+    def _link_metrics(self, model_id: str, model: PublishedModel) -> None:
+        """Queue that a model has the metrics of its run, which are sent before."""
+        from workflows.tracking import registry
+
+        dataset = self._data[0].dataset if self._data else None
+
+        def job() -> None:
+            with _if_supported():
+                registry.link_metrics(self.client, self.run_id, model_id, model.metrics, dataset)
+
+        self._jobs.put(job)
 
     def _runs_with_tag(self, tag: str, value: str) -> list[Run]:
         """Return the experiment's runs with a tag, oldest first."""

@@ -35,8 +35,7 @@ def register(
     tags: Mapping[str, object],
     *,
     may_promote: bool,
-    dataset: DatasetEntity | None = None,
-) -> tuple[int, bool]:
+) -> tuple[int, bool, str]:
     """Log a model to a run and register it as a new version of a model.
 
     The new version gets the alias `champion` if no version has it yet, or if its test distance is smaller
@@ -51,23 +50,22 @@ def register(
         tags: tags of the version: `test_distance`, and everything that two versions must have in common for
             their test distances to be comparable.
         may_promote: whether the version may get the alias at all.
-        dataset: the data that the model was trained and tested on, as its run has them.
 
     Returns:
-        The number of the version, and whether it got the alias.
+        The number of the version, whether it got the alias, and the id of the model for `link_metrics`.
 
     Raises:
         RegistrationError: the store refused the model or cannot be reached.
     """
     with _using(tracking_uri):
         _delete_earlier_version(client, run_id, name, keep_champion=not may_promote)
-        version = log_model(client, run_id, model, dataset, name)
+        version, model_id = log_model(client, run_id, model, name)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, str(value))
         promoted = may_promote and _beats_champion(client, name, tags)
         if promoted:
             client.set_registered_model_alias(name, _ALIAS, version)
-    return int(version), promoted
+    return int(version), promoted, model_id
 
 
 def log_only(
@@ -75,15 +73,14 @@ def log_only(
     tracking_uri: str,
     run_id: str,
     model: PublishedModel,
-    dataset: DatasetEntity | None = None,
-) -> None:
-    """Log a model to a run without registering it, see `register`.
+) -> str:
+    """Log a model to a run without registering it, see `register`, and return its id for `link_metrics`.
 
     Raises:
         RegistrationError: the store refused the model or cannot be reached.
     """
     with _using(tracking_uri):
-        log_model(client, run_id, model, dataset)
+        return log_model(client, run_id, model)[1]
 
 
 @contextlib.contextmanager
@@ -118,10 +115,9 @@ def log_model(
     client: MlflowClient,
     run_id: str,
     model: PublishedModel,
-    dataset: DatasetEntity | None = None,
     registered_name: str | None = None,
-) -> str:
-    """Log a model to a run, with its parameters and the run's metrics, in place of an earlier session's.
+) -> tuple[str, str]:
+    """Log a model to a run, with its parameters, in place of an earlier session's.
 
     MLflow's tracking URI must be that of the client.
 
@@ -129,11 +125,10 @@ def log_model(
         client: client of the MLflow store.
         run_id: id of the run.
         model: the model.
-        dataset: the data that the model was trained and tested on, as its run has them.
         registered_name: name under which to register it as well.
 
     Returns:
-        The number of the registered version; empty if it is not registered.
+        The number of the registered version, empty if it is not registered, and the id of the model.
     """
     _delete_earlier_models(client, run_id)
     spec = Sampler(model.sampler_file, provider="cpu").spec
@@ -156,11 +151,10 @@ def log_model(
             registered_model_name=registered_name,
             params={name: str(value) for name, value in model.params.items()},
         )
-    _link_metrics(client, run_id, info.model_id, model.metrics, dataset)
-    return str(info.registered_model_version or "")
+    return str(info.registered_model_version or ""), str(info.model_id)
 
 
-def _link_metrics(
+def link_metrics(
     client: MlflowClient,
     run_id: str,
     model_id: str,
@@ -170,6 +164,13 @@ def _link_metrics(
     """Make metrics of a run those of its model as well, at the steps at which the run has these values.
 
     MLflow does this for metrics that are logged with a model's id, and ignores that the run has them already.
+
+    Args:
+        client: client of the MLflow store.
+        run_id: id of the run, which has been sent its metrics.
+        model_id: id of the model.
+        metrics: metrics of the model.
+        dataset: the data that the model was trained and tested on, as its run has them.
     """
     data = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
     linked = []

@@ -19,8 +19,8 @@ def versions(database_uri, tmp_path, monkeypatch):
     client = MlflowClient(uri)
     client.create_registered_model("model")
 
-    def log_model(_client, run_id, *_arguments) -> str:
-        return str(client.create_model_version("model", str(tmp_path), run_id).version)
+    def log_model(_client, run_id, *_arguments) -> tuple[str, str]:
+        return str(client.create_model_version("model", str(tmp_path), run_id).version), "m"
 
     monkeypatch.setattr(registry, "log_model", log_model)
 

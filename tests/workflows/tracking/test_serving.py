@@ -23,8 +23,7 @@ from export.sampler import Sampler
 from export.to_onnx import export_onnx
 from tests.export.conftest import POINTS, make_model
 from workflows.tracking.mlflow_tracker import MlflowTracker
-from workflows.tracking.registry import register
-from workflows.tracking.tracker import PublishedModel
+from workflows.tracking.tracker import PublishedModel, Registration
 
 TAGS = {"data_fingerprint": "f", "test_num_samples": 100, "test_distance": 1.0}
 
@@ -37,15 +36,14 @@ def _registered(tmp_path_factory):
     file.write_bytes(export_onnx(make_model(POINTS, SamplerConfig(name="ddim", num_steps=4)))[0])
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "points")
-    run_id = tracker.start("sweep", {})
+    tracker.start("sweep", {})
     metrics = {"test/mse": 0.5, "val/mse": 0.25, "test/elbo_window_se": 0.1, "test/auc": 0.7}
     tracker.log({"val/mse": 0.25}, 10)
     tracker.log({"val/mse": 0.75, "test/mse": 0.5, "test/elbo_window_se": 0.1}, 20)
-    tracker.flush()
     model = PublishedModel(file, {"sampler.num_steps": 4}, metrics)
-    version, is_champion = register(MlflowClient(uri), uri, run_id, "points", model, TAGS, may_promote=True)
+    assert tracker.register("points", model, TAGS, may_promote=True) == Registration(1, True)
     tracker.close("finished")
-    assert (version, is_champion) == (1, True)
+    assert tracker.unsent == 0
     return uri, file
 
 
