@@ -68,7 +68,7 @@ class _Summary:
             "status": record.status,
             "data": Path(record.config.data.name).name,
             "trials": f"{len(self.trials)}{of_planned}" if is_sweep else "",
-            "objective": number(self.metrics.get(OBJECTIVE)),
+            OBJECTIVE: number(self.metrics.get(OBJECTIVE)),
             "test distance": number(self.metrics.get(_TEST_DISTANCE)),
             "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started)),
         }
@@ -94,7 +94,7 @@ def list_runs(storage: Storage) -> int:
         return 0
     rows = [each.cells() for each in sorted(summaries, key=lambda each: each.record.started)]
     columns = {heading: [row[heading] for row in rows] for heading in rows[0]}
-    _print_table(columns, ["objective", "data", "trials", "kind", "started"])
+    _print_table(columns, [OBJECTIVE, "data", "trials", "kind", "started"])
     if any(each.record.status == "running" for each in summaries):
         print('"running" may mean that it was killed: --resume continues it')
     return 0

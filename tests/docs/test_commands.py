@@ -31,7 +31,7 @@ SAVED_MODEL = ROOT / "tests" / "workflows" / "storage" / "format_1" / "finished-
 BLOCKS = [block for path in PAGES for block in read_blocks(path)]
 # Programs of others, and flags of theirs that the text names.
 EXTERNAL = {"aws", "cd", "chmod", "mlflow", "ray", "source"}
-EXTERNAL_FLAGS = {"--address", "--env-manager", "--generate", "--no-wait", "--region"}
+EXTERNAL_FLAGS = {"--address", "--app-name", "--env-manager", "--generate", "--no-wait", "--region"}
 LANGUAGES = {"", "bash", "ini", "python", "text", "toml", "{eval-rst}", "{include}", "{toctree}"}
 
 

@@ -52,12 +52,15 @@ def test_a_thumbnail_can_show_the_upper_left_part(tmp_path):
 
 
 def test_an_animation_is_reduced_until_it_is_small_and_ends_with_its_last_frame(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_MAX_ANIMATION_BYTES", 60_000)
-    monkeypatch.setattr(embedding, "_ANIMATION_SIZES", ((100, 20, 60), (60, 10, 30), (1, 1, 1)))
+    sizes = (100, 20, 60), (60, 10, 30), (1, 1, 1)
+    monkeypatch.setattr(embedding, "_ANIMATION_SIZES", sizes)
     frames = [*(noise(120, seed=seed) for seed in range(20)), Image.new("RGB", (120, 120), (200, 30, 90))]
     save_animation(frames, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as animation:
+        largest = len(embedding._animated_webp(animation, *sizes[0]))
+    monkeypatch.setattr(embedding, "_MAX_ANIMATION_BYTES", largest - 1)
     uri = embedded_animation(tmp_path / "a.gif")
-    assert len(uri) < 80_000
+    assert len(uri) < 4 / 3 * largest
     with decoded(uri) as animation:
         assert animation.format == "WEBP" and animation.n_frames > 5 and animation.width == 60
         animation.seek(animation.n_frames - 1)

@@ -18,6 +18,7 @@ from diffusion.metrics import (
     STANDARD_ERROR,
     VAL_MSE,
     VAL_MSE_AT_LOG_SNR,
+    VAL_PREFIX,
 )
 from workflows.cli.search_space import format_values, is_range
 from workflows.publishing.formatting import MISSING, duration, with_error
@@ -210,7 +211,7 @@ def metrics(values: Mapping[str, float]) -> Table:
     """All metrics of the champion with their standard errors and floors."""
     rows = []
     for name, value in sorted(values.items()):
-        if name.endswith((STANDARD_ERROR, FLOOR)) or VAL_MSE_AT_LOG_SNR.removeprefix("val/") in name:
+        if name.endswith((STANDARD_ERROR, FLOOR)) or VAL_MSE_AT_LOG_SNR.removeprefix(VAL_PREFIX) in name:
             continue
         floor = estimate(values, name + FLOOR)
         error = values.get(name + STANDARD_ERROR)

@@ -127,7 +127,7 @@ def test_names_from_outside_are_escaped(make_sweep):
         "b</script>": Trial(2.0, 0.1, reason=HOSTILE, params={"schedule.kind": HOSTILE}),
     }
     trials = {name.replace("/", "_"): trial for name, trial in trials.items()}
-    sweep = make_sweep(trials, name=HOSTILE.replace("/", "_"), data_name="/" + HOSTILE)
+    sweep = make_sweep(trials, data_name="/" + HOSTILE)
     sweep.champion = replace(sweep.champion, reasons=(f"chosen over {HOSTILE}",), data_fingerprint=HOSTILE)
     sweep.write_run([SESSION | {"command": HOSTILE}])
     space = {**SPACE, "schedule.kind": (HOSTILE, "linear")}
