@@ -98,6 +98,7 @@ print(json.dumps([
     assert ancestral < 1e-12  # Euler's ancestral sampler is DDIM in other variables
 
 
+@pytest.mark.slow
 def test_everything_is_used_by_training_export_and_sampling(tmp_path):
     file = tmp_path / "sampler.onnx"
     metrics, cases, steps, rows = run(f"""

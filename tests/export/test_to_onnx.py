@@ -245,6 +245,7 @@ def test_the_command_writes_one_file_that_samples(model_folder, point_sampler, t
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
     """By default it writes sampler.onnx into the current folder."""
     (tmp_path / "here").mkdir()

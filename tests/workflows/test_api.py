@@ -182,6 +182,7 @@ def interrupted(ray_here, store):
     return result, before, process_state()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_training_after_a_checkpoint_and_returns_what_there_is(interrupted, store):
     result, _, _ = interrupted
     assert result.interrupted and result.status == "stopped"
@@ -196,11 +197,13 @@ def test_ctrl_c_stops_a_training_after_a_checkpoint_and_returns_what_there_is(in
     assert run.info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_process_as_it_was(interrupted):
     _, before, after = interrupted
     assert before == after
 
 
+@pytest.mark.slow
 def test_other_data_cannot_resume_it(interrupted, store):
     with pytest.raises(
         InputError, match="the data of memory://Pairs have changed since the run pairs"

@@ -68,6 +68,7 @@ def test_an_invalid_port_is_refused(runs):
         ui.main(["--port", "70000"])
 
 
+@pytest.mark.slow
 def test_the_printed_page_shows_the_runs_and_the_server_stops(runs):
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

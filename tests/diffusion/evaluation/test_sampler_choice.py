@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion.data.dataset import Dataset, Split
+from diffusion.evaluation import sampler_choice
 from diffusion.evaluation.sampler_choice import (
     MeasuredSampler,
     SamplerChoice,
@@ -142,8 +143,9 @@ def two_lines():
 
 
 def test_few_steps_of_an_exact_denoiser_measure_worse_and_are_not_deployed(
-    small_config, gaussian_dataset, two_lines
+    small_config, gaussian_dataset, two_lines, monkeypatch
 ):
+    monkeypatch.setattr(sampler_choice, "_NUM_STEPS", {"points": (10, 100)})  # to save time
     weights, means, covariance = two_lines
     generator = torch.Generator().manual_seed(0)
     lines = torch.distributions.MultivariateNormal(means, covariance[None] + torch.zeros(2, 2, 2))

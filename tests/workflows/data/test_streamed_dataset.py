@@ -327,6 +327,7 @@ def streaming_trial(values, dataset, folder):
     tune.report({"total": float(sum(batch.double().sum() for batch in batches))})
 
 
+@pytest.mark.slow
 def test_trials_that_hold_all_cpus_still_get_batches(streamed, in_memory, tmp_path):
     """Decoding reserves no CPU: otherwise it would wait for the trials that wait for it."""
     (tmp_path / "started").mkdir()

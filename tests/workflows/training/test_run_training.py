@@ -205,6 +205,7 @@ def test_a_finished_run_is_not_trained_again(training, here, run_folder):
     assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_training_can_start_from_another_models_weights(training, here, run_folder, database):
     """--init-from takes the network from the other run's folder as well; the run itself is a new one."""
     few = ["--training.num-updates", "1", "--training.learning-rate", "1e-12", "--name", "two", *database]
@@ -231,6 +232,7 @@ def test_initial_weights_that_do_not_fit_are_refused(training, here, run_folder,
         assert f"--init-from {run_folder / 'model'}" in message and "shape" in message
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_publishing_is_finished_without_duplicate_steps(training, here, tmp_path):
     """As after a kill between sending the last metrics to MLflow and recording the run as finished."""
     shutil.copytree(training[0], tmp_path / "copy")
