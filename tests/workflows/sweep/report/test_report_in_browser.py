@@ -1,11 +1,11 @@
 """report.html in a real browser: figures, sorting and filters work, at every width, without a network."""
 
-import base64
+import shutil
 
 import pytest
+from playwright.sync_api import sync_playwright
 
-from tests.browser import CHROMIUM, Browser
-
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's chromium)"),
@@ -15,17 +15,51 @@ ROWS = "[...document.querySelectorAll('#trials tbody tr')]"
 SHOWN = f"{ROWS}.filter(row => row.offsetParent).map(row => row.cells[0].dataset.value)"
 
 
+class Browser:
+    """One page at a time, with what it writes to the console as errors and what it asks for."""
+
+    def __init__(self, chromium):
+        self.chromium, self.errors, self.requests = chromium, [], []
+
+    def open(self, url, *, width, dark=False, script=True):
+        self.page = self.chromium.new_page(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=script,
+        )
+        self.page.set_default_timeout(120_000)
+        self.page.on("console", lambda each: each.type == "error" and self.errors.append(each.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda each: self.requests.append(each.url))
+        self.page.goto(url)
+
+    def evaluate(self, expression):
+        return self.page.evaluate(expression)
+
+    def wait_for(self, condition):
+        self.page.wait_for_function(condition)
+
+
 @pytest.fixture(scope="module")
-def browser():
-    with Browser() as browser:
+def chromium():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        )
         yield browser
+        browser.close()
 
 
 @pytest.fixture
-def page(browser, make_sweep):
+def browser(chromium):
+    browser = Browser(chromium)
+    yield browser
+    browser.page.close()
+
+
+@pytest.fixture
+def page(make_sweep):
     """URL of the report of a sweep with trials of every kind."""
-    browser.errors.clear()
-    browser.requests.clear()
     sweep = make_sweep()
     sweep.write()
     return (sweep.directory / "report.html").as_uri()
@@ -135,6 +169,6 @@ def test_without_javascript_the_page_has_its_tables_and_pictures(browser, page):
 def test_it_can_be_printed(browser, page):
     browser.open(page, width=1120, dark=True)
     browser.wait_for(DRAWN)
-    pdf = base64.b64decode(browser.send("Page.printToPDF", printBackground=False)["data"])
+    pdf = browser.page.pdf()
     assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
     assert browser.evaluate(DRAWN) and not browser.errors
