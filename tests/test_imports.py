@@ -143,7 +143,7 @@ for module in {modules}:
     print(module, *(name for name in {HEAVY} if name in sys.modules))
 """
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
     )
     return {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
 

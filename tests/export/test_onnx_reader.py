@@ -69,7 +69,7 @@ def test_it_runs_as_a_program_without_the_project(kind, request, tmp_path):
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "samples.npy: 7 samples\n"

@@ -255,7 +255,7 @@ def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
         env=os.environ | {"PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -200,12 +200,12 @@ def test_samples_do_not_depend_on_the_number_of_actors(onnx, tmp_path):
 def test_an_interrupted_run_resumes_without_drawing_samples_again(onnx, tmp_path):
     out = tmp_path / "out"
     process = start(onnx, out, 2, "--num-samples", "200000", "--block-size", "100")
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while len(blocks(out)) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=300)
+    process.communicate(timeout=600)
     assert process.returncode == 1
     drawn = {path: path.stat().st_mtime_ns for path in blocks(out)}
     record = (out / "_generation.json").read_text()
@@ -239,7 +239,7 @@ def run(onnx, out, actors, *arguments):
     """Run generate.py to its end, and return what it printed."""
     process = start(onnx, out, actors, *arguments)
     try:
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, printed

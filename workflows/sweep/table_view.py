@@ -124,8 +124,8 @@ class SweepTable:
             params = ", ".join(f"{_short_name(key)} {number(value)}" for key, value in row.params.items())
             best, left = self.best(), self._time_left()
             notes = [
-                f"; best so far {best}" if best and best != trial_id else "",
-                f"; {left}" if left else "",
+                f"best so far {best}" if best and best != trial_id else "",
+                left,
             ]
             self.print(
                 f"[{seconds:4.0f} s] trial {self._num_done()}{self._of_total} {trial_id} {status} after "

@@ -173,14 +173,17 @@ def link_metrics(
         dataset: the data that the model was trained and tested on, as its run has them.
     """
     data = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
+    # An earlier attempt may have got through, although its answer did not; a database refuses them twice.
+    known = {each.key for each in client.get_logged_model(model_id).metrics or ()}
     linked = []
     for name, value in metrics.items():
-        logged = [] if is_detail(name) else client.get_metric_history(run_id, name)
+        logged = [] if is_detail(name) or name in known else client.get_metric_history(run_id, name)
         for each in [entry for entry in logged if entry.value == value][-1:]:
             linked.append(
                 Metric(name, value, each.timestamp, each.step, model_id=model_id, run_id=run_id, **data)
             )
-    client.log_batch(run_id, metrics=linked)
+    if linked:
+        client.log_batch(run_id, metrics=linked)
 
 
 def _delete_earlier_models(client: MlflowClient, run_id: str) -> None:

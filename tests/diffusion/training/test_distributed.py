@@ -37,7 +37,7 @@ def test_one_worker_needs_no_group():
 def _worker(rank, world_size, port, jobs, results):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
     while (work := jobs.get()) is not None:
         results.put((rank, work(rank)))
     os._exit(0)  # gloo's threads may abort a process that exits normally
@@ -61,7 +61,7 @@ def run_workers():
     def run(work):
         for queue in jobs:
             queue.put(work)
-        by_rank = dict(results.get(timeout=120) for _ in processes)
+        by_rank = dict(results.get(timeout=600) for _ in processes)
         return [by_rank[0], by_rank[1]]
 
     yield run

@@ -42,6 +42,6 @@ stop_ray()
 @pytest.mark.slow
 def test_another_thread_may_collect_garbage_while_ray_stops():
     result = subprocess.run(
-        [sys.executable, "-c", GARBAGE_OF_RAY], cwd=ROOT, capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", GARBAGE_OF_RAY], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert (result.returncode, result.stdout) == (0, "usable again\n"), result.stderr

@@ -29,7 +29,7 @@ def tune(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     command = [sys.executable, str(ROOT / "workflows" / "tune.py"), *SMALL, *arguments]
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

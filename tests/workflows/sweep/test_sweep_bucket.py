@@ -23,7 +23,7 @@ def test_a_sweep_with_a_bucket_needs_no_shared_folder(s3, tmp_path):
     environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "RAY_DDPM_STORAGE": f"s3://{s3}/some"}
     command = [sys.executable, str(ROOT / "workflows" / "tune.py"), *SMALL]
     result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "runs" / "first"  # on the head node
