@@ -44,7 +44,7 @@ def cluster(lab):
     """The lab after `ray up`, once all machines have joined."""
     output = lab.run("laptop", f"python -m workflows.cluster check {FILE}").stdout
     assert "is in order" in output
-    lab.run("laptop", f"ray up -y {FILE}", timeout=360)
+    lab.run("laptop", f"ray up -y {FILE}", timeout=900)
     wait_for(lambda: num_nodes(lab) == 3, 360, "three nodes")
     return lab
 
@@ -109,7 +109,7 @@ def test_access_requires_the_token(pages):
 
 def test_two_hosts_train_to_the_same_parameters_bit_by_bit(cluster):
     script = f"ray submit {FILE} tests/cluster/equal_parameters.py -- {SHARED}/equal"
-    assert "both trained" in cluster.run("laptop", script, timeout=360).stdout
+    assert "both trained" in cluster.run("laptop", script, timeout=900).stdout
     results = [json.loads(path.read_text()) for path in (cluster.folder / "shared" / "equal").iterdir()]
     assert {each["host"] for each in results} == {"w1", "w2"}
     assert len(results) == 2 and results[0]["digest"] == results[1]["digest"]
@@ -170,7 +170,7 @@ def wait_for_checkpoint(lab, process, after):
 
 def test_the_mlflow_server_outlives_a_second_ray_up(cluster):
     before = cluster.processes("head", "mlflow server")
-    cluster.run("laptop", f"ray up -y {FILE}", timeout=360)
+    cluster.run("laptop", f"ray up -y {FILE}", timeout=900)
     assert before and cluster.processes("head", "mlflow server") == before
     wait_for(lambda: num_nodes(cluster) == 3, 360, "three nodes")
 
