@@ -113,7 +113,7 @@ def cluster(aws):
 @pytest.fixture(scope="module")
 def swept(cluster):
     """The cluster after a sweep with two workers per trial, and the output of the sweep."""
-    output = on_laptop(cluster, f"ray submit {FILE} workflows/tune.py -- {SWEEP}", 600)
+    output = on_laptop(cluster, f"ray submit {FILE} workflows/tune.py -- {SWEEP}", 1500)
     return cluster, output
 
 

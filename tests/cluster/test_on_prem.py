@@ -121,7 +121,7 @@ def test_a_job_trains_on_two_hosts_and_is_logged_to_mlflow(pages):
         lambda: newest_checkpoint(pages, "uninterrupted") or process.poll() is not None, 150, "a checkpoint"
     )
     hosts = {host for host in HOSTS if pages.processes(host, "RayTrainWorker")}
-    output = finish(process, 360)
+    output = finish(process, 900)
     assert hosts == {"w1", "w2"} and "sampler.onnx" in output
     assert mlflow_runs(pages, "laptop")["uninterrupted"] == ["FINISHED"]
 
