@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffusion.errors import InputError
 
+REGISTRY = "models:/"  # how the URI of a registered model begins
 _MAX_MESSAGE = 200
 
 
@@ -29,8 +30,8 @@ def download_sampler(uri: str) -> bytes:
     Raises:
         InputError: MLflow is not installed, the model does not exist, or it contains no sampler.onnx.
     """
-    if not uri.startswith("models:/"):
-        raise InputError(f"{uri!r}: give models:/NAME@ALIAS or models:/NAME/VERSION")
+    if not uri.startswith(REGISTRY):
+        raise InputError(f"{uri!r}: give {REGISTRY}NAME@ALIAS or {REGISTRY}NAME/VERSION")
     try:
         import mlflow
         from mlflow.exceptions import MlflowException

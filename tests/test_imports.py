@@ -116,6 +116,7 @@ def test_mlflow_is_for_tracking_and_the_registry():
         "workflows.tracking.prepared_view",
         "workflows.tracking.registered_files",
         "workflows.tracking.registry",
+        "workflows.tracking.send_queue",
         "workflows.tracking.system_metrics",
     }
 

@@ -26,6 +26,7 @@ from diffusion.metrics import (
     VAL_ELBO_WINDOW,
     VAL_MSE,
 )
+from workflows.cli.model_reference import MODEL_FOLDERS
 from workflows.cli.tune_options import UNLIMITED
 from workflows.environment import shared_location
 from workflows.storage.run_record import RunRecord, read_record
@@ -45,7 +46,6 @@ _MAIN_METRICS = (
     TEST_SAMPLE_PREFIX + AUC,
     TEST_SAMPLE_PREFIX + AUC + STANDARD_ERROR,
 )
-_MODEL_FOLDERS = ("model", "champion")
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def _json(folder: Storage, path: str) -> dict[str, Any] | None:
 
 def _model(folder: Storage) -> dict[str, Any] | None:
     """config.json of a run's model, or None if it has none yet."""
-    trees = (_json(folder, f"{name}/config.json") for name in _MODEL_FOLDERS)
+    trees = (_json(folder, f"{name}/config.json") for name in MODEL_FOLDERS if name)
     return next((tree for tree in trees if tree is not None), None)
 
 

@@ -14,11 +14,10 @@ from diffusion.config import Config
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
 from diffusion.json_values import read_json
+from export.registered import REGISTRY
 
-REGISTRY = "models:/"
 _CONFIG = "config.json"
-# Where a run keeps its model.
-_MODEL_FOLDERS = ("", "model", "champion")
+MODEL_FOLDERS = ("", "model", "champion")  # in which a model or a run keeps the model
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class SavedConfig:
         """
         if self.shape is not None and (kind, shape) != (self.kind, self.shape):
             raise InputError(
-                f"{flag} is for {_described(str(self.kind), self.shape)}, and the data are "
-                f"{_described(kind, shape)}: give data of the same shape, or leave --config out"
+                f"{flag} is for {describe_examples(str(self.kind), self.shape)}, and the data are "
+                f"{describe_examples(kind, shape)}: give data of the same shape, or leave --config out"
             )
 
 
@@ -68,7 +67,7 @@ def read_saved_config(flag: str, where: str, tracking_uri: str | None = None) ->
         file = _registered(where, tracking_uri) / _CONFIG
     else:
         given = user_path(where)
-        files = [given / folder / _CONFIG for folder in _MODEL_FOLDERS]
+        files = [given / folder / _CONFIG for folder in MODEL_FOLDERS]
         file = next((each for each in files if path_kind(each) == "file"), given)
     try:
         tree = read_json(file, "a config.json")
@@ -103,7 +102,7 @@ def model_folder(path: str, tracking_uri: str | None = None) -> Path:
     if path_kind(root) == "folder":
         with suppress(OSError):  # of a folder that cannot be listed
             checkpoints = sorted(root.glob("checkpoints/[0-9]*"), reverse=True)
-    for folder in (*(root / name for name in _MODEL_FOLDERS), *checkpoints):
+    for folder in (*(root / name for name in MODEL_FOLDERS), *checkpoints):
         if all(path_kind(folder / name) == "file" for name in (_CONFIG, "model.safetensors")):
             return folder
     raise InputError(
@@ -124,6 +123,7 @@ def _registered(uri: str, tracking_uri: str | None) -> Path:
         return download_model(uri, resolve_tracking_uri(tracking_uri))
 
 
-def _described(kind: str, shape: tuple[int, ...]) -> str:
+def describe_examples(kind: str, shape: tuple[int, ...]) -> str:
+    """Kind and shape of examples in words, for messages."""
     size = " x ".join(map(str, shape))
     return f"images of {size} (channels, height, width)" if kind == "image" else f"points of {size} columns"

@@ -16,16 +16,15 @@ from diffusion.data.sources import RawData
 from diffusion.data.tables import read_frame, table_from_frame
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
+from export.registered import REGISTRY
 from export.sampler import Sampler
-from workflows.cli.model_reference import REGISTRY
+from workflows.cli.model_reference import MODEL_FOLDERS, describe_examples
 
 if TYPE_CHECKING:
     from diffusion.data.dataset import DataSpec
 
 MIN_SAMPLES = 20
 _TABLES = (".csv", ".parquet")
-# Where a run keeps its exported model.
-_MODEL_FOLDERS = (".", "champion", "model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ def open_candidate(name: str) -> Callable[["DataSpec", Draw], Candidate]:
 def _model_file(path: Path) -> Path | None:
     if path.suffix == ".onnx" and path_kind(path) == "file":
         return path
-    files = [path / folder / "sampler.onnx" for folder in _MODEL_FOLDERS]
+    files = [path / folder / "sampler.onnx" for folder in MODEL_FOLDERS]
     return next((file for file in files if path_kind(file) == "file"), None)
 
 
@@ -95,8 +94,8 @@ def _drawn(name: str, sampler: Sampler, spec: "DataSpec", draw: Draw) -> Candida
     theirs = sampler.spec
     if theirs.data["kind"] != spec.kind or tuple(theirs.shape) != spec.shape:
         raise InputError(
-            f"{name} draws {_described(theirs.data['kind'], theirs.shape)}, and the data are "
-            f"{_described(spec.kind, spec.shape)}: give the data that it was trained on"
+            f"{name} draws {describe_examples(theirs.data['kind'], theirs.shape)}, and the data are "
+            f"{describe_examples(spec.kind, spec.shape)}: give the data that it was trained on"
         )
     samples = sampler.sample(draw.num_samples, **draw.options).astype(np.float64)
     fingerprint = theirs.provenance.get("data_fingerprint")
@@ -109,8 +108,8 @@ def _read(name: str, paths: list[Path], spec: "DataSpec") -> Candidate:
     samples = np.concatenate([read(path, spec) for path in paths])
     if samples.shape[1:] != spec.shape:
         raise InputError(
-            f"{name} holds {_described(spec.kind, samples.shape[1:])}, and the data are "
-            f"{_described(spec.kind, spec.shape)}: give samples of the same shape"
+            f"{name} holds {describe_examples(spec.kind, samples.shape[1:])}, and the data are "
+            f"{describe_examples(spec.kind, spec.shape)}: give samples of the same shape"
         )
     if len(samples) < MIN_SAMPLES:
         raise InputError(f"{name} holds {len(samples)} samples: too few to judge; give {MIN_SAMPLES} or more")
@@ -151,8 +150,3 @@ def _read_images(path: Path, spec: "DataSpec") -> NDArray[np.float64]:
     (low, high), (from_low, from_high) = spec.range, raw.value_range
     values = low + (raw.values.astype(np.float64) - from_low) * ((high - low) / (from_high - from_low))
     return values if values.shape[1] == spec.shape[0] or values.shape[1] > 1 else values.repeat(3, axis=1)
-
-
-def _described(kind: str, shape: tuple[int, ...]) -> str:
-    size = " x ".join(map(str, shape))
-    return f"images of {size} (channels, height, width)" if kind == "image" else f"points of {size} columns"

@@ -51,7 +51,7 @@ from workflows.storage.run_record import RunRecord
 from workflows.sweep.champion import Champion, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
-from workflows.sweep.report.write_report import write_report
+from workflows.sweep.report.write_report import REPORT, write_report
 from workflows.sweep.searcher import Search
 from workflows.sweep.sweep_logger import SweepLogger
 from workflows.sweep.trial import TrialContext
@@ -260,7 +260,7 @@ def _select_champion(
         also_measured=records.model_folders({by_mse} - set(finalists)),
     )
     record_decision(champion, records, log.tracker)
-    picks = trial_picks(champion.trial_id, records.picked_by_mse())
+    picks = trial_picks(champion.trial_id, by_mse)
     log.tracker.show_trials(list(searched), config.training.num_updates, picks)
     records.write_csv()
     return champion
@@ -273,7 +273,7 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
     for evaluations, metrics in sampler_curves(champion.samplers).items():
         tracker.log(metrics, evaluations)
     upload_model(tracker, champion.directory, "champion")
-    tracker.log_file(log.directory / "report.html")
+    tracker.log_file(log.directory / REPORT)
     registered = register_model(
         tracker,
         f"ray-ddpm-{log.experiment}",

@@ -8,7 +8,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from diffusion.errors import InputError
 from workflows.redaction import redact
-from workflows.tracking.mlflow_tracker import MlflowTracker, open_store
+from workflows.tracking.mlflow_tracker import MlflowTracker, open_store, runs_with_tag
 from workflows.tracking.tracker import tracker_class
 
 
@@ -83,16 +83,10 @@ def find_records(uri: str, run_id: str) -> MlflowRecords | None:
         return None
     if run.info.lifecycle_stage != "active":
         return None
-    trials: list[str] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            [run.info.experiment_id],
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'",
-            page_token=token or None,
-        )
-        trials, token = [*trials, *(each.info.run_id for each in page)], page.token or None
-    return MlflowRecords(uri, run_id, run.info.experiment_id, tuple(trials), _versions(client, run_id))
+    experiment_id = run.info.experiment_id
+    trials = runs_with_tag(client, experiment_id, MLFLOW_PARENT_RUN_ID, run_id)
+    ids = tuple(each.info.run_id for each in trials)
+    return MlflowRecords(uri, run_id, experiment_id, ids, _versions(client, run_id))
 
 
 def _versions(client: MlflowClient, run_id: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:

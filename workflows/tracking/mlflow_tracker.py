@@ -6,12 +6,10 @@ is back.
 """
 
 import json
-import queue
 import tempfile
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Metric, Param, Run
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import (
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_PARENT_RUN_ID,
@@ -47,18 +45,17 @@ from workflows.tracking.prepared_view import (
     trials_view,
     view_tag,
 )
+from workflows.tracking.send_queue import TRANSIENT_ERRORS, SendQueue
 from workflows.tracking.system_metrics import SystemMetrics
 from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError, Tracker
 
 _MAX_TAG = 8000  # characters that a tag may have in MLflow, which cuts longer ones with a warning
 _CONNECT_TIMEOUT = 4  # seconds
 _REQUEST_TIMEOUT = 30  # seconds; uploads take longer than a first response
-_FLUSH_TIMEOUT = 30.0  # seconds
 _FOLDER_TAG = "folder"
 _METRICS_FILE = "metrics.json"  # table of all metrics, with errors, floors and counts
 # Versions of MLflow that know it open the experiment in the mode for models that are trained.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-_TRANSIENT_ERRORS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 _RUN_STATUS: dict[Status, str] = {
     "finished": "FINISHED",
     "stopped": "KILLED",
@@ -88,6 +85,16 @@ def open_store(uri: str) -> MlflowClient:
     return client
 
 
+def runs_with_tag(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
+    """An experiment's runs with a tag, oldest first."""
+    runs: list[Run] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", page_token=token or None)
+        runs, token = [*runs, *page], page.token or None
+    return sorted(runs, key=lambda run: run.info.start_time)
+
+
 def _shortened(text: str, end: str) -> str:
     """The text, or as many of its whole lines as a tag may have with `end` after them."""
     if len(text) <= _MAX_TAG:
@@ -111,7 +118,7 @@ class MlflowTracker(Tracker):
         client: MLflow client of the store.
         experiment_id: id of the experiment.
         run_id: id of the run, empty before `start` or `resume`.
-        unsent: number of entries that could not be sent; final after `close`.
+        unsent: number of entries that could not be sent, 0 before `close`.
         has_test_metrics: whether a resumed run already has its metrics on the test split.
 
     Raises:
@@ -133,11 +140,8 @@ class MlflowTracker(Tracker):
         self._params: dict[str, str] = {}  # of the run
         self._is_sweep = False
         self._system_metrics: SystemMetrics | None = None
-        self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._deadline: float | None = None
+        self._jobs = SendQueue()
         self.unsent = 0
-        self._thread = threading.Thread(target=self._send_queued, name="mlflow", daemon=True)
-        self._thread.start()
 
     @classmethod
     def resolve(cls, uri: str) -> str:
@@ -200,7 +204,7 @@ class MlflowTracker(Tracker):
                 session may have been killed after it created the run, but before it wrote to the folder.
         """
         tags = None if folder is None else {_FOLDER_TAG: folder}
-        runs = self._runs_with_tag(_FOLDER_TAG, folder) if folder and reuse else []
+        runs = runs_with_tag(self.client, self.experiment_id, _FOLDER_TAG, folder) if folder and reuse else []
         unfinished = [run for run in runs if run.info.status == "RUNNING"]
         run = (
             unfinished[0]
@@ -248,7 +252,7 @@ class MlflowTracker(Tracker):
         """
         self.resume(run_id)
         ended = set()
-        for run in self._runs_with_tag(MLFLOW_PARENT_RUN_ID, run_id):
+        for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, run_id):
             trial_id, child = run.data.tags["trial_id"], run.info.run_id
             if trial_id not in trial_ids or trial_id in self._children:
                 self.client.delete_run(child)
@@ -293,7 +297,6 @@ class MlflowTracker(Tracker):
         if step in self._logged.get(trial_id, ()):
             return
         batch = _metrics({name: value for name, value in metrics.items() if not is_detail(name)}, step)
-
         if len(batch) < len(metrics):  # first, since the steps of metrics tell what has been sent
             self._jobs.put(lambda: self._send_table(trial_id, metrics))
         self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
@@ -341,7 +344,7 @@ class MlflowTracker(Tracker):
                 self.client.set_experiment_tag(self.experiment_id, view_tag(self.run_id), view)
 
         def mark() -> None:
-            for run in self._runs_with_tag(MLFLOW_PARENT_RUN_ID, self.run_id):
+            for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, self.run_id):
                 run_id, tags = run.info.run_id, run.data.tags
                 trial_id = tags["trial_id"]
                 pick = (picks or {}).get(trial_id, "")
@@ -403,9 +406,7 @@ class MlflowTracker(Tracker):
 
     def flush(self) -> None:
         """Wait until the queue is sent, for at most 30 seconds; call it before deleting queued files."""
-        sent = threading.Event()
-        self._jobs.put(sent.set)
-        sent.wait(_FLUSH_TIMEOUT)
+        self._jobs.flush()
 
     def log_model(self, model: PublishedModel) -> None:
         """Log a model to the run at once, see `workflows.tracking.registry.log_model`.
@@ -447,9 +448,7 @@ class MlflowTracker(Tracker):
         if self._system_metrics is not None:
             self._system_metrics.stop()
         self._jobs.put(lambda: self.client.set_terminated(self.run_id, _RUN_STATUS[status]))
-        self._jobs.put(None)
-        self._deadline = time.monotonic() + _FLUSH_TIMEOUT
-        self._thread.join(_FLUSH_TIMEOUT + _REQUEST_TIMEOUT)
+        self.unsent = self._jobs.close(_REQUEST_TIMEOUT)
 
     def _find_or_create_experiment(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
@@ -481,46 +480,11 @@ class MlflowTracker(Tracker):
 
         self._jobs.put(job)
 
-    def _runs_with_tag(self, tag: str, value: str) -> list[Run]:
-        """Return the experiment's runs with a tag, oldest first."""
-        runs: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = self.client.search_runs(
-                [self.experiment_id], f"tags.`{tag}` = '{value}'", page_token=token or None
-            )
-            runs, token = [*runs, *page], page.token or None
-        return sorted(runs, key=lambda run: run.info.start_time)
-
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
 
     def _id(self, trial_id: str | None) -> str:
         return self.run_id if trial_id is None else self._children[trial_id]
-
-    def _send_queued(self) -> None:
-        """Send entries in order, each retried until it succeeds or `close` runs out of time."""
-        while (job := self._jobs.get()) is not None:
-            while not self._try(job):
-                if self._deadline is not None and time.monotonic() > self._deadline:
-                    self.unsent += 1
-                    break
-                time.sleep(1.0)
-
-    def _try(self, job: Callable[[], Any]) -> bool:
-        """Run a job; return False if it should be retried."""
-        try:
-            job()
-        except MlflowException as error:
-            if isinstance(error, RestException) and error.error_code not in _TRANSIENT_ERRORS:
-                self.unsent += 1  # the server received and refused it
-                return True
-            return False
-        except OSError:
-            return False
-        except Exception:  # of any kind: the entries after it must still be sent
-            self.unsent += 1
-        return True
 
 
 @contextmanager
@@ -528,8 +492,8 @@ def _if_supported() -> Iterator[None]:
     """Do without what only pages are made of, if the server refuses it: it may be an older one."""
     try:
         yield
-    except RestException as error:
-        if error.error_code in _TRANSIENT_ERRORS:
+    except MlflowException as error:
+        if error.error_code in TRANSIENT_ERRORS:
             raise
 
 

@@ -10,12 +10,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diffusion.errors import InputError
+from export.registered import REGISTRY
 from workflows.redaction import redact
 from workflows.tracking.mlflow_tracker import open_store
 
 _FILES = ("config.json", "model.safetensors")
 _FOLDERS = ("champion", "model")  # artifacts of a sweep and of a training
-_PREFIX = "models:/"
 
 
 def download_model(uri: str, tracking_uri: str) -> Path:
@@ -56,12 +56,12 @@ def download_model(uri: str, tracking_uri: str) -> Path:
 
 def _version(client: MlflowClient, uri: str) -> ModelVersion:
     """The version of a registered model that a URI names."""
-    name, alias, word = uri.removeprefix(_PREFIX).partition("@")
+    name, alias, word = uri.removeprefix(REGISTRY).partition("@")
     if alias:
         return client.get_model_version_by_alias(name, word)
     name, slash, word = name.partition("/")
     if not (name and slash and word):
-        raise InputError(f"{uri}: give {_PREFIX}NAME@ALIAS or {_PREFIX}NAME/VERSION")
+        raise InputError(f"{uri}: give {REGISTRY}NAME@ALIAS or {REGISTRY}NAME/VERSION")
     if word != "latest":
         return client.get_model_version(name, word)
     versions = client.search_model_versions(f"name = '{name}'")

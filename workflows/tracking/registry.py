@@ -164,6 +164,8 @@ def link_metrics(
     """Make metrics of a run those of its model as well, at the steps at which the run has these values.
 
     MLflow does this for metrics that are logged with a model's id, and ignores that the run has them already.
+    When a model is logged, it does so by itself for those of step 0 that the run has by then, and a database
+    refuses to do it twice.
 
     Args:
         client: client of the MLflow store.
@@ -173,7 +175,6 @@ def link_metrics(
         dataset: the data that the model was trained and tested on, as its run has them.
     """
     data = {"dataset_name": dataset.name, "dataset_digest": dataset.digest} if dataset else {}
-    # An earlier attempt may have got through, although its answer did not; a database refuses them twice.
     known = {each.key for each in client.get_logged_model(model_id).metrics or ()}
     linked = []
     for name, value in metrics.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from PIL import Image
 
 from diffusion.config import DataConfig
@@ -107,6 +108,24 @@ def test_entries_are_retried_until_the_server_is_back(uri, monkeypatch):
     assert len(failures) == 2 and tracker.unsent == 0
     names = [run.info.run_name for run in MlflowClient(uri).search_runs([tracker.experiment_id])]
     assert sorted(names) == ["a", "sweep"], "one child, not one per attempt"
+
+
+def test_an_entry_that_the_store_refuses_is_not_tried_again(uri, monkeypatch):
+    """As a database does with what violates a constraint."""
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    attempts = []
+
+    def set_tag(*args):
+        attempts.append(args)
+        raise MlflowException("UNIQUE constraint failed", error_code=BAD_REQUEST)
+
+    monkeypatch.setattr(tracker.client, "set_tag", set_tag)
+    tracker.tag({"champion": "a"})
+    tracker.close("finished")
+    assert len(attempts) == 1 and tracker.unsent == 1
+    (run,) = MlflowClient(uri).search_runs([tracker.experiment_id])
+    assert run.info.status == "FINISHED", "what came after it was sent"
 
 
 def test_an_unreachable_server_is_reported_within_five_seconds():
