@@ -21,6 +21,7 @@ from diffusion.config import SamplerConfig
 from diffusion.errors import InputError
 from export.sampler import Sampler
 from export.to_onnx import export_onnx
+from tests.diffusion.conftest import make_gaussian_dataset
 from tests.export.conftest import POINTS, make_model
 from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.tracker import PublishedModel, Registration
@@ -37,6 +38,7 @@ def _registered(tmp_path_factory):
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "points")
     tracker.start("sweep", {})
+    tracker.log_dataset(make_gaussian_dataset())
     metrics = {"test/mse": 0.5, "val/mse": 0.25, "test/elbo_window_se": 0.1, "test/auc": 0.7}
     tracker.log({"val/mse": 0.25}, 10)
     tracker.log({"val/mse": 0.75, "test/mse": 0.5, "test/elbo_window_se": 0.1}, 20)
