@@ -12,7 +12,14 @@ from workflows.publishing.page import plotting_library, write_page
 from workflows.storage.run_record import read_record
 from workflows.storage.storage import Storage
 from workflows.sweep.champion import Champion
-from workflows.sweep.report import commands, figures, findings, tables
+from workflows.sweep.report import (
+    commands,
+    findings,
+    quality_figures,
+    schedule_figures,
+    tables,
+    training_figures,
+)
 from workflows.sweep.report.standings import ROLE_NAMES, Standings
 from workflows.sweep.trial_records import TrialRecords
 
@@ -100,14 +107,14 @@ def write_report(
         role_names=ROLE_NAMES,
         marks=_MARKS,
         training_charts=[
-            figures.learning_curves(standings, correlations),
-            figures.effects(standings, names),
-            figures.parameter_importance(standings, space),
+            training_figures.learning_curves(standings, correlations),
+            training_figures.effects(standings, names),
+            training_figures.parameter_importance(standings, space),
         ],
-        schedule_charts=[figures.schedules(standings), figures.error_by_log_snr(standings)],
-        mse_chart=figures.mse_against_quality(standings),
-        sampler_chart=figures.sampler_quality(champion.samplers),
-        cost_chart=figures.cost(standings, records.elapsed),
+        schedule_charts=[schedule_figures.schedules(standings), schedule_figures.error_by_log_snr(standings)],
+        mse_chart=quality_figures.mse_against_quality(standings),
+        sampler_chart=quality_figures.sampler_quality(champion.samplers),
+        cost_chart=training_figures.cost(standings, records.elapsed),
         sessions=sessions,
         fingerprint=champion.data_fingerprint,
         recorded=[commands.recorded_command(session["command"]) for session in sessions],
