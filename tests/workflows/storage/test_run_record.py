@@ -8,13 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import Config
-from diffusion.data.dataset import DataSpec
+from diffusion.config import Config, SamplerConfig
 from diffusion.errors import InputError
 from diffusion.files import FormatError
-from diffusion.networks.build import build_network
 from diffusion.presets import preset
-from diffusion.training.checkpoints import TrainedModel
+from tests.export.conftest import POINTS, make_model
 from workflows.cli.model_reference import model_folder
 from workflows.cli.request import tune_defaults
 from workflows.cli.resume import run_to_resume
@@ -160,20 +158,7 @@ def test_every_other_value_of_a_config_must_stay():
 
 @pytest.fixture
 def model():
-    config = preset("heart").with_values({"network.hidden_size": 8, "network.num_blocks": 1})
-    spec = DataSpec(
-        name="heart",
-        kind="points",
-        shape=(2,),
-        mean=[0.0, 0.0],
-        std=[1.0, 1.0],
-        range=None,
-        columns=("x", "y"),
-        clip=(-3.0, 3.0),
-        log_snr_window=(-8.0, 5.0),
-        fingerprint="f" * 64,
-    )
-    return TrainedModel(config, spec, build_network(config, (2,)))
+    return make_model(POINTS, SamplerConfig())
 
 
 def test_a_model_is_found_in_its_folder_its_run_or_its_newest_checkpoint(model, tmp_path):
