@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from diffusion.config import SamplerConfig
-from tests.export.conftest import POINTS, make_model
+from diffusion.config import Config
+from diffusion.data.dataset import DataSpec
+from diffusion.networks.build import build_network
+from diffusion.training.checkpoints import TrainedModel
 from workflows.publishing.markdown import code, code_block, plain
 from workflows.publishing.model_card import model_card
 
@@ -67,7 +69,20 @@ def test_a_cell_of_a_table_stays_a_cell(text):
 
 @pytest.fixture(name="model", scope="module")
 def _model():
-    return make_model(POINTS, SamplerConfig())
+    config = Config().with_values({"network.hidden_size": 8, "network.num_blocks": 1})
+    spec = DataSpec(
+        name="points",
+        kind="points",
+        shape=(2,),
+        mean=[0.0, 0.0],
+        std=[1.0, 1.0],
+        range=None,
+        columns=("x", "y"),
+        clip=(-1.0, 1.0),
+        log_snr_window=(-8.0, 3.0),
+        fingerprint="0" * 64,
+    )
+    return TrainedModel(config, spec, build_network(config, (2,)), {})
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text], ids=repr)
