@@ -28,7 +28,8 @@ from benchmarks.diffusers_reference import (
 )
 from diffusion.networks.embeddings import sinusoidal_embedding
 from diffusion.process.forward import q_sample, to_epsilon, to_v, to_x_0
-from diffusion.process.samplers import PredictionType, sampler_table
+from diffusion.process.prediction_types import PredictionType
+from diffusion.process.samplers import sampler_table
 from diffusion.process.schedules import (
     NoiseSchedule,
     Spacing,

@@ -13,7 +13,8 @@ import torch
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
-from diffusion.process.samplers import PredictionType, SamplerTable, trajectory
+from diffusion.process.prediction_types import PredictionType
+from diffusion.process.samplers import SamplerTable, trajectory
 from diffusion.process.schedules import NoiseSchedule
 
 Denoiser = Callable[[Tensor, int], Tensor]

@@ -17,7 +17,8 @@ from diffusion.errors import InputError, nearest
 from diffusion.json_values import check_types
 from diffusion.metrics import VAL_ELBO_WINDOW
 from diffusion.process.posterior import Variance
-from diffusion.process.samplers import PredictionType, SamplerTable, sampler_table, samplers_with_eta
+from diffusion.process.prediction_types import PredictionType
+from diffusion.process.samplers import SamplerTable, sampler_table, samplers_with_eta
 from diffusion.process.schedule_checks import infeasible_reason
 from diffusion.process.schedules import BetaSchedule, NoiseSchedule, Spacing, zero_terminal_snr
 from diffusion.registry import DATA_SOURCES, NETWORKS, OBJECTIVES, SAMPLERS, SCHEDULES

@@ -1,7 +1,7 @@
 """Pictures of samples. Needs only numpy and Pillow, so that the exported sampler can use it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,39 @@ def image_grid(
         corner = (gap + index % columns * (width + gap), gap + index // columns * (height + gap))
         canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), corner)
     return canvas
+
+
+def rows_of_images(
+    images: Mapping[str, NDArray[np.floating]], value_range: tuple[float, float], columns: int
+) -> Image.Image:
+    """Arrange several sets of images in rows that take turns: a row of each set, then the next of each.
+
+    Args:
+        images: the sets by their titles, which stand above each row: as many images in each.
+        value_range: as for `image_grid`.
+        columns: images in a row.
+    """
+    num_images = len(next(iter(images.values())))
+    rows = [
+        _titled(image_grid(values[start : start + columns], value_range, columns=columns), title)
+        for start in range(0, num_images, columns)
+        for title, values in images.items()
+    ]
+    picture = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height
+    return picture
+
+
+def _titled(picture: Image.Image, title: str) -> Image.Image:
+    """A picture below its title."""
+    height = max(12, picture.width // 32)
+    titled = Image.new("RGB", (picture.width, picture.height + 3 * height // 2), "white")
+    ImageDraw.Draw(titled).text((4, height // 4), title, fill="black", font_size=height)
+    titled.paste(picture, (0, 3 * height // 2))
+    return titled
 
 
 def scatter(

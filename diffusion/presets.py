@@ -9,7 +9,7 @@ from diffusion.config import (
     TrainingConfig,
 )
 from diffusion.data.sources import DataSource, open_source, resolve
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 
 # A sweep trains many models, so each trial gets fewer updates than a single training.
 _UNET_UPDATES_PER_TRIAL, _UNET_UPDATES_ALONE = 1800, 6000

@@ -19,12 +19,8 @@ from diffusion.errors import InputError
 from diffusion.json_values import check_types, fits, parse_json
 from diffusion.normalisation import check_description, check_normalisation, denormalise, is_interval
 from diffusion.process.posterior import Variance
-from diffusion.process.samplers import (
-    COEFFICIENTS,
-    EXTRA_COEFFICIENTS,
-    PredictionType,
-    SamplerTable,
-)
+from diffusion.process.prediction_types import PredictionType
+from diffusion.process.samplers import COEFFICIENTS, EXTRA_COEFFICIENTS, SamplerTable
 from diffusion.process.schedules import NoiseSchedule, Spacing
 
 OPSET = 20

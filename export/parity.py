@@ -34,7 +34,7 @@ _BATCH_SIZES = (1, 3, 7)
 _NUM_GRID_TIMESTEPS = 9
 _TIMESTEPS_PER_CALL = 64
 _NUM_TRAJECTORIES = 8
-_MAX_SAMPLES = 256  # PyTorch and ONNX Runtime both draw them
+NUM_SAMPLES = 256  # that are compared with the data; PyTorch and ONNX Runtime both draw them
 _GUIDANCE_SCALE = 3.0
 _CLIP = (-1.0, 1.0)  # of a model that is deployed without
 _DEPLOYED = "deployed sampler"
@@ -45,7 +45,9 @@ _EVERY_TIMESTEP = "every timestep"
 _DIVERGED = 1e3
 
 # (x, level, labels, guidance_scale) -> output
-DenoiseFunction = Callable[[NDArray[np.float64], float, NDArray[np.int64] | None, float], NDArray[np.float64]]
+DenoiseFunction = Callable[
+    [NDArray[np.float64], float | NDArray[np.int64], NDArray[np.int64] | None, float], NDArray[np.float64]
+]
 
 
 class ParityError(RuntimeError):
@@ -71,8 +73,8 @@ class ParityCase:
     rms_error: float = 0.0
 
 
-def check_parity(reference: TorchSampler, onnx_file: bytes) -> list[ParityCase]:
-    """Compare PyTorch with ONNX Runtime on the CPU, starting from the same noise.
+def check_parity(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]:
+    """Compare PyTorch with ONNX Runtime, starting from the same noise.
 
     The comparisons are single calls at batch sizes 1, 3 and 7 over a grid of timesteps, single calls at
     every timestep, whose inputs are samples of the model with that timestep's noise, and whole trajectories:
@@ -83,7 +85,7 @@ def check_parity(reference: TorchSampler, onnx_file: bytes) -> list[ParityCase]:
 
     Args:
         reference: PyTorch's counterpart of the file.
-        onnx_file: bytes of the file.
+        sampler: the file, on the CPU.
     """
     spec = reference.spec
     own_scale, conditional = float(spec.sampler["guidance_scale"]), bool(spec.classes)
@@ -102,11 +104,11 @@ def check_parity(reference: TorchSampler, onnx_file: bytes) -> list[ParityCase]:
 
     # First all of PyTorch, then all of ONNX Runtime, whose threads would slow PyTorch's down.
     expected = {name: run(reference.denoise) for name, (_, run) in runs.items()}
-    sampler = Sampler(onnx_file, provider="cpu")
     actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
     cases = [compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
     samples = next(values for name, values in expected.items() if name.startswith(_DEPLOYED))
-    cases.append(_every_timestep(reference, onnx_file, samples))
+    run = partial(_every_timestep, reference, samples)
+    cases.append(compare(_EVERY_TIMESTEP, run(sampler.denoise), run(reference.denoise), STEP_TOLERANCE))
     diverged = {case.name for case in cases if not case.output_scale <= _DIVERGED}
     return [case for case in cases if case.name not in diverged & may_diverge]
 
@@ -151,13 +153,13 @@ def check_network(network: torch.nn.Module, onnx_file: bytes) -> list[ParityCase
     return cases
 
 
-def check_storage(reference: TorchSampler, onnx_file: bytes) -> list[ParityCase]:
+def check_storage(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]:
     """Compare a file whose weights are stored in 16 bits with the original model.
 
     The tolerance is `STORAGE_TOLERANCE`. It applies to the largest difference of single calls, and to the
     root mean square difference of samples, since a sample between two modes may end in either.
     """
-    sampler, spec = Sampler(onnx_file, provider="cpu"), reference.spec
+    spec = reference.spec
     scale = float(spec.sampler["guidance_scale"])
     calls = partial(_single_calls, reference, _BATCH_SIZES[-1], scale)
     samples = partial(_trajectories, reference, spec.table, scale)
@@ -172,13 +174,14 @@ def check_storage(reference: TorchSampler, onnx_file: bytes) -> list[ParityCase]
 
 
 def check_samples(
-    reference: TorchSampler, onnx_file: bytes, dataset: Dataset, features: Features | None
+    samples: NDArray[np.float64], sampler: Sampler, dataset: Dataset, features: Features | None
 ) -> list[ParityCase]:
     """Compare the quality of samples by PyTorch and ONNX Runtime: their `sample/distance` to the data.
 
     Args:
-        reference: PyTorch's counterpart of the file.
-        onnx_file: bytes of the file, which runs on the CPU.
+        samples: the first samples of seed 0 by PyTorch, [num_samples, *shape], normalised. At most
+            `NUM_SAMPLES` are compared, and at most as many as there are training examples.
+        sampler: the file, on the CPU.
         dataset: the data set that the model was trained on.
         features: features that images are compared by; None for points.
 
@@ -186,13 +189,13 @@ def check_samples(
         One comparison. It passes if the two distances differ by at most the standard error of PyTorch's
         distance, which is also its scale.
     """
-    num_samples = min(_MAX_SAMPLES, len(dataset.train))
-    spec, metrics = reference.spec, SampleMetrics(dataset, dataset.val[:], features)
-    expected = spec.denormalise(_last(reference.states(num_samples)))
-    actual = Sampler(onnx_file, provider="cpu").sample(num_samples, seed=reference.seed)
+    num_samples = min(NUM_SAMPLES, len(samples), len(dataset.train))
+    spec, metrics = sampler.spec, SampleMetrics(dataset, dataset.val[:], features)
+    actual = sampler.sample(num_samples, seed=0)
+    expected = spec.denormalise(samples[:num_samples])
     mean, std = np.array(spec.data["mean"]), np.array(spec.data["std"])
     by_torch, by_onnx = (
-        metrics.distance(torch.from_numpy((samples - mean) / std).float()) for samples in (expected, actual)
+        metrics.distance(torch.from_numpy((drawn - mean) / std).float()) for drawn in (expected, actual)
     )
     error = abs(by_onnx.value - by_torch.value)
     passed = bool(error <= by_torch.standard_error)
@@ -269,22 +272,19 @@ def _last(states: Iterator[NDArray[np.float64]]) -> NDArray[np.float64]:
     return deque(states, maxlen=1).pop()
 
 
-def _every_timestep(reference: TorchSampler, onnx_file: bytes, samples: NDArray[np.float64]) -> ParityCase:
-    """Compare single calls at all timesteps of the schedule, many of them in each batch.
-
-    Args:
-        reference: PyTorch's counterpart of the file.
-        onnx_file: bytes of the file.
-        samples: [n, *shape] samples of the model, normalised, to which the timesteps' noise is added.
-    """
-    schedule = reference.spec.noise_schedule
+def _every_timestep(
+    reference: TorchSampler, samples: NDArray[np.float64], denoise: DenoiseFunction
+) -> NDArray[np.float64]:
+    """Outputs for samples of the model with the noise of each timestep: float64 [timesteps, *shape]."""
+    schedule, num_classes = reference.spec.noise_schedule, len(reference.spec.classes)
     timesteps = np.arange(schedule.num_train_timesteps)
     x_0, noise = samples[timesteps % len(samples)], reference.noise(len(timesteps))
     x_t = q_sample(schedule, *(torch.from_numpy(each) for each in (x_0, timesteps, noise))).numpy()
-    labels = timesteps % (len(reference.spec.classes) + 1)
+    labels = timesteps % (num_classes + 1) if num_classes else None
     batches = [slice(first, first + _TIMESTEPS_PER_CALL) for first in timesteps[::_TIMESTEPS_PER_CALL]]
-    calls = [reference.inputs(x_t[rows], timesteps[rows], labels[rows]) for rows in batches]
-    expected = [reference.outputs(inputs)[0] for inputs in calls]
-    session, _ = open_session(onnx_file, "cpu")
-    actual = [session.run(None, inputs)[0] for inputs in calls]
-    return compare(_EVERY_TIMESTEP, np.concatenate(actual), np.concatenate(expected), STEP_TOLERANCE)
+    return np.concatenate(
+        [
+            denoise(x_t[rows], timesteps[rows], None if labels is None else labels[rows], 1.0)
+            for rows in batches
+        ]
+    )

@@ -284,7 +284,7 @@ class Sampler:
     def denoise(
         self,
         x: NDArray[np.float64],
-        level: float,
+        level: float | NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
         guidance_scale: float = 1.0,
         conditions: Mapping[str, ArrayLike] | None = None,
@@ -293,7 +293,8 @@ class Sampler:
 
         Args:
             x: noisy samples, [batch, *shape], normalised.
-            level: 0-based timestep, or the noise level for a model that receives one.
+            level: 0-based timestep of all samples or of each, or the noise level for a model that receives
+                one.
             labels: int64 [batch] for a conditional model; the number of classes stands for no class.
             guidance_scale: factor in out_uncond + guidance_scale * (out_cond - out_uncond).
             conditions: as for `sample`, with `num_samples` the batch's size.

@@ -30,8 +30,17 @@ from diffusion.training.checkpoints import TrainedModel
 from export.cli import OneLineParser
 from export.contract import BATCH, OPSET, SamplerSpec
 from export.output import check_output
-from export.parity import ParityCase, ParityError, check_parity, check_samples, check_storage, require
+from export.parity import (
+    NUM_SAMPLES,
+    ParityCase,
+    ParityError,
+    check_parity,
+    check_samples,
+    check_storage,
+    require,
+)
 from export.precision import store_in_half, with_rounded_weights
+from export.sampler import Sampler
 from export.torch_sampler import TorchSampler, sampler_spec
 
 __all__ = ["OPSET", "ParityError", "Precision", "denoiser_graph", "export_onnx", "sampler_spec"]
@@ -55,18 +64,30 @@ def export_onnx(model: TrainedModel, precision: Precision = "fp32") -> tuple[byt
         InputError: a weight is too large for float16.
     """
     stored = TorchSampler.of(with_rounded_weights(model) if precision == "fp16" else model)
-    proto = denoiser_graph(stored.network, stored.spec)
-    _strip(proto.graph)
+    proto = onnx_model(stored)
     if precision == "fp16":
         store_in_half(proto.graph, {name for name, _ in model.network.named_parameters()})
-    onnx.helper.set_model_props(proto, stored.spec.to_metadata())
-    onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
-    cases = check_parity(stored, content)
+    sampler = Sampler(content, provider="cpu")
+    cases = check_parity(stored, sampler)
     if precision == "fp16":
-        cases += check_storage(TorchSampler.of(model), content)
+        cases += check_storage(TorchSampler.of(model), sampler)
     require(cases)
     return content, cases
+
+
+def onnx_model(reference: TorchSampler) -> onnx.ModelProto:
+    """Convert a model to ONNX, with its metadata.
+
+    Raises:
+        ParityError: the exporter fixed the batch size.
+    """
+    proto = denoiser_graph(reference.network, reference.spec)
+    _strip(proto.graph)
+    onnx.helper.set_model_props(proto, reference.spec.to_metadata())
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
 def denoiser_graph(network: torch.nn.Module, spec: SamplerSpec) -> onnx.ModelProto:
@@ -158,7 +179,8 @@ def _compare_samples(model: TrainedModel, content: bytes, cases: list[ParityCase
     if dataset.spec.fingerprint != model.data.fingerprint:
         return f"{not_compared}: {model.data.name} differs from the data that the model was trained on"
     features = fit_features(dataset, model.config.metrics.features)
-    cases += check_samples(TorchSampler.of(model), content, dataset, features)
+    samples, sampler = TorchSampler.of(model).draw(NUM_SAMPLES).samples, Sampler(content, provider="cpu")
+    cases += check_samples(samples, sampler, dataset, features)
     require(cases)
     return None
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,20 @@ from diffusion.process.samplers import SamplerTable, trajectory
 from diffusion.training.checkpoints import TrainedModel
 from export.contract import FAST, LABEL, SamplerSpec, X
 from export.noise import normal_noise
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnSamples:
+    """Samples, and how the first of them came out of noise.
+
+    Attributes:
+        samples: float64 [num_samples, *shape], normalised.
+        states: float64 [num_shown, *shape] each: the first samples as the initial noise, then after each row
+            of the table.
+    """
+
+    samples: NDArray[np.float64]
+    states: list[NDArray[np.float64]]
 
 
 class TorchSampler:
@@ -90,7 +105,7 @@ class TorchSampler:
     def denoise(
         self,
         x: NDArray[np.float64],
-        level: float,
+        level: float | NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
         guidance_scale: float = 1.0,
     ) -> NDArray[np.float64]:
@@ -119,6 +134,18 @@ class TorchSampler:
         yield self.noise(num_samples)
         yield from self.run(denoise, num_samples, table or self.spec.table)
 
+    def draw(self, num_samples: int, num_shown: int = 0) -> DrawnSamples:
+        """Draw samples as `states` does, by the spec's sampler, and keep all states of the first ones.
+
+        Args:
+            num_samples: number of samples, at least 1.
+            num_shown: number of samples of which the states are kept.
+        """
+        kept = []
+        for x in self.states(num_samples):
+            kept.append(x[:num_shown].copy())  # a view would keep all samples of every row
+        return DrawnSamples(x, kept)
+
     def run(
         self, denoise: Callable[[NDArray[np.float64], float], Any], num_samples: int, table: SamplerTable
     ) -> Iterator[NDArray[np.float64]]:
@@ -133,7 +160,11 @@ class TorchSampler:
         return (x for x, _ in trajectory(denoise, noise(-1), table, noise))
 
     def _guided_outputs(
-        self, x: NDArray[np.float64], level: float, labels: NDArray[np.int64] | None, guidance_scale: float
+        self,
+        x: NDArray[np.float64],
+        level: float | NDArray[np.int64],
+        labels: NDArray[np.int64] | None,
+        guidance_scale: float,
     ) -> list[NDArray[np.float64]]:
         """The network's outputs, the first of them guided.
 

@@ -14,7 +14,7 @@ from diffusion.devices import to_float64
 from diffusion.evaluation.variational_bound import HeldOutBound, kl_to_prior
 from diffusion.process.forward import q_sample, to_x_0
 from diffusion.process.generate import apply_in_batches
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 from diffusion.process.schedules import Float64Array, NoiseSchedule
 
 _POINTS_PER_LOG_SNR = 6

@@ -16,7 +16,7 @@ from diffusion.devices import to_float64
 from diffusion.process.forward import q_sample, to_x_0
 from diffusion.process.generate import apply_in_batches
 from diffusion.process.posterior import BoundTerms, Variance, bound_terms
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 from diffusion.process.schedules import Float64Array, NoiseSchedule
 from diffusion.seeding import seed_of
 

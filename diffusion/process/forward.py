@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 from diffusion.process.schedules import Float64Array, NoiseSchedule
 
 

@@ -28,17 +28,21 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.process.posterior import Variance
+from diffusion.process.prediction_types import (
+    PredictionType,
+    check_determines_x_0,
+    epsilon_coefficients,
+    x0_coefficients,
+)
 from diffusion.process.sampling_methods import SamplingMethod, SamplingSteps
 from diffusion.process.schedules import Float64Array, NoiseSchedule, Spacing, respaced_timesteps
 from diffusion.registry import SAMPLERS
-
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
 class Array(Protocol):
@@ -158,12 +162,8 @@ def sampler_table(
 
     visited = respaced_timesteps(schedule, num_inference_steps, spacing)
     levels, log_snr = schedule.alphas_cumprod[visited], schedule.log_snr[visited]
-    if prediction_type == "epsilon" and levels[0] == 0.0:
-        raise ValueError(
-            "alphas_cumprod reaches 0, where epsilon does not determine x_0: "
-            "use prediction_type 'v_prediction' or 'sample', or a gentler schedule"
-        )
-    epsilon_x, epsilon_out = _epsilon_coefficients(prediction_type, levels[:-1])
+    check_determines_x_0(prediction_type, levels[0])
+    epsilon_x, epsilon_out = epsilon_coefficients(prediction_type, levels[:-1])
     steps = SamplingSteps(
         schedule=schedule,
         timesteps_t=visited[:-1],
@@ -195,7 +195,7 @@ def sampler_table(
         [visited[:-1] if stage.timesteps is None else stage.timesteps for stage in stages], visited[-1]
     )
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
-    a, b = _x0_coefficients(prediction_type, alphas_cumprod)
+    a, b = x0_coefficients(prediction_type, alphas_cumprod)
     columns = {"a": a, "b": b, "lo": np.full_like(a, lo), "hi": np.full_like(a, hi)}
     for name, of_last_row in (("c", 1.0), ("d", 0.0), ("e", 0.0), ("f", 0.0), ("s", 0.0)):
         columns[name] = rows([getattr(stage, name) for stage in stages], of_last_row)
@@ -309,28 +309,6 @@ def with_learned_variance(smallest: SamplerTable, largest: SamplerTable) -> Samp
     coefficients = np.column_stack([smallest.coefficients, g])
     coefficients[:, smallest.columns.index("s")] = s
     return replace(smallest, coefficients=coefficients, columns=(*smallest.columns, "g"))
-
-
-def _x0_coefficients(
-    prediction_type: PredictionType, alphas_cumprod_t: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """Coefficients of x0 = a x_t + b out."""
-    if prediction_type == "epsilon":
-        return 1.0 / np.sqrt(alphas_cumprod_t), -np.sqrt((1.0 - alphas_cumprod_t) / alphas_cumprod_t)
-    if prediction_type == "sample":
-        return np.zeros_like(alphas_cumprod_t), np.ones_like(alphas_cumprod_t)
-    return np.sqrt(alphas_cumprod_t), -np.sqrt(1.0 - alphas_cumprod_t)
-
-
-def _epsilon_coefficients(
-    prediction_type: PredictionType, alphas_cumprod_t: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """Coefficients of epsilon = a x_t + b out, from the raw output."""
-    if prediction_type == "epsilon":
-        return np.zeros_like(alphas_cumprod_t), np.ones_like(alphas_cumprod_t)
-    if prediction_type == "sample":
-        return 1.0 / np.sqrt(1.0 - alphas_cumprod_t), -np.sqrt(alphas_cumprod_t / (1.0 - alphas_cumprod_t))
-    return np.sqrt(1.0 - alphas_cumprod_t), np.sqrt(alphas_cumprod_t)
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

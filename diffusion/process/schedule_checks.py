@@ -6,7 +6,7 @@ import numpy as np
 
 from diffusion import metrics as names
 from diffusion.process.posterior import bound_terms
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 from diffusion.process.schedules import LOWEST_LOG_SNR, NoiseSchedule
 
 # Smallest sqrt(alphas_cumprod_T): below it, x_0 at the last timestep is lost to rounding even in float64.

@@ -11,7 +11,7 @@ from diffusion.config import Loss, Weighting
 from diffusion.devices import widest_float
 from diffusion.process.forward import q_sample
 from diffusion.process.posterior import bound_terms
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType, check_determines_x_0
 from diffusion.process.schedules import Float64Array, NoiseSchedule
 
 _LOSSES: dict[Loss, Callable[..., Tensor]] = {
@@ -167,11 +167,7 @@ def loss_weights(
     Source: DDPM, arXiv:2006.11239, Eqs. 12 and 14; min-SNR, arXiv:2303.09556, Section 3.4.
     """
     signal = schedule.alphas_cumprod
-    if prediction_type == "epsilon" and signal[-1] == 0.0:
-        raise ValueError(
-            "alphas_cumprod reaches 0, where epsilon does not determine x_0: "
-            "use prediction_type 'v_prediction' or 'sample', or a gentler schedule"
-        )
+    check_determines_x_0(prediction_type, signal[-1])
     if not min_snr_gamma > 0.0:
         raise ValueError(f"min_snr_gamma {min_snr_gamma}: need a positive number, such as 5")
     if weighting == "simple":

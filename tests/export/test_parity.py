@@ -12,6 +12,7 @@ from diffusion.config import SamplerConfig
 from export import parity
 from export.noise import normal_noise
 from export.parity import STEP_TOLERANCE, TRAJECTORY_TOLERANCE, ParityCase, check_parity, summary
+from export.sampler import Sampler
 from export.to_onnx import ParityError, export_onnx
 from export.torch_sampler import TorchSampler
 
@@ -28,6 +29,10 @@ TRAJECTORIES = [
 EVERY_TIMESTEP = "every timestep"
 
 
+def compared(model, onnx_file):
+    return check_parity(TorchSampler.of(model), Sampler(onnx_file, provider="cpu"))
+
+
 def by_name(cases):
     return {case.name: case for case in cases}
 
@@ -38,13 +43,13 @@ def _check_broken(image_model, image_onnx):
 
     def check(change, *arguments):
         proto = change(onnx.load_from_string(image_onnx), *arguments)
-        return by_name(check_parity(TorchSampler.of(image_model), proto.SerializeToString()))
+        return by_name(compared(image_model, proto.SerializeToString()))
 
     return check
 
 
 def test_a_faithful_file_passes_every_comparison(image_export, point_model, point_onnx):
-    for cases in (image_export[1], check_parity(TorchSampler.of(point_model), point_onnx)):
+    for cases in (image_export[1], compared(point_model, point_onnx)):
         assert [case.name for case in cases] == [*STEPS, *TRAJECTORIES, EVERY_TIMESTEP]
         for case in cases:
             assert case.passed, case
@@ -109,7 +114,7 @@ def test_a_network_of_nan_fails(make_model, image_model, image_onnx, broken):
     model = make_model(image_model.data, image_model.config.sampler)
     model.network.outward.bias.fill_(float("nan"))
     changed = broken["shifted"](onnx.load_from_string(image_onnx), float("nan"))
-    cases = check_parity(TorchSampler.of(model), changed.SerializeToString())
+    cases = compared(model, changed.SerializeToString())
     assert not any(case.passed for case in cases)
 
 
@@ -126,46 +131,44 @@ def _scaled(make_model, point_model, point_onnx):
             if tensor.name.startswith("outward."):
                 values = onnx.numpy_helper.to_array(tensor) * np.float32(file_factor)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        return TorchSampler.of(model), proto.SerializeToString()
+        return model, proto.SerializeToString()
 
     return scale
 
 
 def test_a_network_whose_output_is_zero_passes(scaled):
     """As a newly built network's is. A tolerance relative to zero would let nothing pass."""
-    cases = by_name(check_parity(*scaled(0.0, 0.0)))
+    cases = by_name(compared(*scaled(0.0, 0.0)))
     assert all(case.passed for case in cases.values())
     assert cases["one step, batch 1"].output_scale == 0.0
 
 
 def test_errors_are_relative_to_small_outputs_too(scaled):
     """A relative error of 0.1% fails, however small the outputs are."""
-    cases = by_name(check_parity(*scaled(1e-3, 1e-3)))
+    cases = by_name(compared(*scaled(1e-3, 1e-3)))
     assert all(cases[name].passed for name in STEPS)
-    cases = by_name(check_parity(*scaled(1e-3, 1.001e-3)))
+    cases = by_name(compared(*scaled(1e-3, 1.001e-3)))
     assert not any(cases[name].passed for name in STEPS)
 
 
 def test_another_models_file_fails(make_model, image_model, image_onnx):
     other = make_model(image_model.data, image_model.config.sampler, seed=1)
-    assert not any(case.passed for case in check_parity(TorchSampler.of(other), image_onnx))
+    assert not any(case.passed for case in compared(other, image_onnx))
 
 
 def test_the_deployed_sampler_is_that_of_the_model(make_model, point_model, point_onnx):
     """The scale of its samples follows the clipping that the model is deployed with."""
     narrow = dataclasses.replace(point_model.data, clip=(-0.5, 0.5))
     model = make_model(narrow, SamplerConfig(name="ddim", num_steps=4))
-    cases = by_name(check_parity(TorchSampler.of(model), point_onnx))
+    cases = by_name(compared(model, point_onnx))
     assert cases["deployed sampler"].passed
     assert cases["deployed sampler"].output_scale == 0.5
-    assert (
-        by_name(check_parity(TorchSampler.of(point_model), point_onnx))["deployed sampler"].output_scale > 2.5
-    )
+    assert by_name(compared(point_model, point_onnx))["deployed sampler"].output_scale > 2.5
 
 
 def test_pytorchs_random_state_does_not_change(point_model, point_onnx):
     before = torch.get_rng_state()
-    check_parity(TorchSampler.of(point_model), point_onnx)
+    compared(point_model, point_onnx)
     assert torch.equal(torch.get_rng_state(), before)
 
 

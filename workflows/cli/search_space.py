@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 from workflows.cli.model_reference import read_saved_config
 
 # Ranges, searched on a logarithmic scale. All other parameters are lists of choices.

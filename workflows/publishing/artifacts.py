@@ -5,7 +5,10 @@ from pathlib import Path
 
 from diffusion.data.dataset import Dataset
 from diffusion.evaluation.features import Features
+from diffusion.plots import samples_per_picture
 from diffusion.training.checkpoints import TrainedModel
+from export.parity import NUM_SAMPLES
+from export.torch_sampler import TorchSampler
 from workflows.publishing.export import write_export
 from workflows.publishing.model_card import write_model_card
 from workflows.publishing.pictures import write_pictures
@@ -31,7 +34,9 @@ def write_model_artifacts(
         ParityError: the ONNX file does not compute what PyTorch computes; nothing is written.
     """
     notify("exporting it to ONNX and comparing its trajectories with PyTorch's")
-    write_export(model, dataset, features, directory)
+    num_shown = samples_per_picture(model.data.kind, model.data.num_classes)
+    drawn = TorchSampler.of(model).draw(max(NUM_SAMPLES, num_shown), num_shown)
+    write_export(model, drawn.samples, dataset, features, directory)
     notify("drawing samples and the animation")
-    write_pictures(model, dataset, directory)
+    write_pictures(model, drawn, dataset, directory)
     write_model_card(model, directory)

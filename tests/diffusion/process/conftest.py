@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from diffusion.process.samplers import PredictionType
+from diffusion.process.prediction_types import PredictionType
 from diffusion.process.schedules import NoiseSchedule, Spacing, linear_betas
 
 PREDICTION_TYPES, SPACINGS = get_args(PredictionType), get_args(Spacing)

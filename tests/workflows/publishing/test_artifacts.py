@@ -15,12 +15,13 @@ from diffusion.training.checkpoints import TrainedModel
 from export.parity import ParityCase, ParityError
 from export.sampler import Sampler
 from export.to_onnx import export_onnx
+from export.torch_sampler import TorchSampler
 from workflows.publishing import export
 from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.export import write_export
 from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.publishing.model_card import MODEL_CARD, write_model_card
-from workflows.publishing.pictures import _nearest_pairs, write_pictures
+from workflows.publishing.pictures import with_nearest, write_pictures
 
 SMALL = {
     "schedule.num_train_timesteps": 20,
@@ -53,9 +54,15 @@ def points():
 
 
 @pytest.fixture(scope="module")
-def exported(points, tmp_path_factory):
+def drawn(points):
+    return TorchSampler.of(points[0]).draw(2000, num_shown=2000)
+
+
+@pytest.fixture(scope="module")
+def exported(points, drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "new"
-    write_export(*points, None, folder)
+    model, dataset = points
+    write_export(model, drawn.samples, dataset, None, folder)
     return folder
 
 
@@ -78,9 +85,9 @@ def test_an_export_that_fails_parity_writes_nothing(points, tmp_path, monkeypatc
     assert not (tmp_path / "model").exists()
 
 
-def test_pictures_of_points_are_drawn_from_an_exported_model(points, exported, tmp_path):
+def test_pictures_of_points_are_drawn_from_an_exported_model(points, drawn, exported, tmp_path):
     (tmp_path / "sampler.onnx").write_bytes((exported / "sampler.onnx").read_bytes())
-    write_pictures(*points, tmp_path)
+    write_pictures(points[0], drawn, points[1], tmp_path)
     assert names(tmp_path) == POINT_PICTURES | {"sampler.onnx"}
     ours, theirs = (
         np.asarray(Image.open(tmp_path / name).convert("L"), dtype=float)[40:]
@@ -94,16 +101,16 @@ def test_pictures_of_points_are_drawn_from_an_exported_model(points, exported, t
 def test_pictures_of_images_have_each_samples_nearest_training_image(tmp_path):
     model, dataset = make_model("digits")
     (tmp_path / "sampler.onnx").write_bytes(export_onnx(model)[0])
-    write_pictures(model, dataset, tmp_path)
+    write_pictures(model, TorchSampler.of(model).draw(64, num_shown=64), dataset, tmp_path)
     assert names(tmp_path) == POINT_PICTURES | {"nearest.png", "sampler.onnx"}
     with Image.open(tmp_path / "nearest.png") as pairs:
         assert min(pairs.size) > 0
 
 
 def test_a_sample_that_is_a_training_image_has_that_image_below_it():
-    model, dataset = make_model("digits")
+    _, dataset = make_model("digits")
     copies = dataset.raw(dataset.train[:8])
-    pixels = np.asarray(_nearest_pairs(model, dataset, copies).convert("L"), dtype=int)
+    pixels = np.asarray(with_nearest(copies, dataset).convert("L"), dtype=int)
     samples, nearest = np.split(pixels, 2)  # the same but for the titles
     row = samples.shape[0] - 64
     assert (samples[row:] == nearest[row:]).all() and samples[row:].std() > 0
