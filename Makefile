@@ -7,6 +7,7 @@
 # make test-cluster  start both shipped clusters on simulated hosts (Linux namespaces); needs root
 # make ui            show the runs in MLflow (PORT=5001 for another port)
 # make cluster-ui    open MLflow and Ray's dashboard on a running cluster (CLUSTER=cluster/on-prem.yaml)
+# make bench         compare ours with its peers, into benchmarks/results; BENCH="heart deployment" for single ones
 # make docs          build the documentation into docs/_build; errors in it are errors
 # make docs-outputs  run the commands of the documentation, and write what they print into it; half an hour
 # make docs-pictures make its pictures again, from the runs of make docs-outputs
@@ -30,11 +31,18 @@ PIN_cpu := s/^(torch|torchvision)={2,3}([0-9.]+)$$/\1===\2+cpu/p; t; p
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo test test-quick coverage test-slow test-faults test-cluster lint docs docs-outputs \
+.PHONY: demo bench test test-quick coverage test-slow test-faults test-cluster lint docs docs-outputs \
 	docs-pictures notebook ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
+
+# Names of benchmarks, and a folder of MNIST's images where they cannot be downloaded.
+BENCH ?=
+MNIST ?=
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(MNIST),--mnist $(MNIST))
 
 # tests/conftest.py has the order. Three processes keep two cores busy: many tests wait for others to start.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
@@ -119,6 +127,10 @@ $(VENV)/docs.stamp: $(PINS)
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[docs]'
 	@touch $@ $(VENV)/train.stamp
 
+$(VENV)/bench.stamp: $(PINS)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[bench]'
+	@touch $@ $(VENV)/train.stamp
+
 $(VENV)/test.stamp: $(PINS)
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e '.[test]'
-	@touch $@ $(VENV)/train.stamp $(VENV)/cluster.stamp
+	@touch $@ $(VENV)/train.stamp $(VENV)/cluster.stamp $(VENV)/bench.stamp

@@ -1,0 +1,50 @@
+"""Measure ours beside its peers: `make bench`.
+
+    python -m benchmarks.run                    # all but demo: an hour and a half on 2 cores
+    python -m benchmarks.run heart deployment   # single ones
+
+Writes benchmarks/results/NAME.md and the rows of benchmarks/results/summary.csv.
+"""
+
+import argparse
+import sys
+import time
+from importlib import import_module
+
+from benchmarks.comparison import RESULTS, Options, write_summary
+
+NAMES = ("heart", "mnist_mlp", "unet_training")
+BY_NAME_ONLY = ()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks that are named, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each contender (default: 5)")
+    parser.add_argument("--mnist", default="mnist", help="folder of MNIST's images (default: downloaded)")
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in NAMES:
+            parser.error(f"{name}: give any of {', '.join(NAMES)}")
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: give 1 or more")
+    modules = {name: import_module(f"benchmarks.comparisons.{name}") for name in NAMES}
+    order = [work for module in modules.values() for work in module.WORKS]
+    for name in options.names or [each for each in NAMES if each not in BY_NAME_ONLY]:
+        module, started = modules[name], time.monotonic()
+        report = module.run(Options(options.repeats, options.mnist))
+        text = module.__doc__.partition("\n\n")[2].strip()
+        page = RESULTS / f"{name}.md"
+        page.write_text(
+            report.page(module.TITLE, f"`python -m benchmarks.run {name}`. {text}", options.repeats)
+        )
+        write_summary(report.rows, order)
+        print(f"{page}: {len(report.rows)} rows in {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The tables of `make bench`: ratios, rows that could not be measured, and what of an earlier run stays."""
+
+import csv
+
+import pytest
+
+from benchmarks import comparison
+from benchmarks.comparison import (
+    COLUMNS,
+    NOT_MEASURED,
+    Comparison,
+    Report,
+    Unit,
+    compare,
+    measure,
+    not_measured,
+    read_summary,
+    row,
+    write_summary,
+)
+from benchmarks.contender import Contender
+
+SECONDS, RATE = Unit("s", goals={"them": "2"}), Unit("images/s", higher_is_better=True)
+
+
+def test_the_columns_are_those_that_readers_know():
+    assert ",".join(COLUMNS) == (
+        "work,peer,unit,ours_median,peer_median,ratio_median,ratio_min,ratio_max,goal,hardware"
+    )
+
+
+def test_a_ratio_says_how_many_times_better_ours_is_turn_by_turn():
+    ours, peers = [1.0, 2.0, 4.0], [3.0, 4.0, 4.0]
+    faster = row("w", "them", SECONDS, ours, peers, goal="2")
+    assert (faster.ratio_min, faster.ratio_median, faster.ratio_max) == ("1", "2", "3")
+    assert (faster.ours_median, faster.peer_median, faster.goal) == ("2", "4", "2")
+    more = row("w", "them", RATE, peers, ours)
+    assert (more.ratio_min, more.ratio_median, more.ratio_max) == ("1", "2", "3")
+
+
+def found(seconds):
+    return [{"s": value, "images/s": 1.0 / value} for value in seconds]
+
+
+def test_the_best_of_the_contenders_of_either_side_is_compared():
+    nobody = Contender("nowhere:nothing")
+    works = Comparison("w", {"a": nobody, "b": nobody}, {"them": {"c": nobody, "d": nobody}}, [SECONDS, RATE])
+    measured = {
+        "a": found([4.0, 4.0]),
+        "b": found([1.0, 1.0]),
+        "c": found([9.0, 9.0]),
+        "d": found([2.0, 4.0]),
+    }
+    (seconds, rate), chosen = compare(works, measured)
+    assert chosen == {"them": "d"}
+    assert (seconds.ratio_median, rate.ratio_median) == ("3", "3")
+    assert (seconds.goal, rate.goal) == ("2", "")
+
+
+@pytest.mark.parametrize("missing", ["ours", "them"])
+def test_what_could_not_be_run_is_a_row_that_says_so(missing):
+    nobody = Contender("nowhere:nothing")
+    measured = {"ours": found([1.0]), "them": found([2.0])}
+    del measured[missing]
+    rows, chosen = compare(Comparison("w", {"ours": nobody}, {"them": {"them": nobody}}, [SECONDS]), measured)
+    assert rows == [not_measured("w", "them", "s", "2")]
+    assert rows[0].ratio_median == rows[0].ours_median == NOT_MEASURED
+
+
+def test_contenders_take_turns_in_processes_of_their_own():
+    """One that is kept counts on, one that is fresh starts anew, and one that fails is left out."""
+    kept = Contender("tests.benchmarks.counting:count", {"step": 2.0})
+    fresh = Contender("tests.benchmarks.counting:count", {"step": 3.0}, fresh=True)
+    broken = Contender("tests.benchmarks.counting:count", {"no_such": 1})
+    measured = measure({"kept": kept, "fresh": fresh, "broken": broken}, 2)
+    assert [each["count"] for each in measured["kept"]] == [2.0, 4.0]
+    assert [each["count"] for each in measured["fresh"]] == [3.0, 3.0]
+    assert set(measured) == {"kept", "fresh"}
+
+
+def test_rows_replace_those_of_the_same_work_and_keep_the_order(tmp_path):
+    first = [row(work, "them", SECONDS, [1.0], [2.0]) for work in ("b", "a")]
+    write_summary(first, ["a", "b"], tmp_path)
+    write_summary([row("b", "them", SECONDS, [1.0], [5.0])], ["a", "b"], tmp_path)
+    assert [(each.work, each.ratio_median) for each in read_summary(tmp_path)] == [("a", "2"), ("b", "5")]
+    with (tmp_path / "summary.csv").open() as file:
+        assert next(csv.reader(file)) == COLUMNS
+
+
+def test_what_another_machine_measured_stays_where_this_one_cannot(tmp_path, monkeypatch):
+    write_summary([row("w", "them", SECONDS, [1.0], [2.0])], [], tmp_path)
+    write_summary([not_measured("w", "them", "s")], [], tmp_path)
+    assert read_summary(tmp_path)[0].ours_median == NOT_MEASURED  # this machine's own figure is out of date
+    write_summary([row("w", "them", SECONDS, [1.0], [2.0])], [], tmp_path)
+    monkeypatch.setattr(comparison, "hardware", lambda: "another machine")
+    write_summary([not_measured("w", "them", "s")], [], tmp_path)
+    assert read_summary(tmp_path)[0].ratio_median == "2"
+
+
+def test_the_page_names_versions_and_all_rows():
+    report = Report([not_measured("w", "them", "s", "2")], ["", "more"])
+    page = report.page("Title", "What it is.", 5)
+    assert "torch 2." in page and "| w | them | s | not measured |" in page and page.endswith("more\n")
