@@ -29,10 +29,12 @@ def run(program, *, plugin=True, timeout=300):
 
 def test_the_page_shows_the_files_of_the_package():
     """So its examples are those that the tests below run."""
-    page = (ROOT / "docs" / "extending.md").read_text().split("## A data source")[0]
+    page = (ROOT / "docs" / "extending.md").read_text()
+    before, _, after = page.partition("## A data source")
+    page = before + after.partition("## A cluster kind")[2]
     blocks = [block.split("\n", 1)[1] for block in page.split("```")[1::2] if block.startswith("python\n")]
     sources = "\n".join(path.read_text() for path in (PLUGIN / "more_diffusion").glob("*.py"))
-    assert len(blocks) >= 6
+    assert len(blocks) >= 7
     for block in blocks:
         assert block in sources
     assert (PLUGIN / "more_diffusion-1.0.dist-info" / "entry_points.txt").read_text() in page

@@ -60,7 +60,8 @@ def _init(folder: Path) -> int:
 def _check(path: Path, prices_path: Path | None) -> int:
     from workflows.cluster.check import find_problems
     from workflows.cluster.config_file import prepare_with_ray, read_cluster_file
-    from workflows.cluster.cost import PRICES, hourly_cost, read_prices
+    from workflows.cluster.cost import PRICES, read_prices
+    from workflows.cluster.kinds import CLUSTER_KINDS
 
     config, prices = read_cluster_file(path), read_prices(prices_path or PRICES)
     problems = list(dict.fromkeys(find_problems(config, prices)))
@@ -68,8 +69,9 @@ def _check(path: Path, prices_path: Path | None) -> int:
         print(f"error: {printable(f'{path}: {problem}')}", file=sys.stderr)
     if problems:
         return 2
-    if config["provider"]["type"] == "aws":
-        print("\n".join(hourly_cost(prepare_with_ray(config), prices)))
+    kind = CLUSTER_KINDS[config["provider"]["type"]]
+    if kind.hourly_cost is not None:
+        print("\n".join(kind.hourly_cost(prepare_with_ray(config), prices)))
     print(f"{path} is in order. Next: ray up {path}")
     return 0
 

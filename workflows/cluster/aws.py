@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from workflows.cluster.cost import Prices
+from workflows.cluster.cost import Prices, hourly_cost
+from workflows.cluster.kinds import ClusterKind
 from workflows.environment import configured_storage
 
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -183,3 +184,21 @@ def _run_instances_shape() -> Any:
 
     service = botocore.session.get_session().get_service_model("ec2")
     return service.operation_model("RunInstances").input_shape
+
+
+AWS = ClusterKind(
+    example="ray_cluster.yaml",
+    provider_keys=(
+        "region",
+        "availability_zone",
+        "cache_stopped_nodes",
+        "use_internal_ips",
+        "key_pair",
+        "security_group",
+        "aws_credentials",
+        "cloudwatch",
+    ),
+    problems=aws_problems,
+    needed_keys=("available_node_types", "head_node_type", "max_workers"),
+    hourly_cost=hourly_cost,
+)

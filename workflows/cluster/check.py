@@ -8,7 +8,6 @@ from typing import Any
 
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
-from workflows.cluster.aws import aws_problems
 from workflows.cluster.config_file import (
     commands,
     placeholder_problems,
@@ -16,44 +15,33 @@ from workflows.cluster.config_file import (
     type_problems,
 )
 from workflows.cluster.cost import Prices
+from workflows.cluster.kinds import CLUSTER_KINDS, ClusterKind
 from workflows.environment import configured_storage
 
-_PROVIDER_KEYS = {
-    "aws": {
-        "type",
-        "region",
-        "availability_zone",
-        "cache_stopped_nodes",
-        "use_internal_ips",
-        "key_pair",
-        "security_group",
-        "aws_credentials",
-        "cloudwatch",
-    },
-    "local": {"type", "head_ip", "worker_ips", "external_head_ip", "use_internal_ips"},
-}
 _TOKEN = "~/.ray/auth_token"
-_LOCAL_AUTOSCALER = "RAY_enable_autoscaler_v2=0"
 
 
 def find_problems(config: dict[str, Any], prices: Prices) -> list[str]:
     """Return one line for each problem: what it is, why, and the remedy.
 
     Args:
-        config: content of the YAML, with provider aws or local.
+        config: content of the YAML, whose provider is in `CLUSTER_KINDS`.
         prices: table of the known machine types.
     """
     if problems := type_problems(config) or placeholder_problems(config):
         return problems
-    kind = config["provider"]["type"]
+    kind = CLUSTER_KINDS[config["provider"]["type"]]
     if missing := list(_missing_keys(config, kind)):
         return missing
     try:
         prepared = prepare_with_ray(config)
     except InputError as error:
         return [str(error)]
-    specific = aws_problems(prepared, config, prices) if kind == "aws" else _on_prem_problems(config)
-    return [*_provider_problems(config["provider"], kind), *_common_problems(config), *specific]
+    return [
+        *_provider_problems(config["provider"], kind),
+        *_common_problems(config),
+        *kind.problems(prepared, config, prices),
+    ]
 
 
 def unknown_key(key: str, allowed: Iterable[str], where: str) -> str:
@@ -63,22 +51,20 @@ def unknown_key(key: str, allowed: Iterable[str], where: str) -> str:
     return f"{where}.{key} is not known, and Ray would ignore it: {remedy}"
 
 
-def _missing_keys(config: Mapping[str, Any], kind: str) -> Iterator[str]:
+def _missing_keys(config: Mapping[str, Any], kind: ClusterKind) -> Iterator[str]:
     """Yield problems that would make `prepare_with_ray` fail with an obscure error."""
-    needed = ("available_node_types", "head_node_type", "max_workers") if kind == "aws" else ()
-    for name in ("cluster_name", *needed, "setup_commands", "head_start_ray_commands"):
+    for name in ("cluster_name", *kind.needed_keys, "setup_commands", "head_start_ray_commands"):
         if not config.get(name):
             yield f"{name} is missing, and Ray's default does not work for this project: copy the shipped one"
-    if kind == "local":
-        for name in ("head_ip", "worker_ips"):
-            if not config["provider"].get(name):
-                yield f"provider.{name} is missing: give the machines' addresses"
+    for name, remedy in kind.needed_provider_keys.items():
+        if not config["provider"].get(name):
+            yield f"provider.{name} is missing: give {remedy}"
 
 
-def _provider_problems(provider: Mapping[str, Any], kind: str) -> Iterator[str]:
+def _provider_problems(provider: Mapping[str, Any], kind: ClusterKind) -> Iterator[str]:
     for key in provider:
-        if key not in _PROVIDER_KEYS[kind]:
-            yield unknown_key(key, _PROVIDER_KEYS[kind], "provider")
+        if key not in ("type", *kind.provider_keys):
+            yield unknown_key(key, ("type", *kind.provider_keys), "provider")
 
 
 def _common_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -141,22 +127,3 @@ def _start_problems(config: Mapping[str, Any]) -> Iterator[str]:
                     f"{name}: without --autoscaling-config Ray never starts a worker: add "
                     "--autoscaling-config=~/ray_bootstrap_config.yaml"
                 )
-
-
-def _on_prem_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    provider = config["provider"]
-    workers = [str(each) for each in provider["worker_ips"]]
-    if duplicates := {each for each in workers if workers.count(each) > 1}:
-        yield f"provider.worker_ips lists {', '.join(sorted(duplicates))} twice: list each machine once"
-    if str(provider["head_ip"]) in workers:
-        yield f"provider.worker_ips includes the head {provider['head_ip']}: remove it there"
-    for name in ("max_workers", "min_workers"):
-        if config.get(name, len(workers)) > len(workers):
-            yield f"{name} {config[name]} is more than the {len(workers)} machines in worker_ips: lower it"
-    if not dict(config.get("auth") or {}).get("ssh_user"):
-        yield "auth.ssh_user is missing: give the name of the user on the machines"
-    if not any(_LOCAL_AUTOSCALER in each for each in commands(dict(config), "head_start_ray_commands")):
-        yield (
-            "head_start_ray_commands: with the newer autoscaler of Ray 2.60 some machines do not join: put "
-            f"export {_LOCAL_AUTOSCALER}; before ray start"
-        )

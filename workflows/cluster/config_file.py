@@ -15,11 +15,8 @@ import yaml
 from diffusion.errors import InputError
 from diffusion.files import read_file
 from diffusion.json_values import short_repr
+from workflows.cluster.kinds import CLUSTER_KINDS
 
-PROVIDERS = {
-    "aws": "ray_cluster.yaml",
-    "local": "cluster/on-prem.yaml",
-}
 _MAX_BYTES, _MAX_VALUES = 2**18, 20_000
 _WORDS: dict[Any, str] = {
     dict: "keys with values",
@@ -84,7 +81,7 @@ def read_cluster_file(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the file cannot be read, is not YAML, is too large once its aliases are resolved, or its
-            provider is neither aws nor local.
+            provider is not in `CLUSTER_KINDS`.
     """
     content = read_file(path, "the path of a cluster's YAML", _MAX_BYTES)
     try:
@@ -99,8 +96,8 @@ def read_cluster_file(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid YAML{where}: {problem}") from error
     provider = tree.get("provider") if isinstance(tree, dict) else None
     kind = provider.get("type") if isinstance(provider, dict) else None
-    if not isinstance(kind, str) or kind not in PROVIDERS:
-        choices = " or ".join(f"{name} (as in {example})" for name, example in PROVIDERS.items())
+    if not isinstance(kind, str) or kind not in CLUSTER_KINDS:
+        choices = " or ".join(f"{name} (as in {each.example})" for name, each in CLUSTER_KINDS.items())
         raise InputError(f"{path}: provider.type {kind}: give {choices}")
     return tree
 

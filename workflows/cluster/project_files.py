@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from diffusion.errors import InputError
-from workflows.cluster.config_file import PROVIDERS, read_cluster_file
+from workflows.cluster.config_file import read_cluster_file
+from workflows.cluster.kinds import CLUSTER_KINDS
 
 _PROJECT = Path(__file__).parents[2]  # a checkout, or the site-packages that the wheel is in
 # In a wheel, what a checkout has beside the packages; see force-include in pyproject.toml.
@@ -20,7 +21,7 @@ def write_project(folder: Path) -> None:
     Raises:
         InputError: the folder is not empty, or cannot be written.
     """
-    mounts = read_cluster_file(_source(PROVIDERS["aws"]))["file_mounts"]
+    mounts = read_cluster_file(_source(CLUSTER_KINDS["aws"].example))["file_mounts"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):

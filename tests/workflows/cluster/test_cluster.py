@@ -15,6 +15,7 @@ from diffusion.errors import InputError
 from workflows.cluster.__main__ import main
 from workflows.cluster.config_file import prepare_with_ray, read_cluster_file
 from workflows.cluster.cost import hourly_cost, read_prices
+from workflows.cluster.kinds import CLUSTER_KINDS
 from workflows.environment import cluster_storage
 
 ROOT = Path(__file__).parents[3]
@@ -357,3 +358,34 @@ def test_the_head_reads_the_storage_from_what_ray_leaves_there(path, storage, tm
     monkeypatch.delenv("RAY_DDPM_STORAGE")
     monkeypatch.delenv("RAY_ADDRESS")
     assert cluster_storage() is None
+
+
+@pytest.fixture(name="google_cloud")
+def _google_cloud(monkeypatch):
+    """A cluster's YAML for a kind that another package adds, tests/plugin."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "plugin")
+    monkeypatch.setattr(CLUSTER_KINDS, "_loaded", {})
+    tree = filled(AWS)
+    tree["provider"] = {
+        "type": "gcp",
+        "region": "us-west1",
+        "availability_zone": "us-west1-a",
+        "project_id": "me",
+    }
+    for node in tree["available_node_types"].values():
+        node["node_config"] = {"machineType": "n1-standard-8"}
+    return tree
+
+
+def test_a_cluster_kind_of_another_package_is_checked(google_cloud, tmp_path, capsys):
+    assert check(google_cloud, tmp_path, capsys)[:2] == (0, [])
+    google_cloud["provider"]["regoin"] = "us-west1"
+    next(iter(google_cloud["available_node_types"].values()))["node_config"] = {}
+    status, lines, _ = check(google_cloud, tmp_path, capsys)
+    assert status == 2 and len(lines) == 2
+    assert "provider.regoin is not known" in lines[0] and "did you mean region?" in lines[0]
+    assert "machineType is missing" in lines[1]
+    del google_cloud["provider"]["project_id"]
+    assert check(google_cloud, tmp_path, capsys)[1] == [
+        "provider.project_id is missing: give the id of your project"
+    ]
