@@ -42,7 +42,7 @@ def test_the_page_shows_the_files_of_the_package():
 
 def test_names_are_listed_and_checked_without_torch():
     names = run("""
-import json, sys
+import contextlib, io, json, sys
 from diffusion.config import Config
 from diffusion.registry import NETWORKS, OBJECTIVES, SAMPLE_METRICS, SAMPLERS, SCHEDULES
 Config().with_values({
@@ -50,6 +50,13 @@ Config().with_values({
     "network.kind": "plain", "metrics.objective": "mean_shift",
 })
 assert "torch" not in sys.modules
+try:
+    from workflows.cli.parsing import parse_train_options
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        parse_train_options(["--data", "heart", "--help-all"])
+except SystemExit:
+    help_all = " ".join(printed.getvalue().replace("\\n", " ").split())
+assert "sampler: ddpm, ddim, dpmpp_2m, euler_ancestral, heun objective:" in help_all, help_all[:800]
 from export.cli import sampler_parser
 assert sampler_parser().parse_args(["--sampler", "heun"]).sampler == "heun"
 print(json.dumps([list(each) for each in (SAMPLERS, SCHEDULES, NETWORKS, OBJECTIVES, SAMPLE_METRICS)]))

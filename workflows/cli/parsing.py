@@ -11,6 +11,7 @@ from tyro import _errors as tyro_errors  # private: tyro is pinned in constraint
 
 from diffusion.data.sources import open_source, resolve
 from diffusion.errors import InputError
+from diffusion.registry import DATA_SOURCES, NETWORKS, OBJECTIVES, SAMPLERS, SCHEDULES
 from workflows.cli.request import OptionsT, RunRequest, keep, saved_config, train_defaults, tune_defaults
 from workflows.cli.run_options import RunFlags, TrainFlags, TrainOptions
 from workflows.cli.search_space import search_flag_for
@@ -178,11 +179,26 @@ def _image_size(text: str | None) -> int | None:
 
 def parse(options: type[_T], arguments: Sequence[str], *, prog: str, default: _T) -> _T:
     """Parse with tyro, turning its error boxes into one-line InputErrors."""
+    description = f"{options.__doc__}\n\n{_registered_names()}" if "--help-all" in arguments else None
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     with tyro_errors.on_parse_error(partial(_raise_as_input_error, kind=options)):
         return tyro.cli(
-            options, prog=prog, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,)
+            options,
+            prog=prog,
+            description=description,
+            args=arguments,
+            default=default,
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
+
+
+def _registered_names() -> str:
+    """What can be named in flags, including what installed packages add."""
+    registries = (DATA_SOURCES, NETWORKS, SCHEDULES, SAMPLERS, OBJECTIVES)
+    # "/" stands for all folders.
+    return "\n\n".join(
+        f"{each.kind}: {', '.join(name for name in each if name != '/')}" for each in registries
+    )
 
 
 def _raise_as_input_error(event: tyro_errors.ParseErrorEvent, kind: type) -> None:
