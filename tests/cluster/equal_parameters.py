@@ -11,8 +11,8 @@ from ray.train import ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
 
 from diffusion.data.dataset import load_dataset
+from diffusion.presets import preset
 from diffusion.training.loop import Training
-from workflows.cli.run_options import TrainOptions
 from workflows.ray_runtime.session import start_ray
 
 
@@ -29,9 +29,9 @@ def train(arguments):
 def main(folder):
     Path(folder).mkdir(parents=True)
     start_ray(verbose=False)
-    options = TrainOptions.for_data("heart")
-    dataset = load_dataset(options.data_config())
-    config = options.config().with_values({"training.num_updates": 40}).resolve_epochs(len(dataset.train))
+    config = preset("heart").with_values({"training.num_updates": 40})
+    dataset = load_dataset(config.data)
+    config = config.resolve_epochs(len(dataset.train))
     TorchTrainer(
         train,
         train_loop_config={"config": config, "dataset": ray.put(dataset), "folder": folder},

@@ -33,7 +33,7 @@ def store(tmp_path, database_uri, monkeypatch):
             tracker.start_trial(trial_id, {})
             tracker.end_trial(trial_id, "finished", "")
         tracker.close("finished")
-        options = TuneOptions.for_data("heart").resume_options() if command == "tune" else {}
+        options = TuneOptions(data="heart").resume_options() if command == "tune" else {}
         record = RunRecord(name, "e", run_id, config, "f", command=command, options=options, started=started)
         (tmp_path / "runs" / name).mkdir(parents=True)
         record.write(Storage(str(tmp_path / "runs" / name)), status)

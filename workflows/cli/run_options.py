@@ -25,7 +25,7 @@ from diffusion.config import (
     ScheduleConfig,
     TrainingConfig,
 )
-from diffusion.data.sources import DataSource, open_source, resolve, short_name
+from diffusion.data.sources import DataSource, resolve, short_name
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
 from diffusion.presets import source_preset
@@ -164,16 +164,6 @@ class RunOptions(RunFlags):
 
     trains_one_model: ClassVar[bool] = True
     """Whether the preset of the data is that of a single training, rather than that of a sweep's trials."""
-
-    @classmethod
-    def for_data(cls, data: str, image_size: int | None = None) -> Self:
-        """Return the default options for a data set, which is opened for this only.
-
-        Raises:
-            InputError: no data set has that name or path.
-        """
-        options = cls(data=data, image_size=image_size)
-        return options.with_preset(open_source(options.data_config()), {})
 
     def given_values(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Return the values of the dotted flags that a command line gives, by dotted name.

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from diffusion.data.dataset import load_dataset
+from diffusion.data.sources import open_source
 from workflows.cli.run_options import TrainOptions
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
@@ -129,7 +130,8 @@ def stopped_run(here, database):
     rows = np.random.default_rng(0).normal(size=(200, 2))
     table = here.folder / "table.csv"
     np.savetxt(table, rows, delimiter=",", header="x,y", comments="")
-    config = TrainOptions.for_data(str(table)).config()
+    options = TrainOptions(data=str(table))
+    config = options.with_preset(open_source(options.data_config()), {}).config()
     fingerprint = load_dataset(config.data).spec.fingerprint
     record = RunRecord("cut", "table", "0" * 32, config, fingerprint)
     record.write(Storage(str(here.folder / "runs")).child("cut"), "stopped")
