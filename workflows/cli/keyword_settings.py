@@ -91,7 +91,7 @@ def train_request(
         flags = {"seed": of_config.pop("seed")} | flags
         values = keep(of_config, values)
     record = _record_to_resume(data, flags, "train")
-    defaults, kept = train_defaults(record, flags.get("init_from"))
+    defaults, kept = train_defaults(record, flags.get("init_from"), tracking_uri=flags.get("tracking_uri"))
     return _request(replace(defaults, **flags), data, labels, values, keep(kept, values), record)
 
 

@@ -111,16 +111,38 @@ def model_folder(path: str, tracking_uri: str | None = None) -> Path:
     )
 
 
+def read_network(init_from: str, tracking_uri: str | None = None) -> Config:
+    """Read the network of the model that `--init-from` refers to, in a config of defaults.
+
+    Args:
+        init_from: value of --init-from, as for `model_folder`.
+        tracking_uri: value of --tracking-uri, for the registry.
+
+    Raises:
+        InputError: there is no such model, or its config.json describes no network.
+    """
+    file = model_folder(init_from, tracking_uri) / _CONFIG
+    tree = read_json(file, "the folder of a model for --init-from")
+    try:
+        return Config.from_dict({"network": tree["config"]["network"]})
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"--init-from {init_from}: {file} describes no network ({error}); give another model"
+        ) from error
+
+
 @cache
 def _registered(uri: str, tracking_uri: str | None) -> Path:
     """Folder with the files of a registered model, which are downloaded once."""
     from workflows.terminal import waiting
 
     with waiting(f"downloading {uri}"):
+        from workflows.tracking.mlflow_tracker import open_store
         from workflows.tracking.registered_files import download_model
         from workflows.tracking.tracker import resolve_tracking_uri
 
-        return download_model(uri, resolve_tracking_uri(tracking_uri))
+        client = open_store(resolve_tracking_uri(tracking_uri))
+        return download_model(client, uri)
 
 
 def describe_examples(kind: str, shape: tuple[int, ...]) -> str:

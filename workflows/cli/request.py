@@ -11,9 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from diffusion.config import Config, TrainingConfig
 from diffusion.data.sources import DataSource, open_source, resolve
-from diffusion.errors import InputError
-from diffusion.json_values import read_json
-from workflows.cli.model_reference import model_folder, read_saved_config
+from workflows.cli.model_reference import read_network, read_saved_config
 from workflows.cli.run_options import RunOptions, TrainOptions, sections
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.storage.run_record import RunRecord, check_same_config
@@ -135,30 +133,13 @@ def train_defaults(
     kept: dict[str, Any] = {}
     if config is not None:
         defaults = TrainOptions.for_config(config)
-        kept = {
-            name: value for name, value in config.flat().items() if name.partition(".")[0] in sections(config)
-        }
+        parts = sections(config)
+        kept = {name: value for name, value in config.flat().items() if name.partition(".")[0] in parts}
     if init_from is not None:
-        network = _network_config(init_from, tracking_uri)
-        kept |= {name: value for name, value in network.flat().items() if name.startswith("network.")}
-        defaults = replace(defaults, network=network.network)
+        of_model = read_network(init_from, tracking_uri)
+        kept |= {name: value for name, value in of_model.flat().items() if name.startswith("network.")}
+        defaults = replace(defaults, network=of_model.network)
     return defaults, kept
-
-
-def _network_config(init_from: str, tracking_uri: str | None) -> Config:
-    """A config with the network of the model that --init-from refers to.
-
-    Raises:
-        InputError: there is no such model, or its config.json describes no network.
-    """
-    file = model_folder(init_from, tracking_uri) / "config.json"
-    tree = read_json(file, "the folder of a model for --init-from")
-    try:
-        return Config.from_dict({"network": tree["config"]["network"]})
-    except (KeyError, TypeError, InputError) as error:
-        raise InputError(
-            f"--init-from {init_from}: {file} describes no network ({error}); give another model"
-        ) from error
 
 
 def saved_config(where: str, data: str | None, tracking_uri: str | None) -> Config:

@@ -12,18 +12,17 @@ from mlflow.exceptions import MlflowException
 from diffusion.errors import InputError
 from export.registered import REGISTRY
 from workflows.redaction import redact
-from workflows.tracking.mlflow_tracker import open_store
 
 _FILES = ("config.json", "model.safetensors")
 _FOLDERS = ("champion", "model")  # artifacts of a sweep and of a training
 
 
-def download_model(uri: str, tracking_uri: str) -> Path:
+def download_model(client: MlflowClient, uri: str) -> Path:
     """Download config.json and model.safetensors of a registered model.
 
     Args:
+        client: client of the MLflow store, see `workflows.tracking.mlflow_tracker.open_store`.
         uri: models:/NAME@ALIAS, models:/NAME/VERSION, or models:/NAME/latest for the newest version.
-        tracking_uri: URI of the MLflow store.
 
     Returns:
         A temporary folder with both files, which is removed when the process ends.
@@ -31,7 +30,6 @@ def download_model(uri: str, tracking_uri: str) -> Path:
     Raises:
         InputError: there is no such model, or its run has no such files.
     """
-    client = open_store(tracking_uri)
     downloaded: list[str] = []
     try:
         version = _version(client, uri)
@@ -45,7 +43,8 @@ def download_model(uri: str, tracking_uri: str) -> Path:
     except (MlflowException, OSError) as error:
         reason = redact(str(error).splitlines()[0])[:200]
         raise InputError(
-            f"{uri} cannot be read from {redact(tracking_uri)} ({reason}): give another model, or its folder"
+            f"{uri} cannot be read from {redact(client.tracking_uri)} ({reason}): give another model, or its "
+            "folder"
         ) from error
     if not downloaded:
         raise InputError(
