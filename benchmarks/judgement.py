@@ -46,6 +46,7 @@ from diffusion.presets import preset
 from diffusion.process.generate import generate
 from diffusion.training.checkpoints import TrainedModel
 from diffusion.training.loop import EvaluationResult, Training, TrainingDiverged
+from workflows.cli.tune_options import SIZES_FOR_POINTS
 from workflows.data.load import LoadedData
 from workflows.sweep.confirmation import Confirmation
 from workflows.sweep.decision import MAX_ROUNDS, TRAINING_SEED_ERRORS, compare_finalists
@@ -59,7 +60,7 @@ _CONFIRMATION_SEED, TRUTH_SEED = 1_000_001, 1_000_002
 
 def draw_values(points: bool, count: int) -> list[dict[str, Any]]:
     """Random values from the default search space of tune.py; the first of more are those of fewer."""
-    rng = np.random.default_rng(0)
+    rng, sizes_rng = np.random.default_rng(0), np.random.default_rng(1)
     drawn = []
     for _ in range(count):
         values: dict[str, Any] = {
@@ -72,6 +73,8 @@ def draw_values(points: bool, count: int) -> list[dict[str, Any]]:
         data_embedding_size = int(rng.choice([16, 32, 64]))
         if points:
             values["network.data_embedding_size"] = data_embedding_size
+            for size, choices in SIZES_FOR_POINTS.items():
+                values[f"network.{size}"] = int(sizes_rng.choice(choices))
         drawn.append(values)
     return drawn
 
@@ -117,7 +120,9 @@ def judge(folder: Path, data: JudgedData) -> dict[str, Any]:
         return row  # it diverged
     flat = model.config.flat()
     row |= {name: value for name, value in flat.items() if name.startswith("schedule.")}
-    row |= {name: flat[name] for name in ("network.time_embedding_size", "training.learning_rate")}
+    searched = ("time_embedding_size", "hidden_size", "num_blocks")
+    row |= {f"network.{name}": flat[f"network.{name}"] for name in searched}
+    row["training.learning_rate"] = flat["training.learning_rate"]
     row |= {f"rung {entry['update']}": entry[names.BEST_OBJECTIVE] for entry in history}
     dataset = load_dataset(model.config.data)
     evaluator = Evaluator(model.config, dataset, fit_features(dataset, "auto"))
