@@ -1,8 +1,9 @@
 """Random numbers of training as a function of seed and update, so that resuming needs no generator state.
 
 The order of the data, the timesteps and the noise of update u are drawn for the whole batch from
-(seed, u). They are therefore the same on every worker, for any number of workers, and after resuming.
-EDM's training loop (arXiv:2206.00364) reseeds each step in a similar way.
+(seed, u), those of small batches in blocks of updates. They are therefore the same on every worker, for
+any number of workers, and after resuming. EDM's training loop (arXiv:2206.00364) reseeds each step in a
+similar way.
 """
 
 from collections.abc import Iterator
@@ -19,14 +20,19 @@ def seed_of(seed: int, *counters: int) -> int:
     return int(np.random.SeedSequence((seed, *counters)).generate_state(1, np.uint64)[0])
 
 
-def noise_generator(seed: int, update: int, device: torch.device) -> torch.Generator:
-    """Generator of an update's timesteps, noise and horizontal flips, the same on every worker."""
-    return torch.Generator(device).manual_seed(seed_of(seed, _NOISE, update))
+def noise_generator(seed: int, block: int, device: torch.device) -> torch.Generator:
+    """Generator of the timesteps, noise and horizontal flips of a block of updates, on every worker."""
+    return torch.Generator(device).manual_seed(seed_of(seed, _NOISE, block))
 
 
-def seed_dropout(seed: int, update: int, rank: int, device: torch.device) -> None:
-    """Seed the device's default generator, which dropout uses, with a different stream on each worker."""
-    value = seed_of(seed, _DROPOUT, update, rank)
+def dropout_seeds(seed: int, block: int, rank: int, count: int) -> list[int]:
+    """Seeds of dropout in each update of a block, a different stream on each worker."""
+    sequence = np.random.SeedSequence((seed, _DROPOUT, block, rank))
+    return [int(value) for value in sequence.generate_state(count, np.uint64)]
+
+
+def seed_dropout(value: int, device: torch.device) -> None:
+    """Seed the device's default generator, which dropout uses."""
     if device.type == "cpu":
         # torch.manual_seed seeds every kind of device; for those that are not in use yet it keeps the
         # call and a formatted stack, which took a tenth of the training of a small network.

@@ -133,9 +133,9 @@ class Split:
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         """The examples at an index, float32 and normalised; an index tensor may be on any device."""
-        return self.normalised(
-            self.values[index if isinstance(index, slice) else index.to(self.values.device)]
-        )
+        if isinstance(index, Tensor):  # the host does not wait for the copy to a GPU
+            index = index.to(self.values.device, non_blocking=True)
+        return self.normalised(self.values[index])
 
     def normalised(self, values: Tensor) -> Tensor:
         """Normalise values that have the dtype, shape and device of `self.values`, to float32."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.networks.embeddings import sinusoidal_embedding
+from diffusion.networks.embeddings import SinusoidalEmbedding
 
 
 class ResidualBlock(nn.Module):
@@ -43,7 +43,12 @@ class JointMLP(nn.Module):
         dropout: dropout probability for the update of each block.
         num_classes: number of classes of a conditional network, which takes labels; this number itself
             is the label for "no class". 0: an unconditional network.
+
+    Attributes:
+        static_graph: that inputs of one shape always go through the same operations.
     """
+
+    static_graph = True
 
     def __init__(
         self,
@@ -63,17 +68,16 @@ class JointMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.time_embedding_size = time_embedding_size
-        self.data_embedding_size = data_embedding_size
-        self.data_embedding_scale = data_embedding_scale
         self.raw_coordinates = raw_coordinates
         self.timestep_scale = timestep_scale
         self.num_classes = num_classes
+        self.embed_timestep = SinusoidalEmbedding(time_embedding_size, timestep_scale)
         num_values = math.prod(shape)
         self.embeds_coordinates = len(shape) == 1
         data_size = num_values
         if self.embeds_coordinates:
             data_size = num_values * (data_embedding_size + int(raw_coordinates))
+            self.embed_data = SinusoidalEmbedding(data_embedding_size, data_embedding_scale, torch.float32)
         self.label = nn.Embedding(num_classes + 1, time_embedding_size) if num_classes else None
         condition_size = time_embedding_size * (2 if num_classes else 1)
         self.inward = nn.Linear(condition_size + data_size, hidden_size)
@@ -95,7 +99,7 @@ class JointMLP(nn.Module):
         Returns:
             float32 [batch, *shape].
         """
-        time_embedding = sinusoidal_embedding(t * self.timestep_scale, self.time_embedding_size)
+        time_embedding = self.embed_timestep(t)
         label_embedding = [self.label(y)] if self.label is not None else []
         joint = torch.cat([time_embedding, *label_embedding, *self._embed_data(x)], dim=-1)
         hidden = self.blocks(self.activation(self.inward(joint)))
@@ -105,7 +109,7 @@ class JointMLP(nn.Module):
         flat = x.flatten(1)
         if not self.embeds_coordinates:
             return [flat]
-        embedded = sinusoidal_embedding(flat * self.data_embedding_scale, self.data_embedding_size).flatten(1)
+        embedded = self.embed_data(flat).flatten(1)
         return [embedded, flat] if self.raw_coordinates else [embedded]
 
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion.config import Config, NetworkConfig
 from diffusion.errors import InputError
-from diffusion.networks.embeddings import sinusoidal_embedding
+from diffusion.networks.embeddings import SinusoidalEmbedding
 
 _GROUPS = 8
 
@@ -51,12 +51,12 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = shape
-        self.time_embedding_size = time_embedding_size
         self.timestep_scale = timestep_scale
         self.gradient_checkpointing = gradient_checkpointing
         self.num_classes = num_classes
         stride = 2 ** (len(channel_multipliers) - 1)
         self.padding = (-width % stride, -height % stride)
+        self.embed_timestep = SinusoidalEmbedding(time_embedding_size, timestep_scale)
         time_channels = 4 * base_channels
         self.time = nn.Sequential(
             nn.Linear(time_embedding_size, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
@@ -105,8 +105,7 @@ class UNet(nn.Module):
             float32 [batch, C, H, W].
         """
         height, width = x.shape[-2:]
-        embedding = sinusoidal_embedding(t * self.timestep_scale, self.time_embedding_size, dtype=x.dtype)
-        time_embedding = self.time(embedding)
+        time_embedding = self.time(self.embed_timestep(t))
         if self.label is not None:
             time_embedding = time_embedding + self.label(y)
         hidden = self.inward(F.pad(x, (0, self.padding[0], 0, self.padding[1])))

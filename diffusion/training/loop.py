@@ -22,10 +22,11 @@ from diffusion.metrics import Objective
 from diffusion.networks.build import build_network
 from diffusion.process.schedule_checks import schedule_metrics
 from diffusion.registry import OBJECTIVES
-from diffusion.seeding import ShuffledBatchSampler, noise_generator, seed_dropout
+from diffusion.seeding import ShuffledBatchSampler, seed_dropout
 from diffusion.training.best_evaluation import BestEvaluation, best_evaluation
 from diffusion.training.checkpoints import TrainedModel, TrainingState
 from diffusion.training.distributed import DistributedContext
+from diffusion.training.random_draws import RandomDraws
 from diffusion.training.timestep_sampling import LossSecondMoment, stratified_timesteps, uniform_timesteps
 from diffusion.training.train_step import TrainStep, learning_rate_factor
 
@@ -134,6 +135,15 @@ class Training:
             len(dataset.train), config.training.batch_size, config.seed
         )
         device = self._distributed.device
+        self._draws = RandomDraws(
+            config.seed,
+            self._distributed.rank,
+            config.training.batch_size,
+            dataset.spec.shape,
+            self._draw_timesteps,
+            ahead=self._loss_history is None,
+            device=device,
+        )
         # Of the updates since the last evaluation.
         self._loss_sum = torch.zeros((), dtype=widest_float(device), device=device)
         self._num_losses = 0
@@ -173,44 +183,40 @@ class Training:
 
     def _update(self, x_0: Tensor, shard: slice) -> None:
         """Update once; noise is drawn for the whole batch, so it does not depend on the number of workers."""
-        seed, batch_size = self.config.seed, self.config.training.batch_size
-        device = self._distributed.device
-        generator = noise_generator(seed, self.updates, device)
-        timesteps, importance = self._draw_timesteps(generator)
-        noise = torch.randn(batch_size, *x_0.shape[1:], generator=generator, device=device)[shard]
+        draws = self._draws.of(self.updates)
+        importance = None if draws.importance is None else draws.importance[shard]
         if self.config.data.horizontal_flips:
-            flips = torch.rand(batch_size, generator=generator, device=device)[shard] < 0.5
-            x_0 = torch.where(flips[:, None, None, None], x_0.flip(-1), x_0)
-        labels = self._draw_labels(generator, shard)
-        seed_dropout(seed, self.updates, self._distributed.rank, device)
-        weights = None if importance is None else importance[shard]
-        self._loss_sum += self._train_step.run(self.updates, x_0, timesteps[shard], noise, labels, weights)
+            x_0 = torch.where(draws.flips[shard, None, None, None] < 0.5, x_0.flip(-1), x_0)
+        labels = self._visible_labels(draws.labels, shard)
+        seed_dropout(draws.dropout_seed, self._distributed.device)
+        self._loss_sum += self._train_step.run(
+            self.updates, x_0, draws.timesteps[shard], draws.noise[shard], labels, importance
+        )
         if self._loss_history is not None:
+            batch_size = self.config.training.batch_size
             losses = self._distributed.all_gather(self._train_step.last_losses, batch_size)
-            self._loss_history.observe(timesteps, losses)
+            self._loss_history.observe(draws.timesteps, losses)
         self._num_losses += 1
         self.updates += 1
 
-    def _draw_timesteps(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def _draw_timesteps(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Timesteps of the whole batch, and their importance weights unless each is drawn uniformly."""
-        batch_size = self.config.training.batch_size
         if self._loss_history is not None:
-            return self._loss_history.draw(batch_size, generator)
+            return self._loss_history.draw(count, generator)
         stratified = self.config.training.timestep_sampling == "stratified"
         draw = stratified_timesteps if stratified else uniform_timesteps
-        return draw(self._schedule.num_train_timesteps, batch_size, generator), None
+        return draw(self._schedule.num_train_timesteps, count, generator), None
 
-    def _draw_labels(self, generator: torch.Generator, shard: slice) -> Tensor | None:
+    def _visible_labels(self, u: Tensor, shard: slice) -> Tensor | None:
         """Labels of this worker's shard, some replaced at random by the null label; None if unconditional."""
         null_label = self._dataset.spec.num_classes
         if not null_label:
             return None
-        device, labels = self._distributed.device, self._dataset.train.labels
+        labels = self._dataset.train.labels
         assert labels is not None
-        indices = self._batch_sampler.batch(self.updates).to(device)
-        u = torch.rand(len(indices), generator=generator, device=device)
-        dropped = u < self.config.training.label_dropout
-        return torch.where(dropped, null_label, labels[indices])[shard]
+        # The host does not wait for the copy to a GPU.
+        indices = self._batch_sampler.batch(self.updates)[shard].to(u.device, non_blocking=True)
+        return torch.where(u[shard] < self.config.training.label_dropout, null_label, labels[indices])
 
     def _evaluate_and_handle_requests(self, evaluation_due: bool) -> None:
         """Evaluate if an evaluation is due, then act on the highest request of any worker."""

@@ -29,12 +29,17 @@ class BatchLoss:
         loss: scalar to differentiate, the mean over the batch.
         mse: scalar, mean squared epsilon error over batch and dimensions, whatever the network predicts
             and the loss is; an estimate for uniform t, however t was drawn.
-        per_example: [batch], loss of each example, not multiplied by its importance weight.
+        error: the loss of each value, of x_0's shape, not multiplied by importance weights.
     """
 
     loss: Tensor
     mse: Tensor
-    per_example: Tensor
+    error: Tensor
+
+    @property
+    def per_example(self) -> Tensor:
+        """[batch], loss of each example, not multiplied by its importance weight."""
+        return self.error.flatten(1).mean(dim=1)
 
 
 class DenoisingLoss:
@@ -77,8 +82,10 @@ class DenoisingLoss:
         weights = loss_weights(schedule, prediction_type, weighting, min_snr_gamma)
         factors = epsilon_error_factors(schedule, prediction_type)
         dtype = widest_float(torch.device(device))
+        # None where all are 1, which by default they are: then nothing is multiplied.
         self._weights, self._to_epsilon = (
-            torch.from_numpy(values).to(device, dtype) for values in (weights, factors)
+            None if np.all(values == 1.0) else torch.from_numpy(values).to(device, dtype)
+            for values in (weights, factors)
         )
 
     def __call__(
@@ -105,12 +112,18 @@ class DenoisingLoss:
         output = output.to(x_0.dtype)
         target = training_target(self._schedule, self._prediction_type, x_0, timesteps, noise)
         error = _LOSSES[self._loss](output, target, reduction="none")
-        error = error * _broadcast(self._weights[timesteps], error)
-        squared = (output.detach() - target).square() * _broadcast(self._to_epsilon[timesteps], error)
-        per_example = error.detach().flatten(1).mean(dim=1)
+        # Of epsilon, as far as the network's output determines it.
+        squared = error.detach() if self._loss == "l2" else (output.detach() - target).square()
+        error, squared = (
+            values if factors is None else values * _broadcast(factors[timesteps], values)
+            for values, factors in ((error, self._weights), (squared, self._to_epsilon))
+        )
+        unweighted = error.detach()
         if importance is not None:
-            error, squared = error * _broadcast(importance, error), squared * _broadcast(importance, error)
-        return BatchLoss(error.mean(), squared.mean(), per_example)
+            error, squared = (values * _broadcast(importance, values) for values in (error, squared))
+        loss = error.mean()
+        same = self._loss == "l2" and self._weights is None and self._to_epsilon is None
+        return BatchLoss(loss, loss.detach() if same else squared.mean(), unweighted)
 
 
 def training_target(

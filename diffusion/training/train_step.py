@@ -13,10 +13,15 @@ from diffusion.config import Config, TrainingConfig
 from diffusion.errors import InputError
 from diffusion.networks.build import build_network, check_training_memory
 from diffusion.training.distributed import DistributedContext
-from diffusion.training.loss import DenoisingLoss
+from diffusion.training.flat_parameters import FlatParameters
+from diffusion.training.loss import BatchLoss, DenoisingLoss
+from diffusion.training.traced_loss import TracedLoss
 from diffusion.training.weight_averaging import WeightAverage
 
 _HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Recording the operations of an update takes as long as some hundreds of updates, and saves a constant time
+# in each, which is a large part of the updates of small networks only.
+_MIN_TRACED_UPDATES, _MAX_TRACED_WEIGHTS = 2000, 2**17
 
 
 class TrainStep:
@@ -32,8 +37,6 @@ class TrainStep:
 
     Attributes:
         network: the network that the optimizer updates.
-        last_losses: [examples], `BatchLoss.per_example` of this worker's shard of the last batch.
-
     Raises:
         InputError: the network does not fit the shape or into memory, or the device does not support the
             precision.
@@ -52,22 +55,31 @@ class TrainStep:
             min_snr_gamma=config.training.min_snr_gamma,
             device=distributed.device,
         )
-        self.last_losses = torch.zeros(0, device=distributed.device)
+        self._last: list[BatchLoss] = []
+        self._traced: TracedLoss | None = None
         check_training_memory(
             config, shape, num_classes, num_workers=distributed.world_size, device=distributed.device
         )
         torch.manual_seed(config.seed)
         self.network = build_network(config, shape, num_classes).to(distributed.device)
-        self._average = WeightAverage(self.network, config.training)
-        self._parameters = list(self.network.parameters())
+        self._weights = FlatParameters(self.network)
+        self._average = WeightAverage(self.network, self._weights, config.training)
         self._optimizer = torch.optim.AdamW(
-            self._parameters,
+            self._weights.tensors,
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
             fused=True,
         )
         self._scaler = torch.amp.GradScaler(
             distributed.device.type, enabled=config.training.precision == "fp16"
+        )
+        self._worth_tracing = (
+            distributed.device.type == "cpu"
+            and distributed.world_size == 1
+            and config.training.precision == "fp32"
+            and config.training.accumulation_steps == 1
+            and getattr(self.network, "static_graph", False)
+            and sum(weight.numel() for weight in self.network.parameters()) <= _MAX_TRACED_WEIGHTS
         )
         self._parallel: nn.Module = self.network
         if distributed.world_size > 1:
@@ -77,6 +89,11 @@ class TrainStep:
     def averaged_network(self) -> nn.Module:
         """The network with averaged weights, in evaluation mode: the one to evaluate and save."""
         return self._average.network.eval()
+
+    @property
+    def last_losses(self) -> Tensor:
+        """[examples], `BatchLoss.per_example` of this worker's shard of the last batch."""
+        return torch.cat([chunk.per_example for chunk in self._last])
 
     def run(
         self,
@@ -101,10 +118,16 @@ class TrainStep:
             This worker's contribution to the batch's `BatchLoss.mse`, a scalar; the sum over the workers
             is that of the batch.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._training.learning_rate * learning_rate_factor(self._training, update)
-        chunks = list(self._chunks(x_0, timesteps, noise, labels, importance))
-        mse, losses = torch.zeros((), device=x_0.device), []
+        batch = x_0, timesteps, noise, labels, importance
+        if self._worth_tracing and self._training.num_updates - update > _MIN_TRACED_UPDATES:
+            self._worth_tracing = False
+            self._traced = TracedLoss(self._loss, self.network, batch)
+        if self._traced is not None:
+            self._last = [self._traced(*batch)]
+            self._apply_gradients(update)
+            return self._last[0].mse
+        chunks = self._chunks(*batch)
+        self._last, contributions = [], []
         for number, chunk in enumerate(chunks, start=1):
             # Workers exchange gradients once per update, after the last chunk.
             sync_gradients = number == len(chunks) or self._distributed.world_size == 1
@@ -113,17 +136,28 @@ class TrainStep:
                     batch_loss = self._loss(self._parallel, *chunk)
                 fraction = len(chunk[0]) / self._training.batch_size
                 # The chunks are to be summed, but DistributedDataParallel averages over the workers.
-                self._scaler.scale(batch_loss.loss * fraction * self._distributed.world_size).backward()
-            mse += batch_loss.mse * fraction
-            losses.append(batch_loss.per_example)
-        self.last_losses = torch.cat(losses)
+                loss = batch_loss.loss * (fraction * self._distributed.world_size)
+                self._scaler.scale(loss).backward()
+            self._last.append(batch_loss)
+            contributions.append(batch_loss.mse * fraction)
+        self._apply_gradients(update)
+        return contributions[0] if len(contributions) == 1 else torch.stack(contributions).sum()
+
+    def _apply_gradients(self, update: int) -> None:
+        """Clip the gradients, take AdamW's step and average the weights."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._training.learning_rate * learning_rate_factor(self._training, update)
+        gradients = self._weights.take_gradients()
+        for weight, gradient in zip(self._weights.tensors, gradients, strict=True):
+            weight.grad = gradient
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._parameters, self._training.max_gradient_norm)
+        norm = nn.utils.get_total_norm(gradients)
+        # What `clip_grad_norm_` does, but the fused optimizer divides where it reads the gradients anyway.
+        scale = (norm / self._training.max_gradient_norm).clamp(min=1.0)
+        self._optimizer.grad_scale = scale  # type: ignore[attr-defined]  # as GradScaler passes it
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad()
         self._average.update()
-        return mse
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Start from another model's weights; to be called before the first update."""
@@ -134,7 +168,7 @@ class TrainStep:
         """The state that `restore` needs, except for the averaged weights."""
         return {
             "network": self.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._weights.split_state(self._optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "ema_updates": self._average.num_averaged,
         }
@@ -142,16 +176,18 @@ class TrainStep:
     def restore(self, state: Mapping[str, Any], averaged_weights: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned, and the averaged weights."""
         self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(self._weights.join_state(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self._average.network.load_state_dict(averaged_weights)
         self._average.num_averaged = state["ema_updates"]
 
-    def _chunks(self, x_0: Tensor, *rest: Tensor | None) -> Any:
+    def _chunks(self, x_0: Tensor, *rest: Tensor | None) -> list[tuple[Any, ...]]:
         """The arguments split for gradient accumulation."""
         count = min(self._training.accumulation_steps, len(x_0))
+        if count == 1:
+            return [(x_0, *rest)]
         chunks = ([None] * count if each is None else each.tensor_split(count) for each in rest)
-        return zip(x_0.tensor_split(count), *chunks, strict=True)
+        return list(zip(x_0.tensor_split(count), *chunks, strict=True))
 
     def _autocast(self) -> Any:
         dtype = _HALF_PRECISION.get(self._training.precision)

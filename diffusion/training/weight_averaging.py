@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffusion.config import TrainingConfig
+from diffusion.training.flat_parameters import FlatParameters
 
 
 class WeightAverage:
@@ -17,6 +18,7 @@ class WeightAverage:
 
     Args:
         network: the network in training.
+        weights: its weights.
         training: its training; see `ema_decay`.
 
     Attributes:
@@ -24,12 +26,12 @@ class WeightAverage:
         num_averaged: number of updates in the average.
     """
 
-    def __init__(self, network: nn.Module, training: TrainingConfig) -> None:
+    def __init__(self, network: nn.Module, weights: FlatParameters, training: TrainingConfig) -> None:
         self._training = training
-        self.network = deepcopy(network).requires_grad_(False)
+        self.network = deepcopy(network)
         self.num_averaged = 0
-        self._averages = list(self.network.parameters())
-        self._weights = [weight.detach() for weight in network.parameters()]
+        self._weights, self._averages = weights.tensors, FlatParameters(self.network).tensors
+        self.network.requires_grad_(False)
         self._buffers = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     def update(self) -> None:

@@ -14,7 +14,7 @@ from diffusion.devices import default_device, to_float64, widest_float
 from diffusion.errors import InputError
 from diffusion.evaluation.features import fit_features
 from diffusion.seeding import noise_generator
-from diffusion.training import loop
+from diffusion.training import random_draws
 from diffusion.training.loop import Training
 from diffusion.training.timestep_sampling import LossSecondMoment, stratified_timesteps
 from diffusion.training.train_step import check_precision
@@ -94,7 +94,7 @@ def generator(seed, update, device):
 def device(monkeypatch):
     """The simulated device, on which a training can run."""
     monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", {DEVICE.type})
-    monkeypatch.setattr(loop, "noise_generator", generator)
+    monkeypatch.setattr(random_draws, "noise_generator", generator)
     optimizers = importlib.import_module("torch.optim.optimizer")  # not an attribute of torch.optim
     monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE.type])
     with Device():

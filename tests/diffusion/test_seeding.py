@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from diffusion.seeding import ShuffledBatchSampler, noise_generator, seed_dropout, seed_of
+from diffusion.seeding import ShuffledBatchSampler, dropout_seeds, noise_generator, seed_dropout, seed_of
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 3), (10, 10), (5, 12), (7, 1)])
@@ -48,6 +48,6 @@ def test_seeds_differ_if_any_counter_differs():
 def test_dropout_differs_between_workers():
     draws = []
     for rank in (0, 1, 0):
-        seed_dropout(1, 7, rank, torch.device("cpu"))
+        seed_dropout(dropout_seeds(1, 7, rank, 2)[1], torch.device("cpu"))
         draws.append(torch.rand(4))
     assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])

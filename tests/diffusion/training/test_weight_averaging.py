@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion.config import TrainingConfig
+from diffusion.training.flat_parameters import FlatParameters
 from diffusion.training.weight_averaging import WeightAverage, ema_decay
 
 
@@ -39,7 +40,7 @@ def test_the_first_averagings_follow_1_plus_n_over_10_plus_n():
 def test_the_average_is_that_of_pytorchs_averaged_model():
     training = TrainingConfig(num_updates=100)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, dtype=torch.float64))
-    ours = WeightAverage(network, training)
+    ours = WeightAverage(network, FlatParameters(network), training)
 
     def average(averaged, current, num_averaged):
         get_ema_multi_avg_fn(ema_decay(training, int(num_averaged)))(averaged, current, num_averaged)
