@@ -371,7 +371,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
-        return 130
+        return 3  # stopped
     print(f"{printable(str(options.output))}: {len(samples)} samples in {seconds:.1f} s")
     return 0
 

@@ -22,9 +22,10 @@ LAYERS = {
         "manifest", "process", "config", "networks", "data", "presets", "evaluation", "training",
     ),
     "workflows": (
-        "redaction", "environment", "terminal", "status", "storage", "data", "ray_runtime", "tracking",
-        "publishing", "cli", "evaluation", "bulk_sampling", "cluster", "training", "sweep", "results", "api",
-        "run_management", "ui", "generate", "evaluate", "runs", "train", "tune", "__main__",
+        "redaction", "environment", "terminal", "status", "signals", "storage", "data", "ray_runtime",
+        "tracking", "publishing", "cli", "evaluation", "bulk_sampling", "cluster", "training", "sweep",
+        "results", "api", "run_management", "sync", "ui", "generate", "evaluate", "runs", "train",
+        "tune", "__main__",
     ),
 }  # fmt: skip
 ABOVE = {
@@ -112,12 +113,13 @@ def test_mlflow_is_for_tracking_and_the_registry():
         "export.registered",
         "workflows.tracking.dataset_input",
         "workflows.tracking.deletion",
+        "workflows.tracking.local_database",
         "workflows.tracking.mlflow_app",
+        "workflows.tracking.mlflow_sender",
         "workflows.tracking.mlflow_tracker",
         "workflows.tracking.prepared_view",
         "workflows.tracking.registered_files",
         "workflows.tracking.registry",
-        "workflows.tracking.send_queue",
         "workflows.tracking.system_metrics",
     }
 

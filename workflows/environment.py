@@ -32,7 +32,7 @@ _DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL can contain the server's password
 }
 _QUIET = {
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # as errors it logs tracebacks of what is handled here
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with verbose=0
 }
 _REQUESTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")

@@ -6,6 +6,9 @@ from typing import Final, Literal
 Status = Literal["running", "stopped", "failed", "finished"]
 """Status of a run of train.py or tune.py; "running" may also mean that its process was killed."""
 
+STOPPED: Final = 3
+"""Exit status of a command that a signal has stopped; the same command, or --resume, goes on."""
+
 OUT_OF_MEMORY: Final = "out of memory"
 TrialStatus = Literal["running", "finished", "stopped", "pruned", "failed", "diverged", "out of memory"]
 """Status of a sweep's trial:
@@ -38,5 +41,7 @@ class Outcome:
 
     @property
     def exit_status(self) -> int:
-        """Exit status of the process: 0 with a model or if nothing was to be run, 1 without."""
+        """Exit status of the process: 3 if the run was stopped, 1 without a model, else 0."""
+        if self.status == "stopped":
+            return STOPPED
         return 0 if self.has_model or self.location is None else 1

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from workflows.cli.process import on_interrupt, run
 from workflows.environment import set_defaults
+from workflows.tracking.local_database import check_writable, store_uri
 
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> int:
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
         if request.is_finished:
             print("\n".join(request.finished_lines()))
             return 0
+        if not request.options.dry_run:  # fail early if nothing can be written
+            check_writable(store_uri(request.options.tracking_uri))
         set_defaults(request.options.verbose)
         with waiting(f"opening {request.options.data}"):
             source, options = request.open_data()

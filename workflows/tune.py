@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from workflows.cli.process import on_interrupt, run
 from workflows.environment import set_defaults
+from workflows.tracking.local_database import check_writable, store_uri
 
 
 def main(arguments: Sequence[str], prog: str = "tune.py") -> int:
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str], prog: str = "tune.py") -> int:
             print("\n".join(request.finished_lines()))
             return 0
         request.options.run_directory()  # fail early if --name is taken
+        if not request.options.dry_run:  # fail early if nothing can be written
+            check_writable(store_uri(request.options.tracking_uri))
         set_defaults(request.options.verbose)
         with waiting(f"opening {request.options.data}"):
             source, options = request.open_data()

@@ -181,7 +181,7 @@ def test_ctrl_c_is_one_line_and_writes_nothing(point_file, tmp_path, capsys, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Sampler, "sample", interrupt)
-    assert main([str(point_file), "--output", str(tmp_path / "samples.npy")]) == 130
+    assert main([str(point_file), "--output", str(tmp_path / "samples.npy")]) == 3
     assert capsys.readouterr().err == "stopped; nothing was written\n"
     assert not list(tmp_path.glob("samples*"))
 

@@ -1,5 +1,6 @@
 """Fixtures: a local Ray session, and S3 buckets on a local server."""
 
+import contextlib
 import importlib
 import itertools
 import logging
@@ -7,6 +8,7 @@ import os
 import shutil
 import sys
 
+import psutil
 import pytest
 
 from workflows.environment import set_defaults
@@ -25,6 +27,15 @@ def user_environment():
     """Environment of a user's command: no settings of the tests' own MLflow and Ray."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))}
     return own | NO_NICENESS
+
+
+def is_running(process):
+    """Whether a process runs, except two of Ray's that search its server for a minute."""
+    with contextlib.suppress(psutil.Error):
+        name = " ".join(process.cmdline())
+        is_ray_agent = name.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and not is_ray_agent
+    return False
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +85,11 @@ def in_process(ray_here, monkeypatch, capsys, tmp_path):
 @pytest.fixture(scope="session")
 def _empty_database(tmp_path_factory):
     """An MLflow database without runs; MLflow takes seconds to create one."""
-    from mlflow import MlflowClient
+    from workflows.tracking.local_database import ensure_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    ensure_database(f"sqlite:///{path}")
+    assert [file.name for file in path.parent.iterdir()] == ["mlflow.db"]
     return path
 
 
@@ -85,6 +97,20 @@ def _empty_database(tmp_path_factory):
 def database_uri(_empty_database, tmp_path):
     """URI of a new MLflow database, mlflow.db in `tmp_path`."""
     return f"sqlite:///{shutil.copy(_empty_database, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def made_databases(monkeypatch, _empty_database):
+    """Paths of the databases that the test makes, in no time, as copies of one."""
+    paths = []
+
+    def create(path):
+        paths.append(path)
+        path.unlink(missing_ok=True)
+        shutil.copy(_empty_database, path)
+
+    monkeypatch.setattr("workflows.tracking.local_database._create", create)
+    return paths
 
 
 _bucket_numbers = itertools.count()

@@ -29,6 +29,7 @@ _COMMANDS = {
     "evaluate": _Command("workflows.evaluate", "train", "judge samples of models or of other programs"),
     "runs": _Command("workflows.runs", "train", "list, compare and delete runs"),
     "export": _Command("export.to_onnx", "train", "export a trained model to ONNX"),
+    "sync": _Command("workflows.sync", "train", "send to MLflow what it has missed"),
     "ui": _Command("workflows.ui", "train", "show the runs in MLflow's web interface"),
     "cluster": _Command("workflows.cluster.__main__", "train,cluster", "check a cluster's YAML"),
 }

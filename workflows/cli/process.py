@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 
 from diffusion.errors import InputError
 from workflows.redaction import redact
+from workflows.signals import treat_as_interrupt
+from workflows.status import STOPPED
 
 _OWN_PACKAGES = ("diffusion", "export", "workflows")
 
@@ -63,7 +65,8 @@ def exit_status(
 def run(main: Callable[[Sequence[str]], int], extra: str | None = None) -> None:
     """Call main with the process's arguments, and end the process with its exit status.
 
-    `extra` is that of `exit_status`.
+    `extra` is that of `exit_status`. SIGTERM and SIGHUP are handled like Ctrl-C, which ends the process with
+    status 3.
 
     The process ends after Python's exit handlers, before C++ destructors: Ray's threads outlive
     `ray.shutdown`, and one that uses what a destructor has freed kills a process that has done its work.
@@ -77,12 +80,15 @@ def run(main: Callable[[Sequence[str]], int], extra: str | None = None) -> None:
         os._exit(status)
 
     atexit.register(end_process)  # the handler that is registered first runs last
+    treat_as_interrupt()
     try:
         status = exit_status(main, sys.argv[1:], extra)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(1)  # a normal exit would let each of Ray's running threads print that it is being shut down
+        os._exit(
+            STOPPED
+        )  # a normal exit would let each of Ray's running threads print that it is being shut down
     except SystemExit as error:  # of the parser of the command line
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         raise

@@ -3,6 +3,7 @@
 from diffusion.errors import InputError
 from diffusion.files import path_kind
 from workflows.cli.run_options import RunFlags
+from workflows.storage.run_lock import RunLock
 from workflows.storage.run_record import Command, RunRecord, read_record
 from workflows.storage.storage import Storage
 
@@ -20,6 +21,15 @@ def output_storage(flags: RunFlags) -> Storage:
         return Storage(flags.output_dir if "://" in flags.output_dir else str(flags.output_folder()))
     except InputError as error:
         raise InputError(f"--output-dir: {error}") from None
+
+
+def existing_output_storage(flags: RunFlags) -> Storage | None:
+    """Open the storage of --output-dir, or return None if it is a local folder that does not exist.
+
+    Raises:
+        InputError: the storage cannot be reached or written to.
+    """
+    return output_storage(flags) if _has_output(flags) else None
 
 
 def run_to_resume(
@@ -48,7 +58,7 @@ def run_to_resume(
         return _run_of_name(flags, flags.name, command)
     records: list[RunRecord] = []
     unreadable: InputError | None = None
-    runs = output_storage(flags) if _has_output(flags) else None
+    runs = existing_output_storage(flags)
     for name in runs.names() if runs else ():
         try:
             record = read_record(runs.child(name)) if runs else None
@@ -65,7 +75,9 @@ def run_to_resume(
             records.append(record)
     unfinished = [record for record in records if record.status != "finished"]
     if matching := unfinished or (records if extends else []):
-        return max(matching, key=lambda record: record.started)
+        newest = max(matching, key=lambda record: record.started)
+        _check_not_running(runs, newest.name)
+        return newest
     raise unreadable or InputError(
         f"--resume: no unfinished run of {command}.py in {flags.output_dir}; start one without --resume"
     )
@@ -73,7 +85,7 @@ def run_to_resume(
 
 def _run_of_name(flags: RunFlags, name: str, command: Command) -> RunRecord | None:
     flag = "--start-or-resume" if flags.start_or_resume else "--resume"
-    runs = output_storage(flags) if _has_output(flags) else None
+    runs = existing_output_storage(flags)
     record = read_record(runs.child(name)) if runs else None
     if record is None and not flags.start_or_resume and not (runs and name in runs.names()):
         raise InputError(
@@ -92,7 +104,18 @@ def _run_of_name(flags: RunFlags, name: str, command: Command) -> RunRecord | No
         )
     if record is not None and record.command != command:
         raise InputError(f"{flag} --name {name}: this is a run of {record.command}.py; resume it with that")
+    _check_not_running(runs, name)
     return record
+
+
+def _check_not_running(runs: Storage | None, name: str) -> None:
+    """Check early that no other process runs a run.
+
+    Raises:
+        InputError: one does.
+    """
+    if runs is not None and runs.is_local:
+        RunLock(runs.child(name).path).release()
 
 
 def _has_output(flags: RunFlags) -> bool:

@@ -1,8 +1,7 @@
-"""Ray session of this process: start or join Ray without log output, and stop cleanly on SIGTERM."""
+"""Ray session of this process: start or join Ray without log output, and stop cleanly on signals."""
 
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -10,28 +9,27 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import ray
+from ray._private import services
 
 from diffusion.errors import InputError
 from workflows.environment import ray_address
 from workflows.ray_runtime.auth_token import make_token_private
+from workflows.signals import treat_as_interrupt
 from workflows.terminal import waiting
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
 _started_here = False  # whether `start_ray` started the Ray session of this process, which is its only one
 
 
-def treat_sigterm_as_interrupt() -> None:
-    """Handle SIGTERM like Ctrl-C: a clean stop that closes every run. Only the main thread may do so."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-
-
 @contextmanager
 def restored_signal_handlers() -> Iterator[None]:
     """Restore the signal handlers that Ray, Tune and this project replace, at the end."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    numbers = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    ]
     if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
         numbers = []
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -62,7 +60,7 @@ def start_ray(verbose: bool) -> None:
             _check_listening(address)
         if note := make_token_private(create=not address):
             print(f"warning: {note}", file=sys.stderr)
-        with waiting("joining the cluster" if address else "starting Ray"):
+        with waiting("joining the cluster" if address else "starting Ray"), _processes_in_own_sessions():
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
@@ -71,6 +69,8 @@ def start_ray(verbose: bool) -> None:
             )
     except InputError:
         raise
+    except SystemExit as error:  # Ray's answer to SIGTERM while it starts
+        raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises many types for a missing cluster or a wrong token
         if not address:
             raise
@@ -80,7 +80,7 @@ def start_ray(verbose: bool) -> None:
             "unset RAY_ADDRESS to run on this machine alone"
         ) from error
     _started_here = True
-    treat_sigterm_as_interrupt()  # replaces the handler that ray.init installs, which leaves runs open
+    treat_as_interrupt()  # replaces the handler that ray.init installs, which leaves runs open
 
 
 def stop_ray() -> None:
@@ -89,7 +89,25 @@ def stop_ray() -> None:
     if _started_here:
         gc.collect()  # Ray's handles in reference cycles: a thread that frees one during the shutdown crashes
         ray.shutdown()
+        treat_as_interrupt()
     _started_here = False
+
+
+@contextmanager
+def _processes_in_own_sessions() -> Iterator[None]:
+    """Start each of Ray's processes in a session of its own.
+
+    SLURM, systemd, `timeout` and a closed terminal signal the whole process group of a command. Ray must
+    outlive such a signal: the driver, which gets it too, stops the trials through it, and ends it afterwards.
+    If the driver is killed, Linux kills them with it; elsewhere Ray kills its group, in which they stay.
+    """
+    original = services.ConsolePopen
+    if sys.platform.startswith("linux"):
+        services.ConsolePopen = partial(original, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original
 
 
 def _check_listening(address: str) -> None:

@@ -20,6 +20,7 @@ import ray
 from diffusion.config import Config
 from diffusion.data.sources import DataSource
 from diffusion.devices import default_device
+from diffusion.files import os_reason
 from diffusion.metrics import (
     AUC,
     BEST_OBJECTIVE,
@@ -77,18 +78,20 @@ def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None
         InputError: the tracking store or the data cannot be used, the network does not fit the data, or the
             options differ from those of the sweep to resume.
     """
-    with on_interrupt("Interrupted before the first trial: nothing was written."):
-        plan = _plan(options, source)
-        if options.dry_run:
-            _describe(plan, options)
-            stop_ray()
-            return Outcome("finished")
-    searched = plan.search.space
-    fixed_params = {name: value for name, value in plan.config.flat().items() if name not in searched}
-    params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
-    with waiting("opening the sweep's folder and MLflow", quiet=not options.progress):
-        log = SweepLogger.open(options, plan.base_config, plan.data.dataset, record, plan.uri, params)
-    return _sweep(log, options, plan)
+    try:
+        with on_interrupt("Interrupted before the first trial: nothing was written."):
+            plan = _plan(options, source)
+            if options.dry_run:
+                _describe(plan, options)
+                return Outcome("finished")
+            searched = plan.search.space
+            fixed_params = {name: value for name, value in plan.config.flat().items() if name not in searched}
+            params = fixed_params | {f"search.{name}": values for name, values in searched.items()}
+            with waiting("opening the sweep's folder and MLflow", quiet=not options.progress):
+                log = SweepLogger.open(options, plan.base_config, plan.data.dataset, record, plan.uri, params)
+        return _sweep(log, options, plan)
+    finally:
+        stop_ray()
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,15 +209,7 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
             return Outcome(status, str(log.directory), reason=reason)
         champion = _select_champion(log, options, config, data, origin, finalists, search.space)
         view.step("writing the report")
-        write_report(
-            log.directory,
-            records,
-            search.space,
-            champion,
-            correlations,
-            interrupted=interrupted,
-            location_hint=tracker.location_hint(),
-        )
+        _write_report(log, champion, search.space, correlations, interrupted=interrupted)
         view.step(f"sending the champion to {tracker.name}")
         for line in _publish(log, champion, data, interrupted=interrupted):
             view.print(line)
@@ -226,8 +221,11 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
         status = "stopped"
         raise
     finally:
-        stop_ray()
-        log.close(status)
+        try:
+            log.end_running_trials()
+            stop_ray()
+        finally:  # also after one more Ctrl-C
+            log.close(status)
     return Outcome(status, str(log.directory), has_model=True)
 
 
@@ -266,6 +264,30 @@ def _select_champion(
     return champion
 
 
+def _write_report(
+    log: SweepLogger,
+    champion: Champion,
+    searched: Mapping[str, tuple[Any, ...]],
+    correlations: dict[int, float],
+    *,
+    interrupted: bool,
+) -> None:
+    """Write report.html; without it the champion must still be registered, so nothing is raised."""
+    hint = log.tracker.location_hint()
+    try:
+        write_report(
+            log.directory,
+            log.records,
+            dict(searched),
+            champion,
+            correlations,
+            interrupted=interrupted,
+            location_hint=hint,
+        )
+    except Exception as error:
+        log.view.print(f"warning: {REPORT} could not be written ({type(error).__name__}: {os_reason(error)})")
+
+
 def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrupted: bool) -> list[str]:
     """Upload the champion and the report, register the model, and return the summary's lines."""
     records, tracker = log.records, log.tracker
@@ -273,7 +295,8 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
     for evaluations, metrics in sampler_curves(champion.samplers).items():
         tracker.log(metrics, evaluations)
     upload_model(tracker, champion.directory, "champion")
-    tracker.log_file(log.directory / REPORT)
+    if (log.directory / REPORT).exists():
+        tracker.log_file(log.directory / REPORT)
     registered = register_model(
         tracker,
         f"ray-ddpm-{log.experiment}",

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Container
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -11,11 +12,11 @@ from PIL import Image
 from diffusion.errors import InputError
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.environment import shared_location
-from workflows.status import Status
+from workflows.status import OUT_OF_MEMORY, Status, TrialStatus
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
 from workflows.sweep.table_view import SweepTable
-from workflows.sweep.trial_records import TrialRecords
+from workflows.sweep.trial_records import INTERRUPTED, TrialRecords
 from workflows.terminal import display_path
 from workflows.tracking.tracker import Tracker
 from workflows.training.base_logger import BaseLogger, resume_command
@@ -67,16 +68,6 @@ class SweepLogger(BaseLogger[TuneOptions]):
         saved = options.resume_options()
         return {name: saved[name] for name in ("search", "workers_per_trial")}
 
-    @classmethod
-    def create_folder(cls, folder: Storage, options: TuneOptions) -> None:
-        """Create the folder, which may exist if the sweep was killed before it wrote its record."""
-        try:
-            folder.path.mkdir(parents=True, exist_ok=options.may_exist)
-        except OSError as error:
-            raise InputError(
-                f"{folder} cannot be created ({error.strerror}): give another --output-dir"
-            ) from error
-
     def resume(self, run_id: str) -> None:
         """Continue the sweep in the tracker, and send it what a killed session may not have sent.
 
@@ -91,6 +82,15 @@ class SweepLogger(BaseLogger[TuneOptions]):
             )
         self._send_missing(self.tracker.resume_sweep(run_id, self.records.ids))
         self.shared.delete("tune")
+
+    def end_running_trials(self) -> None:
+        """End the trials that still run when the sweep ends: they run again when it is resumed."""
+        for record in self.records:
+            if record.status in ("running", OUT_OF_MEMORY):
+                status: TrialStatus = "stopped" if record.updates else "failed"
+                with suppress(OSError):  # a full disk: the sweep's end comes first
+                    self.records.end(record.trial_id, status, INTERRUPTED, record.seconds)
+                self.tracker.end_trial(record.trial_id, status, INTERRUPTED)
 
     def _send_missing(self, sent: Container[str]) -> None:
         """Send completed trials to the tracker that a killed session recorded but may not have sent.

@@ -268,7 +268,12 @@ class TrialRecords:
         trial_id = event["trial_id"]
         match event["event"]:
             case "begin":
-                self._records[trial_id] = TrialRecord(trial_id, dict(event["params"]))
+                # JSON has lists only, parameters are tuples: the tracker compares their text.
+                params = {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in event["params"].items()
+                }
+                self._records[trial_id] = TrialRecord(trial_id, params)
             case "evaluated":
                 self._records[trial_id].evaluations[event["updates"]] = dict(event["metrics"])
             case "end":

@@ -36,6 +36,7 @@ from workflows.training.worker_group import max_concurrent_groups
 
 OUT_OF_TIME = "the time budget was used up"  # reason of a trial that it cut
 _SECONDS_BETWEEN_CLEANUPS = 2.0
+_SECONDS_BETWEEN_WORDS = 15.0  # while running trials are being ended
 _HEAD_NODE = "node:__internal_head__"  # Ray adds one such resource to each head node
 
 
@@ -68,6 +69,7 @@ class SweepCallback(tune.Callback):
         self._failed_tune_ids: set[str] = set()
         self._last_cleanup = 0.0
         self._announces_interrupt = False
+        self._trials_over = threading.Event()
 
     def __reduce__(self) -> Any:
         """Pickle as an empty callback: Tune saves its callbacks, and open connections cannot be pickled."""
@@ -135,6 +137,7 @@ class SweepCallback(tune.Callback):
     def setup(self, *_args: Any, **_info: Any) -> None:
         """Forget the handler of an earlier Tuner's Ctrl-C."""
         self._announces_interrupt = False
+        self._trials_over.clear()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Say what Ctrl-C does when it is pressed first: Tune, whose handler is called, does not."""
@@ -147,10 +150,21 @@ class SweepCallback(tune.Callback):
             self._view.print(
                 "Ending the trials; then the best model so far is exported. Press Ctrl-C again to stop now."
             )
+            threading.Thread(target=self._say_that_trials_are_ending, daemon=True).start()
             if callable(handler):
                 handler(number, frame)
 
         signal.signal(signal.SIGINT, announce)
+
+    def trials_over(self) -> None:
+        """Say no more that trials are being ended."""
+        self._trials_over.set()
+
+    def _say_that_trials_are_ending(self) -> None:
+        started = time.monotonic()
+        while not self._trials_over.wait(_SECONDS_BETWEEN_WORDS):
+            seconds = time.monotonic() - started
+            self._view.print(f"Still ending the trials ({seconds:.0f} s). Press Ctrl-C again to stop now.")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Free what failed trials reserved, repeatedly: their workers may have been about to start."""
@@ -289,8 +303,11 @@ def _run(
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    with restored_signal_handlers():  # Tune leaves its own, which ignores the next Ctrl-C
-        tuner.fit()
+    try:
+        with restored_signal_handlers():  # Tune leaves its own, which ignores the next Ctrl-C
+            tuner.fit()
+    finally:
+        callback.trials_over()
     return scheduler.rank_correlations()
 
 

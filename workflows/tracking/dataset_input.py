@@ -1,20 +1,22 @@
 """A data set as an input of MLflow's runs."""
 
 import json
+from typing import Any
 
 import numpy as np
-from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, InputTag
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from diffusion.data.dataset import Dataset
 
 _DIGEST_LENGTH = 12  # characters of the fingerprint; MLflow allows 36 and shows all
 
 
-def dataset_input(dataset: Dataset) -> DatasetInput:
-    """The data of a run, named by their fingerprint, with the sizes of their splits and their schema."""
+def dataset_fields(dataset: Dataset) -> dict[str, Any]:
+    """The data of a run, named by their fingerprint, with the sizes of their splits and their schema.
+
+    Returns:
+        Fields of MLflow's entity under `dataset`, and what the data are used for under `context`.
+    """
     spec = dataset.spec
     sizes = {
         name: len(split)
@@ -26,12 +28,12 @@ def dataset_input(dataset: Dataset) -> DatasetInput:
     else:
         columns = Schema([ColSpec(DataType.double, name) for name in spec.columns])
         schema = {"mlflow_colspec": columns.to_dict()}
-    entity = DatasetEntity(
-        name=spec.name,
-        digest=spec.fingerprint[:_DIGEST_LENGTH],
-        source_type="ray-ddpm",
-        source=json.dumps({"name": spec.name, "fingerprint": spec.fingerprint}),
-        schema=json.dumps(schema),
-        profile=json.dumps({"num_rows": sum(sizes.values()), **sizes}),
-    )
-    return DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, "training, validation, test")])
+    fields = {
+        "name": spec.name,
+        "digest": spec.fingerprint[:_DIGEST_LENGTH],
+        "source_type": "ray-ddpm",
+        "source": json.dumps({"name": spec.name, "fingerprint": spec.fingerprint}),
+        "schema": json.dumps(schema),
+        "profile": json.dumps({"num_rows": sum(sizes.values()), **sizes}),
+    }
+    return {"dataset": fields, "context": "training, validation, test"}

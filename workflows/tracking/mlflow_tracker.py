@@ -1,68 +1,46 @@
 """Log runs to MLflow: one run per training; per sweep a parent run with a child run per trial.
 
-Only the driver talks to MLflow, never workers or trials. Entries are queued and sent by one background
-thread, so a slow server delays nothing, and entries that could not be sent are retried until the server
-is back.
+Only the driver talks to MLflow, never workers or trials. Entries are kept in the run's folder (`outbox`) and
+sent by one background thread (`send_queue`, `mlflow_sender`), so a slow server delays nothing; those that
+could not be sent are tried again until the server is back, or when the run is resumed, or by `ray-ddpm sync`.
 """
 
-import json
+import shutil
 import tempfile
 import textwrap
 import time
+import weakref
 from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, Run
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_LOGGED_ARTIFACTS,
-    MLFLOW_PARENT_RUN_ID,
-    MLFLOW_RUN_NAME,
-    MLFLOW_RUN_NOTE,
-)
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from PIL import Image
 
 from diffusion.data.dataset import Dataset
 from diffusion.errors import InputError
-from diffusion.files import path_kind, user_path
-from diffusion.metrics import BEST_OBJECTIVE, OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
+from diffusion.files import os_reason, part_name, path_kind, user_path
+from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
 from workflows.environment import set_mlflow_requests, wants_system_metrics
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
-from workflows.tracking.dataset_input import dataset_input
-from workflows.tracking.metric_table import metric_table, table_metrics
-from workflows.tracking.prepared_view import (
-    COLOUR,
-    PICK,
-    PICK_COLOURS,
-    PICTURES,
-    run_page,
-    runs_page,
-    trials_view,
-    view_tag,
-)
-from workflows.tracking.send_queue import TRANSIENT_ERRORS, SendQueue
+from workflows.tracking.dataset_input import dataset_fields
+from workflows.tracking.local_database import check_writable, ensure_database
+from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender, runs_with_tag
+from workflows.tracking.outbox import FOLDER, Entry, Outbox
+from workflows.tracking.prepared_view import run_page, runs_page
+from workflows.tracking.send_queue import Refused, SendQueue
 from workflows.tracking.system_metrics import SystemMetrics
 from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError, Tracker
 
 _MAX_TAG = 8000  # characters that a tag may have in MLflow, which cuts longer ones with a warning
 _CONNECT_TIMEOUT = 4  # seconds
 _REQUEST_TIMEOUT = 30  # seconds; uploads take longer than a first response
-_FOLDER_TAG = "folder"
-_METRICS_FILE = "metrics.json"  # table of all metrics, with errors, floors and counts
 # Versions of MLflow that know it open the experiment in the mode for models that are trained.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-_RUN_STATUS: dict[Status, str] = {
-    "finished": "FINISHED",
-    "stopped": "KILLED",
-    "failed": "FAILED",
-    "running": "RUNNING",
-}
-_TRIAL_STATUS: dict[TrialStatus, str] = {"finished": "FINISHED", "stopped": "FINISHED", "pruned": "KILLED"}
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -73,26 +51,11 @@ def open_store(uri: str) -> MlflowClient:
     """
     # The tracker retries by itself: MLflow's own retries would take minutes.
     set_mlflow_requests(_CONNECT_TIMEOUT)
-    try:
+    with _unusable(uri):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
-    except Exception as error:  # each kind of store raises its own exceptions
-        reason = textwrap.shorten(redact(str(error).splitlines()[0]), 160, placeholder=" ...")
-        raise InputError(
-            f"--tracking-uri {redact(uri)} cannot be used ({reason}): fix that, or give another URI"
-        ) from error
     set_mlflow_requests(_REQUEST_TIMEOUT)
     return client
-
-
-def runs_with_tag(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
-    """An experiment's runs with a tag, oldest first."""
-    runs: list[Run] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", page_token=token or None)
-        runs, token = [*runs, *page], page.token or None
-    return sorted(runs, key=lambda run: run.info.start_time)
 
 
 def _shortened(text: str, end: str) -> str:
@@ -118,7 +81,7 @@ class MlflowTracker(Tracker):
         client: MLflow client of the store.
         experiment_id: id of the experiment.
         run_id: id of the run, empty before `start` or `resume`.
-        unsent: number of entries that could not be sent, 0 before `close`.
+        unsent: number of entries that could not be sent yet, 0 before `close`.
         has_test_metrics: whether a resumed run already has its metrics on the test split.
 
     Raises:
@@ -129,18 +92,21 @@ class MlflowTracker(Tracker):
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
+        ensure_database(uri)
         self.client = open_store(uri)
-        self.experiment_id = self._find_or_create_experiment(experiment)
-        self.run_id = ""
+        with _unusable(uri):
+            self.experiment_id = self._find_or_create_experiment(experiment)
         self.has_test_metrics = False
-        self._children: dict[str, str] = {}
+        self._sender = MlflowSender(self.client, uri, self.experiment_id)
         self._logged: dict[str | None, set[int]] = {}
-        self._metrics: dict[str | None, dict[str, float]] = {}  # newest value of each
-        self._data: list[DatasetInput] = []
         self._params: dict[str, str] = {}  # of the run
-        self._is_sweep = False
+        self._is_sweep = self._is_finished = False
         self._system_metrics: SystemMetrics | None = None
-        self._jobs = SendQueue()
+        # Until `keep_entries` says where the run is.
+        scratch = Path(tempfile.gettempdir(), part_name("ray-ddpm"))
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        self._outbox, self._queue = self._open_outbox(scratch)
+        self.run_id = ""
         self.unsent = 0
 
     @classmethod
@@ -172,6 +138,9 @@ class MlflowTracker(Tracker):
         Raises:
             InputError: the store cannot be reached or used.
         """
+        check_writable(uri)
+        if may_create:
+            ensure_database(uri)
         if may_create or not uri.startswith("sqlite:"):
             open_store(uri)
 
@@ -191,6 +160,16 @@ class MlflowTracker(Tracker):
         )
         return f"{self.location.rstrip('/')}{page if self.run_id else runs_page(self.experiment_id)}"
 
+    @property
+    def refused(self) -> Sequence[str]:
+        """Why the store refused entries, one line each: they could never be sent."""
+        return self._queue.refused
+
+    def keep_entries(self, folder: Path) -> None:
+        """Keep what is to be sent in `tracking/` of the run's folder, until a finished run is sent whole."""
+        self._queue.abandon()
+        self._outbox, self._queue = self._open_outbox(folder)
+
     def start(
         self, name: str, params: dict[str, Any], folder: str | None = None, *, reuse: bool = False
     ) -> str:
@@ -202,40 +181,69 @@ class MlflowTracker(Tracker):
             folder: folder of the run.
             reuse: whether to continue an unfinished run with the same folder, if there is one. An earlier
                 session may have been killed after it created the run, but before it wrote to the folder.
+
+        Raises:
+            InputError: the store cannot be used.
         """
-        tags = None if folder is None else {_FOLDER_TAG: folder}
-        runs = runs_with_tag(self.client, self.experiment_id, _FOLDER_TAG, folder) if folder and reuse else []
-        unfinished = [run for run in runs if run.info.status == "RUNNING"]
-        run = (
-            unfinished[0]
-            if unfinished
-            else self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        )
-        self.run_id = run.info.run_id
+        self._outbox.clear()  # of such a session
         self._params = {name: str(value) for name, value in params.items()}
-        self._log_params(self.run_id, self._params)
+        entry = {"kind": "start", "name": name, "params": self._params, "folder": folder, "time": _now()}
+        with _unusable(self.uri):
+            self._sender.send({**entry, "reuse": reuse})
+        self._keep_start(entry)
+        self.run_id = self._sender.run_id
         self._start_system_metrics()
         return self.run_id
 
     def resume(self, run_id: str) -> set[int]:
         """Continue an existing run, and return the steps for which it has metrics.
 
+        What an earlier session could not send is sent first. If the store has lost the run, all that was kept
+        is sent to a new one.
+
         Raises:
-            InputError: the store has no such run.
+            InputError: the store has no such run and nothing was kept, or the store cannot be used.
         """
-        try:
+        self.send_kept(run_id)
+        self._is_finished = False
+        if not self._queue.flush():
+            self._queue.abandon()
+            raise InputError(_cannot_be_used(self.uri, "it does not take what is to be sent"))
+        run_id = self.run_id = self._sender.run_id
+        with _unusable(self.uri):
             self.client.set_terminated(run_id, "RUNNING")
-            self._params = dict(self.client.get_run(run_id).data.params)
+            run = self.client.get_run(run_id)
+            self._params = dict(run.data.params)
             history = self.client.get_metric_history(run_id, VAL_MSE)
             self.has_test_metrics = bool(self.client.get_metric_history(run_id, TEST_MSE))
-        except MlflowException as error:
-            raise InputError(
-                f"--tracking-uri {redact(self.uri)} has no run {run_id}, which --resume needs: give the "
-                "store in which it was started"
-            ) from error
-        self.run_id = run_id
+        if not self._outbox.num_entries:  # of a finished run, which is extended
+            name, folder, began = run.info.run_name, run.data.tags.get(FOLDER_TAG), run.info.start_time
+            self._keep_start(
+                {"kind": "start", "name": name, "params": self._params, "folder": folder, "time": began}
+            )
         self._start_system_metrics()
         return {metric.step for metric in history}
+
+    def send_kept(self, run_id: str) -> None:
+        """Queue what earlier sessions of a run could not send, or all that they kept if the run is lost.
+
+        Raises:
+            InputError: the store has no such run and nothing was kept, or the store cannot be used.
+        """
+        entries = self._outbox.entries()
+        with _unusable(self.uri):
+            is_there = bool(run_id) and self._sender.find(run_id)
+        if not is_there:
+            if not entries or entries[0]["kind"] != "start":
+                raise InputError(
+                    f"--tracking-uri {redact(self.uri)} has no run {run_id}, which --resume needs: give the "
+                    "store in which it was started"
+                )
+            self._outbox.mark_done(0)
+        for entry in entries[self._outbox.num_done :]:
+            self._queue.put(entry, is_kept=False)
+        last = entries[-1] if entries else {}
+        self._is_finished = last.get("kind") == "end" and last["status"] == "finished"
 
     def resume_sweep(self, run_id: str, trial_ids: Container[str]) -> set[str]:
         """Continue an existing sweep's run; delete the child runs of unknown trials and duplicates.
@@ -248,20 +256,23 @@ class MlflowTracker(Tracker):
             Ids of the trials whose child runs have ended, and are therefore complete.
 
         Raises:
-            InputError: the store has no such run.
+            InputError: as `resume`.
         """
         self.resume(run_id)
+        children: dict[str, str] = {}
+        self._sender.children = children
         ended = set()
-        for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, run_id):
-            trial_id, child = run.data.tags["trial_id"], run.info.run_id
-            if trial_id not in trial_ids or trial_id in self._children:
-                self.client.delete_run(child)
-                continue
-            self._children[trial_id] = child
-            history = self.client.get_metric_history(child, OBJECTIVE)
-            self._logged[trial_id] = {metric.step for metric in history}
-            if run.info.status != "RUNNING":
-                ended.add(trial_id)
+        with _unusable(self.uri):
+            for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, self.run_id):
+                trial_id, child = run.data.tags["trial_id"], run.info.run_id
+                if trial_id not in trial_ids or trial_id in children:
+                    self.client.delete_run(child)
+                    continue
+                children[trial_id] = child
+                history = self.client.get_metric_history(child, OBJECTIVE)
+                self._logged[trial_id] = {metric.step for metric in history}
+                if run.info.status != "RUNNING":
+                    ended.add(trial_id)
         return ended
 
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
@@ -270,23 +281,9 @@ class MlflowTracker(Tracker):
         It has the parameters in which it differs from the sweep's run, which has the others: MLflow writes
         all parameters of a run over its pictures.
         """
-        started = _now()
         text = {name: str(value) for name, value in params.items()}
         own = {name: value for name, value in text.items() if self._params.get(name) != value}
-
-        def job() -> None:
-            if trial_id not in self._children:
-                tags = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
-                run = self.client.create_run(self.experiment_id, start_time=started, tags=tags)
-                self._children[trial_id] = run.info.run_id
-            else:
-                self.client.set_terminated(self._children[trial_id], "RUNNING")
-            self._log_params(self._children[trial_id], own)
-            if self._data:
-                with _if_supported():
-                    self.client.log_inputs(self._children[trial_id], datasets=self._data)
-
-        self._jobs.put(job)
+        self._put("start_trial", trial_id=trial_id, params=own, time=_now())
 
     def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
         """Queue metrics of the run or of a trial, unless an earlier session has sent those of this step.
@@ -296,100 +293,44 @@ class MlflowTracker(Tracker):
         """
         if step in self._logged.get(trial_id, ()):
             return
-        batch = _metrics({name: value for name, value in metrics.items() if not is_detail(name)}, step)
-        if len(batch) < len(metrics):  # first, since the steps of metrics tell what has been sent
-            self._jobs.put(lambda: self._send_table(trial_id, metrics))
-        self._jobs.put(lambda: self.client.log_batch(self._id(trial_id), metrics=batch))
-
-    def _send_table(self, trial_id: str | None, metrics: Mapping[str, float]) -> None:
-        """Send the table of a run's metrics, with these in it."""
-        run_id, is_first = self._id(trial_id), trial_id not in self._metrics
-        known = self._sent_table(run_id) if is_first else self._metrics[trial_id]
-        known = {**known, **metrics}
-        self.client.log_text(run_id, json.dumps(metric_table(known)), _METRICS_FILE)
-        if is_first:
-            tables = json.dumps([{"path": _METRICS_FILE, "type": "table"}])
-            self.client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, tables)
-        self._metrics[trial_id] = known
-
-    def _sent_table(self, run_id: str) -> dict[str, float]:
-        """Metrics in the table that an earlier session sent; none without a table."""
-        if _METRICS_FILE not in {each.path for each in self.client.list_artifacts(run_id)}:
-            return {}
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(self.client.download_artifacts(run_id, _METRICS_FILE, scratch))
-            return table_metrics(json.loads(path.read_text()))
+        values = {name: float(value) for name, value in metrics.items()}
+        drawn = {name: value for name, value in values.items() if not is_detail(name)}
+        if len(drawn) < len(values):  # first, since the steps of metrics tell what has been sent
+            self._put("table", trial_id=trial_id, metrics=values)
+        self._put("metrics", trial_id=trial_id, metrics=drawn, step=step, time=_now())
 
     def log_dataset(self, dataset: Dataset) -> None:
         """Queue which data the run uses, and every trial that starts after this."""
-        self._data = [dataset_input(dataset)]
-
-        def job() -> None:
-            with _if_supported():
-                self.client.log_inputs(self.run_id, datasets=self._data)
-
-        self._jobs.put(job)
+        self._put("dataset", **dataset_fields(dataset))
 
     def show_trials(
         self, searched: Sequence[str], num_updates: int, picks: Mapping[str, str] | None = None
     ) -> None:
         """Queue the prepared view of a sweep's trials, and the names of those that were picked."""
         self._is_sweep = True
-        created, colours = _now(), dict(zip(picks or (), PICK_COLOURS, strict=False))
-
-        def show() -> None:
-            name = self.client.get_run(self.run_id).info.run_name
-            view = trials_view(name, self.run_id, searched, num_updates, created, decided=picks is not None)
-            with _if_supported():  # an older server may refuse a long tag
-                self.client.set_experiment_tag(self.experiment_id, view_tag(self.run_id), view)
-
-        def mark() -> None:
-            for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, self.run_id):
-                run_id, tags = run.info.run_id, run.data.tags
-                trial_id = tags["trial_id"]
-                pick = (picks or {}).get(trial_id, "")
-                if pick == tags.get(PICK, ""):
-                    continue
-                self.client.update_run(run_id, name=f"{trial_id} ({pick})" if pick else trial_id)
-                if trial_id in colours:
-                    self.client.set_tag(run_id, COLOUR, colours[trial_id])
-                elif COLOUR in tags:  # of a sweep that has been extended
-                    self.client.delete_tag(run_id, COLOUR)
-                self.client.set_tag(run_id, PICK, pick)
-
-        self._jobs.put(show)
+        decided = picks is not None
+        self._put("view", searched=list(searched), num_updates=num_updates, decided=decided, time=_now())
         if picks is not None:
-            self._jobs.put(mark)
+            self._put("picks", picks=dict(picks))
 
     def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
         """Queue a picture of samples, of the run or of a trial."""
-        self._jobs.put(
-            lambda: self.client.log_image(
-                self._id(trial_id), picture.convert("RGB"), key=PICTURES, step=step, synchronous=True
-            )
-        )
+        try:
+            file = self._stored(self._outbox.keep_picture(picture))
+        except OSError as error:  # a full disk
+            self._queue.refused.append(f"picture of step {step}: {os_reason(error)}")
+            return
+        self._put("picture", trial_id=trial_id, file=file, step=step, time=_now())
 
     def end_trial(self, trial_id: str, status: TrialStatus, reason: str) -> None:
         """Queue the end of a trial's child run, with its status and reason as in trials.csv."""
-        ended = _now()
-
-        def job() -> None:
-            run_id = self._children[trial_id]
-            self.client.set_tag(run_id, "status", status)
-            if reason:
-                self.client.set_tag(run_id, "reason", reason[:500])
-            self.client.set_terminated(run_id, _TRIAL_STATUS.get(status, "FAILED"), ended)
-
-        self._jobs.put(job)
+        self._put("end_trial", trial_id=trial_id, status=status, reason=reason, time=_now())
 
     def tag(self, tags: dict[str, str], trial_id: str | None = None) -> None:
         """Queue tags of the run or of a trial."""
-
-        def job(key: str, value: str) -> None:
-            self.client.set_tag(self._id(trial_id), key, value)
-
-        for key, value in tags.items():
-            self._jobs.put(partial(job, key, _shortened(value, " ...")))
+        self._put(
+            "tags", trial_id=trial_id, tags={key: _shortened(value, " ...") for key, value in tags.items()}
+        )
 
     def describe(self, markdown: str, trial_id: str | None = None) -> None:
         """Queue the description shown on the page of the run or of a trial."""
@@ -398,57 +339,104 @@ class MlflowTracker(Tracker):
 
     def log_files(self, folder: Path, artifact_path: str) -> None:
         """Queue the upload of a folder, which must exist until `flush` or `close` returns."""
-        self._jobs.put(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
+        self._put("files", folder=self._stored(folder), artifact_path=artifact_path)
 
     def log_file(self, path: Path) -> None:
         """Queue the upload of a file, which must exist until `flush` or `close` returns."""
-        self._jobs.put(lambda: self.client.log_artifact(self.run_id, str(path)))
+        self._put("file", file=self._stored(path))
 
     def flush(self) -> None:
-        """Wait until the queue is sent, for at most 30 seconds; call it before deleting queued files."""
-        self._jobs.flush()
+        """Wait until the queue is sent, while the store takes it; call it before deleting queued files."""
+        self._queue.flush()
 
     def log_model(self, model: PublishedModel) -> None:
-        """Log a model to the run at once, see `workflows.tracking.registry.log_model`.
+        """Log a model to the run, see `workflows.tracking.registry.log_model`, after what is queued.
 
         Raises:
-            RegistrationError: the store refused the model or cannot be reached.
+            RegistrationError: the store refused the model, or does not take it within 30 seconds.
         """
-        from workflows.tracking import registry  # loads pandas, which trainings do not need before their end
-
-        with _redacted_refusal():
-            model_id = registry.log_only(self.client, self.uri, self.run_id, model)
-        self._link_metrics(model_id, model)
+        self._result_of(
+            self._put(
+                "model",
+                file=self._stored(model.sampler_file),
+                params={name: str(value) for name, value in model.params.items()},
+                metrics=_floats(model.metrics),
+            )
+        )
+        self._put("model_metrics", metrics=_floats(model.metrics))
 
     def register(
         self, name: str, model: PublishedModel, tags: Mapping[str, object], *, may_promote: bool
     ) -> Registration:
-        """Register a model as a new version at once, see `workflows.tracking.registry.register`.
+        """Register a model as a new version after what is queued, see `workflows.tracking.registry`.
 
         Raises:
-            RegistrationError: the store refused the model or cannot be reached.
+            RegistrationError: the store refused the model, or does not take it within 30 seconds.
         """
-        from workflows.tracking import registry
+        registration = self._put(
+            "registered_model",
+            name=name,
+            file=self._stored(model.sampler_file),
+            params={name: str(value) for name, value in model.params.items()},
+            metrics=_floats(model.metrics),
+            tags=dict(tags),
+            may_promote=may_promote,
+        )
+        self._put("model_metrics", metrics=_floats(model.metrics))
+        found: Registration = self._result_of(registration)
+        return found
 
-        with _redacted_refusal():
-            version, is_champion, model_id = registry.register(
-                self.client,
-                self.uri,
-                self.run_id,
-                name,
-                model,
-                tags,
-                may_promote=may_promote,
-            )
-        self._link_metrics(model_id, model)
-        return Registration(version, is_champion)
+    def close(self, status: Status | None) -> None:
+        """End the run and wait until the queue is sent, while the store takes it; then give up on the rest.
 
-    def close(self, status: Status) -> None:
-        """End the run and wait until the queue is sent, for about 30 seconds; then give up on the rest."""
+        Args:
+            status: status of the run; None leaves it as it is.
+        """
         if self._system_metrics is not None:
             self._system_metrics.stop()
-        self._jobs.put(lambda: self.client.set_terminated(self.run_id, _RUN_STATUS[status]))
-        self.unsent = self._jobs.close(_REQUEST_TIMEOUT)
+        self._is_finished = self._is_finished or status == "finished"
+        if status is not None:
+            self._put("end", status=status, time=_now())
+        try:
+            self._queue.close()
+        finally:  # also if the user does not want to wait
+            self.unsent = self._queue.abandon()
+            self.run_id = self._sender.run_id
+            if self._is_finished and not self.unsent:
+                self._outbox.delete()
+            else:
+                self._outbox.sync()
+
+    def _keep_start(self, entry: Entry) -> None:
+        """Keep how the run was started, which it has been."""
+        self._outbox.append({**entry, "reuse": True})
+        self._outbox.mark_done(1)
+
+    def _open_outbox(self, folder: Path) -> tuple[Outbox, SendQueue]:
+        self._sender.folder = folder
+        outbox = Outbox(folder / FOLDER)
+        return outbox, SendQueue(self._sender.send, outbox)
+
+    def _put(self, kind: str, **values: Any) -> "Future[Any]":
+        return self._queue.put({"kind": kind, **values})
+
+    def _result_of(self, sending: "Future[Any]") -> Any:
+        """What the sender returned.
+
+        Raises:
+            RegistrationError: the store refused the entry, or does not take it within 30 seconds.
+        """
+        if not self._queue.wait_for(sending):
+            raise RegistrationError("the store does not take it now")
+        try:
+            return sending.result()
+        except Refused as error:
+            raise RegistrationError(redact(str(error))) from error
+
+    def _stored(self, path: Path) -> str:
+        """How an entry names a path: relative to the run's folder if it is in it."""
+        folder = self._sender.folder
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path.absolute())
 
     def _find_or_create_experiment(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
@@ -468,49 +456,25 @@ class MlflowTracker(Tracker):
         if self._system_metrics is None and wants_system_metrics():
             self._system_metrics = SystemMetrics(self.log)
 
-    def _link_metrics(self, model_id: str, model: PublishedModel) -> None:
-        """Queue that a model has the metrics of its run, which are sent before."""
-        from workflows.tracking import registry
-
-        dataset = self._data[0].dataset if self._data else None
-
-        def job() -> None:
-            with _if_supported():
-                registry.link_metrics(self.client, self.run_id, model_id, model.metrics, dataset)
-
-        self._jobs.put(job)
-
-    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
-
-    def _id(self, trial_id: str | None) -> str:
-        return self.run_id if trial_id is None else self._children[trial_id]
-
 
 @contextmanager
-def _if_supported() -> Iterator[None]:
-    """Do without what only pages are made of, if the server refuses it: it may be an older one."""
+def _unusable(uri: str) -> Iterator[None]:
+    """Raise an InputError for whatever a store raises."""
     try:
         yield
-    except MlflowException as error:
-        if error.error_code in TRANSIENT_ERRORS:
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # each kind of store raises its own exceptions
+        raise InputError(_cannot_be_used(uri, str(error))) from error
 
 
-@contextmanager
-def _redacted_refusal() -> Iterator[None]:
-    """Raise a RegistrationError without the passwords in its message."""
-    try:
-        yield
-    except RegistrationError as error:
-        raise RegistrationError(redact(str(error))) from error
+def _cannot_be_used(uri: str, reason: str) -> str:
+    first_line = textwrap.shorten(redact(reason.split("\n")[0]), 160, placeholder=" ...")
+    return f"--tracking-uri {redact(uri)} cannot be used ({first_line}): fix that, or give another URI"
 
 
-def _metrics(metrics: dict[str, float], step: int) -> list[Metric]:
-    """Metrics to log, the objective first: MLflow's page that compares runs opens on a run's first one."""
-    now = _now()
-    ordered = sorted(metrics, key=lambda name: name != BEST_OBJECTIVE)
-    return [Metric(name, float(metrics[name]), now, step) for name in ordered]
+def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _now() -> int:

@@ -187,6 +187,12 @@ def link_metrics(
         client.log_batch(run_id, metrics=linked)
 
 
+def newest_model(client: MlflowClient, experiment_id: str, run_id: str) -> str:
+    """Id of the newest model that was logged to a run; empty if there is none."""
+    models = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    return max(models, key=lambda model: model.creation_timestamp).model_id if models else ""
+
+
 def _delete_earlier_models(client: MlflowClient, run_id: str) -> None:
     """Delete the models that earlier sessions logged to a run, except those of registered versions."""
     registered = {version.model_id for version in client.search_model_versions(f"run_id = '{run_id}'")}

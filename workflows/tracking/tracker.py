@@ -13,12 +13,11 @@ from PIL import Image
 
 from diffusion.data.dataset import Dataset
 from diffusion.registry import Registry
-from workflows.environment import tracking_uri
 from workflows.redaction import remember
 from workflows.status import Status, TrialStatus
+from workflows.tracking.local_database import store_uri
 
 _DEFAULT = "mlflow"
-_DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 class RegistrationError(RuntimeError):
@@ -108,9 +107,20 @@ class Tracker(Protocol):
         """URI of the store, without passwords."""
         ...
 
+    @property
+    def refused(self) -> Sequence[str]:
+        """Why the store refused entries for good, one line each. Optional: always empty."""
+        return ()
+
     def location_hint(self) -> str:
         """Return where users find their runs: a command or a URL, without passwords."""
         ...
+
+    def keep_entries(self, folder: Path) -> None:
+        """Keep what is to be sent in a run's folder, so that it can be sent later. Optional: does nothing.
+
+        Called before `start` or `resume`.
+        """
 
     def start(
         self, name: str, params: dict[str, Any], folder: str | None = None, *, reuse: bool = False
@@ -148,6 +158,13 @@ class Tracker(Protocol):
             InputError: the store has no such run.
         """
         ...
+
+    def send_kept(self, run_id: str) -> None:
+        """Send what `keep_entries` has kept of a run, until `close`. Optional: does nothing.
+
+        Raises:
+            InputError: the store cannot be used.
+        """
 
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:
         """Start the child run of a trial, or continue it if it exists."""
@@ -232,8 +249,12 @@ class Tracker(Protocol):
         """
         ...
 
-    def close(self, status: Status) -> None:
-        """End the run with this status; send what is left for at most about 30 seconds, then give up."""
+    def close(self, status: Status | None) -> None:
+        """End the run with this status; send what is left, and give up after about 30 seconds.
+
+        Args:
+            status: status of the run; None leaves it as it is in the tracker.
+        """
         ...
 
 
@@ -275,6 +296,6 @@ def resolve_tracking_uri(given: str | None) -> str:
     Raises:
         InputError: the tracker cannot use such a URI.
     """
-    uri = given or tracking_uri() or _DEFAULT_URI
+    uri = store_uri(given)
     remember(uri)
     return tracker_class(uri).resolve(uri)

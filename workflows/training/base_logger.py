@@ -3,21 +3,27 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from diffusion.config import IN_MEMORY, Config
 from diffusion.data.dataset import Dataset
 from diffusion.data.sources import short_name
+from diffusion.errors import InputError
 from workflows.cli.resume import output_storage
 from workflows.cli.run_options import RunOptions
+from workflows.environment import default_output_dir
 from workflows.publishing.provenance import session_provenance
 from workflows.redaction import redact
 from workflows.status import Status
+from workflows.storage.run_lock import RunLock, remove_parts
 from workflows.storage.run_record import Command, RunRecord
 from workflows.storage.storage import Storage
-from workflows.terminal import waiting
+from workflows.terminal import display_path, waiting
+from workflows.tracking.outbox import ENTRIES, FOLDER
 from workflows.tracking.tracker import Tracker, open_tracker
 
+ENTRIES_FILE = f"{FOLDER}/{ENTRIES}"  # in the run's folder
 Options = TypeVar("Options", bound=RunOptions)
 
 
@@ -59,6 +65,8 @@ class BaseLogger(Generic[Options]):
     def __init__(self, folder: Storage, record: RunRecord, tracker: Tracker, options: Options) -> None:
         self.folder, self.tracker = folder, tracker
         self._record = record
+        self._sync_command = sync_command(record.name, options)
+        self._lock: RunLock | None = None
 
     @classmethod
     def open(
@@ -87,29 +95,62 @@ class BaseLogger(Generic[Options]):
         if record is not None:
             record.check_unchanged(config, dataset.spec.fingerprint, cls.fixed_options(options))
         runs = output_storage(options)
-        name = record.name if record else _new_name(options, runs)
+        name = record.name if record else cls._new_name(options, runs)
         folder = runs.child(name)
+        lock = RunLock(folder.path) if folder.is_local else None
+        try:
+            if lock is not None:
+                remove_parts(folder.path, except_in=("checkpoints", "final", "tune"))
+            log = cls._open_locked(options, config, dataset, record, uri, params, folder)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            if record is None and not options.may_exist and not folder.exists("run.json"):
+                runs.delete(name)  # this call has made it
+            raise
+        log._lock = lock
+        return log
+
+    @classmethod
+    def _open_locked(
+        cls,
+        options: Options,
+        config: Config,
+        dataset: Dataset,
+        record: RunRecord | None,
+        uri: str,
+        params: Mapping[str, Any] | None,
+        folder: Storage,
+    ) -> Self:
         experiment = record.experiment if record else options.experiment or short_name(config.data)
         tracker = open_tracker(uri, experiment)
-        if record is not None:
-            record = replace(record, options=cls.saved_options(options))  # the budget may have changed
-            log = cls(folder, record.with_session(session_provenance()), tracker, options)
-            log.resume(record.run_id)
-        else:
-            cls.create_folder(folder, options)
-            run_id = tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.may_exist)
-            record = RunRecord(
-                name,
-                experiment,
-                run_id,
-                config,
-                dataset.spec.fingerprint,
-                command=cls.command,
-                options=cls.saved_options(options),
-            )
-            log = cls(folder, record.with_session(session_provenance()), tracker, options)
-        tracker.log_dataset(dataset)
-        log._record = log._record.write(folder, "running")
+        if folder.is_local:
+            tracker.keep_entries(folder.path)
+        try:
+            if record is not None:
+                record = replace(record, options=cls.saved_options(options))  # the budget may have changed
+                log = cls(folder, record.with_session(session_provenance()), tracker, options)
+                log.resume(record.run_id)
+                log._record = replace(log._record, run_id=tracker.run_id)
+            else:
+                name = str(folder).rsplit("/", 1)[-1]
+                tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.may_exist)
+                record = RunRecord(
+                    name,
+                    experiment,
+                    tracker.run_id,
+                    config,
+                    dataset.spec.fingerprint,
+                    command=cls.command,
+                    options=cls.saved_options(options),
+                )
+                log = cls(folder, record.with_session(session_provenance()), tracker, options)
+            tracker.log_dataset(dataset)
+            log._record = log._record.write(folder, "running")
+        except BaseException:
+            if tracker.run_id:
+                tracker.close("stopped")  # nobody would end it
+            raise
         return log
 
     @classmethod
@@ -123,26 +164,76 @@ class BaseLogger(Generic[Options]):
         return {}
 
     @classmethod
-    def create_folder(cls, folder: Storage, options: Options) -> None:
-        """Create the folder of a new run, if that is needed before files are written into it."""
+    def _new_name(cls, options: Options, runs: Storage) -> str:
+        """Name of a new run, whose folder is created if it is local.
+
+        Raises:
+            InputError: the name is taken, or the folder cannot be created.
+        """
+        taken = set[str]()
+        while True:
+            if options.may_exist and options.name is not None:
+                name = options.name
+            else:
+                name = options.free_name(taken.union(runs.names()).__contains__)
+            folder = runs.child(name)
+            if not folder.is_local:
+                return name
+            try:
+                folder.path.mkdir(parents=True, exist_ok=options.may_exist)
+                return name
+            except FileExistsError:  # another command has just made it
+                taken.add(name)
+            except OSError as error:
+                raise InputError(
+                    f"{folder} cannot be created ({error.strerror}): give another --output-dir"
+                ) from error
 
     def resume(self, run_id: str) -> None:
         """Continue the run in the tracker."""
         self.tracker.resume(run_id)
 
     def close(self, status: Status) -> None:
-        """End the run in the tracker, record the status, and print how the run ended."""
+        """End the run in the tracker, record the status, and print how the run ended.
+
+        A Ctrl-C meanwhile ends the wait for the tracker, and goes on.
+        """
         # The record last: a run that is killed in between is not "finished" and can be resumed.
         self.view.end_step()
-        with waiting(f"sending the rest to {self.tracker.name}"):
-            self.tracker.close(status)
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            if status == "stopped":
+                self.view.print(
+                    f"Stopping: {self.tracker.name} is sent the rest; Ctrl-C leaves it for later."
+                )
+            with waiting(f"sending the rest to {self.tracker.name}"):
+                self.tracker.close(status)
+        except KeyboardInterrupt as error:
+            interrupt = error
         self._write_record(status)
         self._print_end(status)
-        if self.tracker.unsent:
+        self._print_unsent()
+        if self._lock is not None:
+            self._lock.release()
+        if interrupt is not None:
+            raise interrupt
+
+    def _print_unsent(self) -> None:
+        """Print what the tracker has not, and how to send it."""
+        tracker = self.tracker
+        if tracker.refused:
+            first = tracker.refused[0]
             self.view.print(
-                f"warning: {self.tracker.unsent} entries could not be sent to {self.tracker.name} at "
-                f"{self.tracker.location}"
+                f"warning: {tracker.name} refused {len(tracker.refused)} entries for good, such as: {first}"
             )
+        if tracker.unsent:
+            line = (
+                f"warning: {tracker.unsent} entries could not be sent to {tracker.name} at {tracker.location}"
+            )
+            kept = (Path(display_path(self.folder)) / ENTRIES_FILE) if self.folder.is_local else None
+            if kept is not None and kept.exists():
+                line += f"; {kept} has them, and this sends them: {self._sync_command}"
+            self.view.print(line)
 
     def _write_record(self, status: Status) -> None:
         """Write the record with this status into the run's folder."""
@@ -152,11 +243,13 @@ class BaseLogger(Generic[Options]):
         """Print how the run ended; a hook for subclasses."""
 
 
-def _new_name(options: RunOptions, runs: Storage) -> str:
-    """Name of a new run, which is free unless it was killed before it wrote its record."""
-    if options.may_exist and options.name is not None:
-        return options.name
-    return options.free_name(set(runs.names()).__contains__)
+def sync_command(name: str, options: RunOptions) -> str:
+    """Command that sends what a run has kept for its tracker."""
+    words = ["python", "-m", "workflows.sync", name]
+    for flag, value in (("--output-dir", options.output_dir), ("--tracking-uri", options.tracking_uri)):
+        if value is not None and (flag, value) != ("--output-dir", default_output_dir(buckets=True)):
+            words += [flag, redact(value)]
+    return shlex.join(words)
 
 
 def resume_command(command: Command, name: str, options: RunOptions, not_saved: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def run_training(options: TrainOptions, source: DataSource, record: RunRecord | 
         for line in run_lines(plan.config, dataset, plan.resources):
             log.view.print(f"  {line}")
         return _train(log, plan)
-    except Exception:
+    except BaseException:
         stop_ray()
         raise
 
@@ -150,11 +150,13 @@ def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -
 
 def _train(log: RunLogger, plan: _Plan) -> Outcome:
     data, resources, weights = plan.data, plan.resources, plan.weights
-    origin = provenance(log.tracker.run_id, data.dataset)
-    initial = None if weights is None else ray.put(weights)
-    job = TrainingJob(plan.config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures)
     status: Status = "failed"
     try:
+        origin = provenance(log.tracker.run_id, data.dataset)
+        initial = None if weights is None else ray.put(weights)
+        job = TrainingJob(
+            plan.config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures
+        )
         for line in schedule_lines(plan.config, data.dataset.spec):
             log.view.print(line.strip())
         with log.view, _handle_interrupts(log.view) as stop_requested:
@@ -217,8 +219,11 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
                 log.tracker.log(curves, evaluations)
             log.tracker.tag({"best_update": str(update)})
         log.view.step(f"sending the model to {log.tracker.name}")
-        upload_model(log.tracker, folder, "model")
-        warnings = log_model(log.tracker, folder, model.config.flat(), metrics)
+        to_send = (
+            published.path if published.is_local else folder
+        )  # which stays, so that it can be sent later
+        upload_model(log.tracker, to_send, "model")
+        warnings = log_model(log.tracker, to_send, model.config.flat(), metrics)
         log.tracker.flush()
     notes = samplers.sentences() if samplers else []
     return [*warnings, *_summary(log, metrics, notes, schedule_lines(model.config, model.data))]
@@ -243,7 +248,7 @@ def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str], warnin
 
 @contextmanager
 def _handle_interrupts(view: TrainingProgress) -> Iterator[Callable[[], bool]]:
-    """Handle Ctrl-C and SIGTERM: the first requests a clean stop, the second raises KeyboardInterrupt.
+    """Handle Ctrl-C: the first one requests a clean stop, the second one raises KeyboardInterrupt.
 
     Yields:
         A callable that returns whether a stop was requested.
@@ -257,14 +262,14 @@ def _handle_interrupts(view: TrainingProgress) -> Iterator[Callable[[], bool]]:
         view.print("Stopping after a checkpoint; press Ctrl-C again to stop immediately.")
 
     # Python calls signal handlers in the main thread, and only that may set them.
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, handler)
     try:
         yield lambda: bool(requested)
     finally:
-        for number, previous_handler in previous.items():
-            signal.signal(number, previous_handler)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _initial_weights(options: TrainOptions, config: Config, dataset: Dataset) -> dict[str, Tensor]:

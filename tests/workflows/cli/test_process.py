@@ -14,7 +14,7 @@ def run_script(body: str) -> subprocess.CompletedProcess[str]:
     """Run a script whose `main` has this body."""
     script = "\n".join(
         [
-            "import atexit, ctypes, os, sys",
+            "import atexit, ctypes, os, signal, sys, time",
             "from diffusion.errors import InputError",
             "from workflows.cli.process import run",
             "def main(arguments):",
@@ -33,7 +33,9 @@ def run_script(body: str) -> subprocess.CompletedProcess[str]:
         ("print(arguments); return 0", 0, "['argument']\n", ""),
         ("print('lost'); return 3", 3, "lost\n", ""),
         ("raise InputError('--data x: give a name')", 2, "", "error: --data x: give a name\n"),
-        ("raise KeyboardInterrupt", 1, "", "interrupted\n"),
+        ("raise KeyboardInterrupt", 3, "", "interrupted\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 3, "", "interrupted\n"),
+        ("os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)", 3, "", "interrupted\n"),
         ("sys.exit(2)", 2, "", ""),
         ("sys.exit()", 0, "", ""),
         ("sys.exit('a reason')", 1, "", "a reason\n"),

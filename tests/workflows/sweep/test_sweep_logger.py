@@ -2,20 +2,23 @@
 
 import json
 import shlex
+import signal
 
 import pytest
 
 from diffusion.errors import InputError
 from workflows.cli.parsing import parse_tune_options
-from workflows.storage.run_record import RunRecord
+from workflows.storage.run_record import RunRecord, read_record
 from workflows.storage.storage import Storage
+from workflows.sweep import run_sweep
 from workflows.sweep.sweep_logger import SweepLogger
+from workflows.sweep.trial_records import TrialRecords
 
 
 class SilentTracker:
     """Replaces the connection to MLflow."""
 
-    name, unsent, location = "MLflow", 0, "nowhere"
+    name, unsent, refused, location = "MLflow", 0, (), "nowhere"
 
     def __init__(self):
         self.resumed = []
@@ -24,8 +27,11 @@ class SilentTracker:
         self.resumed.append(run_id)
         return set()
 
+    def end_trial(self, trial_id, status, reason):
+        self.ended = (trial_id, status, reason)
+
     def close(self, status):
-        pass
+        self.closed = status
 
 
 @pytest.fixture
@@ -99,3 +105,46 @@ def test_the_end_of_an_unfinished_sweep_says_how_to_go_on(open_log, capsys, stat
     assert command.startswith(prefix)
     resumed = parse_tune_options(shlex.split(command.removeprefix(prefix)))
     assert resumed.record is not None and resumed.options.tracking_uri == "sqlite:///other.db"
+
+
+def test_trials_that_run_when_a_sweep_ends_are_ended_and_run_again_later(open_log):
+    log, tracker = open_log("--num-trials 40")
+    log.records.start("b", {"network.channel_multipliers": (1, 2)})
+    log.end_running_trials()
+    assert tracker.ended == ("b", "failed", "the sweep was interrupted")
+    assert log.records["b"].unfinished and not log.records["a"].unfinished
+    again = TrialRecords(log.directory)
+    assert again["b"].params == {"network.channel_multipliers": (1, 2)}, "not a list, which has another text"
+
+
+def test_an_interrupt_of_the_wait_for_the_tracker_still_records_how_the_sweep_ended(open_log, monkeypatch):
+    log, tracker = open_log("--num-trials 40", "running")
+    monkeypatch.setattr(tracker, "close", lambda status: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        log.close("stopped")
+    assert read_record(log.folder).status == "stopped"
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(open_log, monkeypatch, capsys):
+    log, tracker = open_log("--num-trials 40")
+    tracker.location_hint = lambda: ""
+    monkeypatch.setattr(run_sweep, "write_report", lambda *_, **__: 1 / 0)
+    run_sweep._write_report(log, None, {}, {}, interrupted=False)
+    assert capsys.readouterr().out == (
+        "warning: report.html could not be written (ZeroDivisionError: division by zero)\n"
+    )
+
+
+def test_what_could_not_be_sent_is_said_with_the_command_that_sends_it(open_log, capsys):
+    log, tracker = open_log("--num-trials 40 --tracking-uri sqlite:///other.db")
+    (log.directory / "tracking").mkdir()
+    (log.directory / "tracking" / "entries.jsonl").touch()
+    tracker.unsent, tracker.refused = 3, ["a parameter"]
+    log.close("finished")
+    output = capsys.readouterr().out
+    assert "MLflow refused 1 entries for good, such as: a parameter" in output
+    assert (
+        "3 entries could not be sent to MLflow at nowhere; runs/mine/tracking/entries.jsonl has them"
+        in output
+    )
+    assert output.endswith("python -m workflows.sync mine --tracking-uri sqlite:///other.db\n")

@@ -3,20 +3,24 @@
 import base64
 import json
 import socket
+import sqlite3
 import time
 import zlib
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy.exc
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from PIL import Image
 
 from diffusion.config import DataConfig
 from diffusion.data.dataset import load_dataset
 from diffusion.errors import InputError
-from workflows.tracking import registry
+from workflows.tracking import registry, send_queue
+from workflows.tracking.mlflow_sender import may_pass
 from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.prepared_view import newest_pages
 from workflows.tracking.tracker import PublishedModel, RegistrationError, resolve_tracking_uri
@@ -123,9 +127,108 @@ def test_an_entry_that_the_store_refuses_is_not_tried_again(uri, monkeypatch):
     monkeypatch.setattr(tracker.client, "set_tag", set_tag)
     tracker.tag({"champion": "a"})
     tracker.close("finished")
-    assert len(attempts) == 1 and tracker.unsent == 1
+    assert len(attempts) == 1 and tracker.unsent == 0
+    assert tracker.refused == ["tags: UNIQUE constraint failed"]
     (run,) = MlflowClient(uri).search_runs([tracker.experiment_id])
     assert run.info.status == "FINISHED", "what came after it was sent"
+
+
+def test_a_parameter_that_has_another_value_by_now_does_not_hold_up_what_follows(uri):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    for value in ((1, 2, 2), [1, 2, 2]):
+        tracker.start_trial("a", {"network.channel_multipliers": value})
+    tracker.log({"val/mse": 1.0}, 1, "a")
+    tracker.close("finished")
+    assert tracker.unsent == 0
+    (reason,) = tracker.refused
+    assert "channel_multipliers" in reason and "\n" not in reason
+    (child,) = MlflowClient(uri).search_runs([tracker.experiment_id], "attributes.run_name = 'a'")
+    assert child.data.metrics == {"val/mse": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (MlflowException("connection refused"), True),
+        (MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE), True),
+        (MlflowException("(sqlite3.DatabaseError) file is not a database", BAD_REQUEST), True),
+        (MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed", BAD_REQUEST), False),
+        (MlflowException("Changing param values is not allowed", INVALID_PARAMETER_VALUE), False),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "a server's"}), False),
+        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "a server's"}), True),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": "the token has expired"}), True),
+        (sqlalchemy.exc.OperationalError("SELECT", {}, Exception("disk I/O error")), True),
+        (sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("UNIQUE")), False),
+        (OSError(28, "No space left on device"), True),
+        (KeyError("a bug"), False),
+    ],
+)
+def test_errors_that_pass_are_told_from_those_that_never_do(error, passes):
+    assert may_pass(error) == passes
+
+
+@contextmanager
+def broken(path, how):
+    """Break a database while this is open, and mend it, or remove what is left, afterwards."""
+    if how == "locked":
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield
+        return
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"nonsense" * 1000)
+    yield
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("how", ["locked", "deleted", "overwritten"])
+@pytest.mark.parametrize("later", ["sync", "resume"])
+def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
+    uri, tmp_path, monkeypatch, made_databases, how, later
+):
+    monkeypatch.setattr(send_queue, "_PATIENCE", 0.5)
+    folder = tmp_path / "run"
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.keep_entries(folder)
+    parent = tracker.start("sweep", {"seed": 0}, str(folder))
+    tracker.log_dataset(load_dataset(DataConfig(name="heart")))
+    tracker.start_trial("a", {"schedule.beta_end": 0.1})
+    tracker.log({"objective": 2.0, "val/mse": 0.5, "val/mse_se": 0.1}, 10, "a")
+    tracker.log_picture(Image.new("L", (4, 4)), 10, "a")
+    tracker.flush()
+    with broken(tmp_path / "mlflow.db", how):
+        tracker.log({"objective": 1.0, "val/mse": 0.4, "val/mse_se": 0.1}, 20, "a")
+        tracker.end_trial("a", "finished", "")
+        with pytest.raises(RegistrationError, match="does not take it now"):
+            tracker.register("shapes", PublishedModel(folder, {}, {}), {}, may_promote=True)
+        tracker.close("stopped")
+    assert tracker.unsent and not tracker.refused
+
+    second = MlflowTracker(uri, "shapes")
+    second.keep_entries(folder)
+    if later == "sync":
+        second.send_kept(parent)
+        second.close(None)
+    else:
+        assert second.resume_sweep(parent, {"a"}) == {"a"}
+        second.close("finished")
+    assert (second.run_id == parent) == (how == "locked")
+    assert second.unsent == 0 and len(second.refused) == 1, "a folder is no model that could be registered"
+    runs = MlflowClient(uri).search_runs([second.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    (run,) = [run for run in runs if run not in children]
+    (child,) = children
+    assert run.info.run_id == second.run_id and run.data.params == {"seed": "0"}
+    assert run.info.status == ("KILLED" if later == "sync" else "FINISHED")
+    assert child.info.status == "FINISHED" and child.data.tags["mlflow.parentRunId"] == second.run_id
+    history = MlflowClient(uri).get_metric_history(child.info.run_id, "objective")
+    assert [(metric.step, metric.value) for metric in history] == [(10, 2.0), (20, 1.0)]
+    assert MlflowClient(uri).list_artifacts(child.info.run_id, "images")
+    assert child.inputs.dataset_inputs
+    assert (folder / "tracking").exists() == (later == "sync"), "a stopped run keeps its entries, a finished one does not"
 
 
 def test_an_unreachable_server_is_reported_within_five_seconds():
@@ -166,7 +269,7 @@ def test_an_entry_that_cannot_be_sent_is_counted_and_does_not_stop_the_others(ur
     tracker.start_trial("a", {})
     tracker.end_trial("a", "finished", "")
     tracker.close("finished")
-    assert tracker.unsent == 2
+    assert tracker.unsent == 0 and len(tracker.refused) == 2
     (child,) = MlflowClient(uri).search_runs([tracker.experiment_id], "attributes.run_name = 'a'")
     assert child.info.status == "FINISHED"
 

@@ -1,0 +1,86 @@
+"""Send to MLflow what runs have kept for it while it could not be reached: `python -m workflows.sync`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from diffusion.errors import InputError, nearest
+from export.cli import OneLineParser
+from workflows.cli.process import run
+from workflows.environment import default_output_dir, set_defaults
+
+
+def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> int:
+    """Send what runs have kept, and return the exit status: 1 if the store does not take all of it.
+
+    Args:
+        arguments: command-line arguments.
+        prog: name of the command in its help.
+
+    Raises:
+        InputError: there is no such run, a run is running, or the store cannot be used.
+    """
+    parser = OneLineParser(
+        prog=prog, description="Send to MLflow what runs have kept for it while it could not be reached."
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="name of a run (default: all runs)")
+    default = default_output_dir(buckets=True)
+    parser.add_argument(
+        "--output-dir", default=default, help=f"parent of the runs' folders (default: {default})"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        help="MLflow server or database (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)",
+    )
+    options = parser.parse_args(arguments)
+    set_defaults(verbose=False)
+
+    from workflows.cli.resume import existing_output_storage
+    from workflows.cli.run_options import RunFlags
+    from workflows.terminal import waiting
+
+    storage = existing_output_storage(RunFlags(output_dir=options.output_dir))
+    names = storage.names() if storage is not None else []
+    for name in options.runs:
+        if name not in names:
+            raise InputError(f"{name}: no such run in {options.output_dir}; {nearest(name, names)}")
+    if storage is None or not storage.is_local:
+        print(f"Nothing is kept in {options.output_dir}.")
+        return 0
+    with waiting("loading MLflow"):
+        from workflows.storage.run_lock import RunLock
+        from workflows.storage.run_record import read_record
+        from workflows.tracking.outbox import FOLDER, read_entries
+        from workflows.tracking.tracker import open_tracker, resolve_tracking_uri
+
+    uri = resolve_tracking_uri(options.tracking_uri)
+    num_runs, num_left = 0, 0
+    for name in options.runs or names:
+        folder = storage.child(name)
+        entries, num_done = read_entries(folder.path / FOLDER)
+        record = read_record(folder) if len(entries) > num_done else None
+        if record is None:
+            continue
+        lock = RunLock(folder.path)
+        try:
+            tracker = open_tracker(uri, record.experiment)
+            tracker.keep_entries(folder.path)
+            with waiting(f"sending {name} to {tracker.name}"):
+                tracker.send_kept(record.run_id)
+                tracker.close(None)
+            if tracker.run_id not in ("", record.run_id):  # the store had lost the run
+                record = replace(record, run_id=tracker.run_id).write(folder, record.status)
+        finally:
+            lock.release()
+        num_runs, num_left = num_runs + 1, num_left + tracker.unsent
+        for reason in tracker.refused:
+            print(f"{name}: {tracker.name} refused this for good: {reason}")
+        left = f"; {tracker.unsent} could not be sent" if tracker.unsent else ""
+        num_sent = len(entries) - num_done - len(tracker.refused) - tracker.unsent
+        print(f"{name}: sent {max(0, num_sent)} entries to {tracker.name} at {tracker.location}{left}")
+    if not num_runs:
+        print("Nothing is left to send.")
+    return 1 if num_left else 0
+
+
+if __name__ == "__main__":
+    run(main, extra="train")
