@@ -3,7 +3,7 @@
 # make test          create the environment, then run all tests but those below
 # make coverage      the same, and show the lines that no test ran, in any process
 # make test-slow     run tests that use a browser or kill servers and sweeps
-# make test-faults   kill, stop and resume trainings and sweeps in many ways; half an hour or more
+# make test-faults   kill, stop and resume trainings and sweeps in many ways; two hours or more
 # make test-cluster  start both shipped clusters on simulated hosts (Linux namespaces); needs root
 # make ui            show the runs in MLflow (PORT=5001 for another port)
 # make cluster-ui    open MLflow and Ray's dashboard on a running cluster (CLUSTER=cluster/on-prem.yaml)

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from diffusion.errors import InputError
-from diffusion.files import os_reason, part_name, path_kind, relative_path, sync, user_path
+from diffusion.files import os_reason, part_name, path_kind, sync, user_path
 from workflows.environment import tracking_uri
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -46,7 +46,7 @@ def check_writable(uri: str) -> None:
     kind = path_kind(path)
     for each in (path.parent, path) if kind == "file" else (path.parent,):
         if not os.access(each, os.W_OK):
-            raise InputError(f"--tracking-uri {uri}: {relative_path(each)} cannot be written to: {_REMEDY}")
+            raise InputError(f"--tracking-uri {uri}: {each} cannot be written to: {_REMEDY}")
     if kind == "file" and path.stat().st_size:
         try:
             with closing(_connect(path)) as database:

@@ -1,10 +1,14 @@
 """Starting and stopping Ray, in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray._private import services
+
+from workflows.ray_runtime import session
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,3 +49,28 @@ def test_another_thread_may_collect_garbage_while_ray_stops():
         [sys.executable, "-c", GARBAGE_OF_RAY], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert (result.returncode, result.stdout) == (0, "usable again\n"), result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray ends its processes by their group")
+def test_rays_processes_do_not_get_the_signals_of_the_drivers_group():
+    original = services.ConsolePopen
+    with session._processes_in_own_sessions():
+        process = services.ConsolePopen(["sleep", "60"])
+    try:
+        assert os.getsid(process.pid) == os.getpgid(process.pid) == process.pid
+    finally:
+        process.kill()
+        process.wait()
+    assert services.ConsolePopen is original
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch):
+    def init(**_arguments):
+        sys.exit(15)  # as Ray's own handler does
+
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session, "ray_address", lambda: None)
+    monkeypatch.setattr(session, "make_token_private", lambda create: "")
+    with pytest.raises(KeyboardInterrupt):
+        session.start_ray(verbose=False)

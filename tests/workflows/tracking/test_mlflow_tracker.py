@@ -19,6 +19,7 @@ from PIL import Image
 from diffusion.config import DataConfig
 from diffusion.data.dataset import load_dataset
 from diffusion.errors import InputError
+from tests.conftest import _max_file_size
 from workflows.tracking import registry, send_queue
 from workflows.tracking.mlflow_sender import may_pass
 from workflows.tracking.mlflow_tracker import MlflowTracker
@@ -176,6 +177,10 @@ def broken(path, how):
             other.execute("BEGIN EXCLUSIVE")
             yield
         return
+    if how == "full":
+        with _max_file_size(20_000):  # less than the database has
+            yield
+        return
     if how == "deleted":
         path.unlink()
     else:
@@ -184,7 +189,7 @@ def broken(path, how):
     path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("how", ["locked", "deleted", "overwritten"])
+@pytest.mark.parametrize("how", ["locked", "full", "deleted", "overwritten"])
 @pytest.mark.parametrize("later", ["sync", "resume"])
 def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
     uri, tmp_path, monkeypatch, made_databases, how, later
@@ -215,7 +220,7 @@ def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
     else:
         assert second.resume_sweep(parent, {"a"}) == {"a"}
         second.close("finished")
-    assert (second.run_id == parent) == (how == "locked")
+    assert (second.run_id == parent) == (how in ("locked", "full"))
     assert second.unsent == 0 and len(second.refused) == 1, "a folder is no model that could be registered"
     runs = MlflowClient(uri).search_runs([second.experiment_id])
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
@@ -228,7 +233,8 @@ def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
     assert [(metric.step, metric.value) for metric in history] == [(10, 2.0), (20, 1.0)]
     assert MlflowClient(uri).list_artifacts(child.info.run_id, "images")
     assert child.inputs.dataset_inputs
-    assert (folder / "tracking").exists() == (later == "sync"), "a stopped run keeps its entries, a finished one does not"
+    is_kept = (folder / "tracking").exists()
+    assert is_kept == (later == "sync"), "a stopped run keeps its entries, a finished one does not"
 
 
 def test_an_unreachable_server_is_reported_within_five_seconds():

@@ -21,6 +21,7 @@ from PIL import Image
 
 from diffusion.training.checkpoints import read_checkpoint
 from tests.workflows.conftest import is_running, user_environment
+from workflows.status import STOPPED
 from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore
 
@@ -334,7 +335,7 @@ def test_the_workers_of_a_killed_driver_end(disturbed):
 
 def test_one_interrupt_is_a_clean_stop_after_a_checkpoint(disturbed):
     output = disturbed.printed["interrupted"]
-    assert disturbed.status["interrupted"] == 3 and "Traceback" not in output
+    assert disturbed.status["interrupted"] == STOPPED and "Traceback" not in output
     assert "Stopping after a checkpoint" in output
     assert re.search(r"Stopped.* update (\d+)", output) and "--resume --name run" in output
     assert not disturbed.left_behind["interrupted"]
@@ -342,7 +343,7 @@ def test_one_interrupt_is_a_clean_stop_after_a_checkpoint(disturbed):
 
 
 def test_two_interrupts_are_an_immediate_stop(disturbed):
-    assert disturbed.status["interrupted twice"] == 3 and disturbed.seconds["interrupted twice"] < 10.0
+    assert disturbed.status["interrupted twice"] == STOPPED and disturbed.seconds["interrupted twice"] < 10.0
     assert "Traceback" not in disturbed.printed["interrupted twice"]
     assert not disturbed.left_behind["interrupted twice"]
     assert disturbed.recorded["interrupted twice"] == "stopped"
@@ -365,6 +366,22 @@ def test_after_all_faults_the_weights_are_those_of_an_undisturbed_training(
 
 def test_after_all_faults_mlflow_has_one_run_and_every_step_once(disturbed):
     assert_one_run_with_every_step_once(disturbed.folder)
+
+
+@pytest.mark.parametrize("printed", ["update 300/", "evaluating the model on the test split"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_stops_a_training_that_goes_on_later(tmp_path, printed, number):
+    """As SLURM, systemd and a closed terminal send it; Ray is still there to write a checkpoint."""
+    with Training(tmp_path, *HEART, workers=1) as training:
+        training.wait_for(lambda: printed in training.printed())
+        os.killpg(training.process.pid, number)
+        status, _ = training.wait(60.0)
+        assert status == STOPPED and not training.left_behind(), training.printed()
+        assert "Traceback" not in training.printed()
+    assert recorded_status(tmp_path) == "stopped" and mlflow_statuses(tmp_path) == ["KILLED"]
+    with Training(tmp_path, "--resume", "--keep-checkpoints", "100", workers=1) as training:
+        assert training.wait()[0] == 0, training.printed()
+    assert_one_run_with_every_step_once(tmp_path)
 
 
 def test_a_driver_killed_at_any_moment_is_resumed_from_its_bucket(undisturbed_1, tmp_path, rng, s3):
