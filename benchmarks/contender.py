@@ -93,8 +93,14 @@ def timed(run: Callable[[], object]) -> Figures:
 
 
 def since_start() -> Figures:
-    """Seconds since this process was started, and its CPU seconds."""
-    return {SECONDS: time.time() - psutil.Process().create_time(), CPU_SECONDS: time.process_time()}
+    """Seconds since this process was started, its CPU seconds, and its peak memory up to now."""
+    seconds = time.time() - psutil.Process().create_time()
+    return {SECONDS: seconds, CPU_SECONDS: time.process_time(), MEMORY: _peak()}
+
+
+def _peak() -> float:
+    """Peak memory of this process in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def main(function: str, arguments: str) -> None:
@@ -105,8 +111,7 @@ def main(function: str, arguments: str) -> None:
     for _ in sys.stdin:  # the first line starts the preparation, in which others must be idle, too
         measure = measure or getattr(importlib.import_module(module), name)(**json.loads(arguments))
         figures = measure()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        print(json.dumps({MEMORY: peak} | figures), file=results, flush=True)
+        print(json.dumps({MEMORY: _peak()} | figures), file=results, flush=True)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ class PausedTraining:
         self._until = self.training.updates + num_updates
         self._go.release()
         self._paused.acquire()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         if self.training.updates != self._until:
             raise RuntimeError(f"{self.training.updates} updates done instead of {self._until}")
 
@@ -81,12 +83,18 @@ def train_heart(num_updates: int, seed: int, values: dict[str, Any]) -> Measure:
             {"training.num_updates": num_updates} | NO_EVALUATION | values
         )
         dataset = load_dataset(config.data)
-        training = Training(config, dataset, lambda result: None)
+        finished: list[Figures] = []
+
+        def request() -> Request:  # first asked after the last update before the evaluation
+            if training.updates == num_updates:
+                finished.append(since_start())
+            return Request.CONTINUE
+
+        training = Training(config, dataset, lambda result: None, request=request)
         training.run()
-        figures = since_start()
         judged = config.with_values({"sampler.num_steps": config.schedule.num_train_timesteps})
         drawn = Evaluator(judged, dataset).samples(training.model.network, num_samples=NUM_SAMPLES, seed=seed)
-        return figures | {MEAN_DISTANCE: mean_distance(dataset.raw(drawn))}
+        return finished[0] | {MEAN_DISTANCE: mean_distance(dataset.raw(drawn))}
 
     return measure
 

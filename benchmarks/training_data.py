@@ -1,5 +1,6 @@
 """Data that we and a peer train on, the loss that judges both, and updates that are timed in blocks."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,24 +14,33 @@ from diffusion.data.dataset import Dataset, load_dataset
 from diffusion.data.memory import dataset_from_memory
 
 UPDATES, CPU_MS, LOSS = "updates/s", "CPU ms per update", "held-out loss"
-GREY_28, COLOUR_32 = "digits at 1x28x28", "digits at 3x32x32"  # scikit-learn's, enlarged
+_DIGITS = re.compile(r"digits at ([13])x(\d+)x\d+")
 _NUM_HELD_OUT = 256
 
 
+def digits_at(channels: int, side: int) -> str:
+    """Name of scikit-learn's digits, enlarged to a side in pixels and coloured if there are 3 channels."""
+    return f"digits at {channels}x{side}x{side}"
+
+
+GREY_28, COLOUR_32 = digits_at(1, 28), digits_at(3, 32)
+
+
 def load(name: str) -> Dataset:
-    """GREY_28, COLOUR_32, or whatever --data of train.py takes.
+    """Data that `digits_at` names, or whatever --data of train.py takes.
 
     Raises:
         InputError: there are no such data, or they cannot be downloaded.
     """
-    if name not in (GREY_28, COLOUR_32):
+    match = _DIGITS.fullmatch(name)
+    if match is None:
         return load_dataset(DataConfig(name=name))
     from sklearn.datasets import load_digits
 
     grey = torch.from_numpy(load_digits().images[:, None] * (255.0 / 16.0))
-    side = 28 if name == GREY_28 else 32
+    channels, side = int(match[1]), int(match[2])
     large = torch.nn.functional.interpolate(grey, size=(side, side), mode="bilinear").round().byte().numpy()
-    return dataset_from_memory(large if name == GREY_28 else coloured(large, np.random.default_rng(0)))
+    return dataset_from_memory(large if channels == 1 else coloured(large, np.random.default_rng(0)))
 
 
 def updates_in_blocks(run: Callable[[int], object], num_updates: int, loss: Callable[[], float]) -> Measure:

@@ -13,7 +13,7 @@ from export.contract import BATCH, LABEL, OUTPUT, VARIANCE_OUTPUT, SamplerSpec, 
 from export.gpu_loop import DeviceLoopCache, fits_device_loop
 from export.labels import network_labels
 from export.limits import RequestGuard
-from export.session import Provider, open_session
+from export.session import Provider, has_convolutions, open_session
 
 # A contract's types in ONNX Runtime's and in numpy's terms.
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -42,12 +42,18 @@ class Engine:
             raise InputError("the file's metadata is not valid text: export the model again") from error
         self.spec = SamplerSpec.from_metadata(metadata)
         self._check_signature()
+        self._has_convolutions = has_convolutions(content)
         self._gpu_loops: DeviceLoopCache | None = None
         # Other models run in the loop on the host, with the network on the GPU.
         if self._runs_on == "CUDA" and fits_device_loop(self.spec):
             self._gpu_loops = DeviceLoopCache(
                 content, self._session, self.spec.shape, labelled=bool(self.spec.classes)
             )
+
+    @property
+    def convolves_on_cpu(self) -> bool:
+        """Whether the network is convolutional and runs on the CPU."""
+        return self._has_convolutions and not self._runs_on.startswith("CUDA")
 
     @property
     def runs_on(self) -> str:

@@ -15,8 +15,10 @@ DRIVER_LIBRARY = "nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1"
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _MISSING_FOLDER = os.path.join(os.devnull, "none")
-# The matrix products of a smaller model are finished before a second thread wakes up.
+# Matrix products of a smaller model are finished before a second thread wakes up, unlike convolutions.
 _MIN_BYTES_FOR_THREADS = 1_000_000
+# The operator as a node of an ONNX file names it: tag of the field op_type, length, name.
+_CONVOLUTION = b'"\x04Conv'
 _MIN_FOLDING_LIMIT = 2**26
 
 
@@ -29,7 +31,8 @@ def open_session(
         model: bytes of the ONNX file; a model that refers to other files is rejected.
         provider: "cpu"; "cuda", which fails if CUDA is not available; or "auto", which uses CUDA if it is
             available and the CPU otherwise.
-        threads: number of CPU threads; None is one for a tiny model, otherwise one per core.
+        threads: number of CPU threads; None is one for a tiny model without convolutions, otherwise one per
+            core.
 
     Returns:
         The session, and a description of what it runs on: "CPU" or "CUDA", followed by the reason if
@@ -72,6 +75,11 @@ def open_static_session(model: bytes, batch_size: int, device: str) -> onnxrunti
     return _session(model, cuda if device == "cuda" else [_CPU], None, batch_size)
 
 
+def has_convolutions(model: bytes) -> bool:
+    """Whether an ONNX file has convolutions, by which threads and batches are chosen."""
+    return _CONVOLUTION in model
+
+
 def cuda_unavailable_reason() -> str | None:
     """Return why CUDA cannot be used, or None if a session may be tried.
 
@@ -96,7 +104,8 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised or returned, not logged
     if threads is None:
-        options.intra_op_num_threads = 1 if len(model) < _MIN_BYTES_FOR_THREADS else 0
+        tiny = len(model) < _MIN_BYTES_FOR_THREADS and not has_convolutions(model)
+        options.intra_op_num_threads = 1 if tiny else 0
     else:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

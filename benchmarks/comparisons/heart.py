@@ -1,7 +1,7 @@
 """The heart: 25,000 updates of batch 32, and the time to a sharp one.
 
-Both sides train the same MLP (width 32, one block, embeddings of 32) with T = 200 on the 8,000 points
-(ours keeps back 2,400 for validation and test), from the start of the process to the last update, without
+Both sides train the same MLP (width 32, one block, embeddings of 32) with T = 200 on the 8,000 points (ours
+keeps back 2,400 for validation and test), from the start of the process to the last update, without
 evaluation and pictures. Ours is what a sweep's trial runs: normalised data, the coordinates beside their
 embedding, clipped samples, averaged weights. The mean distance is that of 2,000 samples by all 200 steps to
 the curve. The time to a distance is that of the shortest training, of those in the table, whose median over

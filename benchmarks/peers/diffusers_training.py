@@ -79,7 +79,9 @@ def train_images(
     if channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x_0 = x_0.to(memory_format=torch.channels_last)
-    forward: Callable[..., Any] = torch.compile(network) if compiled else network
+    forward: Callable[..., Any] = (
+        torch.compile(network, mode="reduce-overhead" if device == "cuda" else None) if compiled else network
+    )
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, fused=None if as_its_script else True, **_AdamW
     )

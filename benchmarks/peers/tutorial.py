@@ -9,7 +9,7 @@ flattened, in [-1, 1]. Gradients are clipped to norm 1, the learning rate decays
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -207,16 +207,27 @@ def heart_points() -> NDArray[np.float64]:
 
 
 def train_heart(
-    num_updates: int, seed: int = 0, as_its_script: bool = True, compiled: bool = False
+    num_updates: int,
+    seed: int = 0,
+    as_its_script: bool = True,
+    compiled: bool = False,
+    num_train_timesteps: int = HEART.num_train_timesteps,
 ) -> Measure:
     """Train on the heart from the start of the process; then, off the clock, the samples' sharpness."""
+    settings = replace(HEART, num_train_timesteps=num_train_timesteps)
     if not as_its_script:
         torch.set_num_threads(1)  # a second one has nothing to do
 
     def measure() -> Figures:
         x_0 = torch.from_numpy(heart_points()).float()
         loop = Loop(
-            x_0, HEART, num_updates, embedded=True, seed=seed, as_its_script=as_its_script, compiled=compiled
+            x_0,
+            settings,
+            num_updates,
+            embedded=True,
+            seed=seed,
+            as_its_script=as_its_script,
+            compiled=compiled,
         )
         loop.run(num_updates)
         return since_start() | {MEAN_DISTANCE: mean_distance(loop.samples(NUM_SAMPLES).numpy())}

@@ -25,6 +25,7 @@ def refused(model, provider="cpu"):
 def test_provider_cpu_runs_on_the_cpu(image_onnx):
     opened, runs_on = open_session(image_onnx, "cpu")
     assert opened.get_providers() == ["CPUExecutionProvider"]
+    assert opened.get_session_options().intra_op_num_threads == 1, "a tiny MLP needs one thread"
     assert runs_on == "CPU"
     assert Sampler(image_onnx, provider="cpu").runs_on == "CPU"
 

@@ -1,5 +1,7 @@
 """Export of U-Nets, with odd image sizes, attention and colour."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from diffusion.data.dataset import DataSpec
 from diffusion.networks.build import build_network
 from diffusion.training.checkpoints import TrainedModel
 from export.sampler import Sampler
+from export.session import open_session
 from export.to_onnx import export_onnx
 
 
@@ -46,6 +49,13 @@ def test_a_u_net_is_exported_and_passes_parity(shape, tmp_path):
     samples = Sampler(content, provider="cpu").sample(3, seed=1)
     assert samples.shape == (3, *shape) and samples.std() > 0
     assert samples.min() >= 0.0 and samples.max() <= 255.0
+    opened, _ = open_session(content, "cpu")
+    assert opened.get_session_options().intra_op_num_threads == 0, "all cores, however small the file"
+    sizes = []
+    Sampler(content, provider="cpu", threads=1).sample(
+        400, num_steps=1, on_preview=lambda x0: sizes.append(len(x0))
+    )
+    assert sizes[0] == 2**14 // math.prod(shape) and sum(sizes) == 400, "activations stay in the cache"
 
     model.save(tmp_path / "model")
     loaded = TrainedModel.load(tmp_path / "model")
