@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from diffusion.training.flat_parameters import FlatParameters
 from diffusion.training.loss import BatchLoss, DenoisingLoss
 
 
@@ -23,26 +24,32 @@ class TracedLoss:
         loss: the training loss.
         network: the network in training, on the CPU. For all inputs of a shape it must call the same
             operations, as networks say by an attribute `static_graph`.
+        weights: its weights.
         batch: arguments of `loss` after the network, of the shapes of all batches; None is left out.
     """
 
-    def __init__(self, loss: DenoisingLoss, network: nn.Module, batch: Sequence[Tensor | None]) -> None:
-        self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self._detached = [weight.detach() for weight in self._weights]
+    def __init__(
+        self,
+        loss: DenoisingLoss,
+        network: nn.Module,
+        weights: FlatParameters,
+        batch: Sequence[Tensor | None],
+    ) -> None:
+        self._detached = [weight.detach() for weight in network.parameters() if weight.requires_grad]
         names = [name for name, weight in network.named_parameters() if weight.requires_grad]
         given = [number for number, each in enumerate(batch) if each is not None]
 
         def compute(*inputs: Tensor) -> list[Tensor]:
-            weights = [each.detach().requires_grad_() for each in inputs[len(given) :]]
+            leaves = [each.detach().requires_grad_() for each in inputs[len(given) :]]
             arguments: list[Tensor | None] = [None] * len(batch)
             for number, each in zip(given, inputs, strict=False):
                 arguments[number] = each
 
             def with_weights(*arguments: Tensor) -> Tensor:
-                return functional_call(network, dict(zip(names, weights, strict=True)), arguments)
+                return functional_call(network, dict(zip(names, leaves, strict=True)), arguments)
 
             result = loss(with_weights, *arguments)  # type: ignore[arg-type]
-            gradients = torch.autograd.grad(result.loss, weights)
+            gradients = weights.join(torch.autograd.grad(result.loss, leaves))
             return [result.loss, result.mse, result.error, *gradients]
 
         inputs = [*self._given(batch), *self._detached]
@@ -63,12 +70,10 @@ class TracedLoss:
             self._run = torch.jit.script(graph)
 
     @torch.no_grad()
-    def __call__(self, *batch: Tensor | None) -> BatchLoss:
-        """The loss of a batch; the gradients are set, and its `loss` cannot be differentiated again."""
+    def __call__(self, *batch: Tensor | None) -> tuple[BatchLoss, list[Tensor]]:
+        """The loss of a batch, to which no backward pass leads, and the gradients as `weights` joins them."""
         loss, mse, error, *gradients = self._run(*self._given(batch), *self._detached)
-        for weight, gradient in zip(self._weights, gradients, strict=True):
-            weight.grad = gradient
-        return BatchLoss(loss, mse, error)
+        return BatchLoss(loss, mse, error), gradients
 
     @staticmethod
     def _given(batch: Sequence[Tensor | None]) -> list[Tensor]:

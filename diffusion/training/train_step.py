@@ -121,11 +121,12 @@ class TrainStep:
         batch = x_0, timesteps, noise, labels, importance
         if self._worth_tracing and self._training.num_updates - update > _MIN_TRACED_UPDATES:
             self._worth_tracing = False
-            self._traced = TracedLoss(self._loss, self.network, batch)
+            self._traced = TracedLoss(self._loss, self.network, self._weights, batch)
         if self._traced is not None:
-            self._last = [self._traced(*batch)]
-            self._apply_gradients(update)
-            return self._last[0].mse
+            batch_loss, gradients = self._traced(*batch)
+            self._last = [batch_loss]
+            self._apply(gradients, update)
+            return batch_loss.mse
         chunks = self._chunks(*batch)
         self._last, contributions = [], []
         for number, chunk in enumerate(chunks, start=1):
@@ -140,18 +141,18 @@ class TrainStep:
                 self._scaler.scale(loss).backward()
             self._last.append(batch_loss)
             contributions.append(batch_loss.mse * fraction)
-        self._apply_gradients(update)
+        self._apply(self._weights.take_gradients(), update)
         return contributions[0] if len(contributions) == 1 else torch.stack(contributions).sum()
 
-    def _apply_gradients(self, update: int) -> None:
-        """Clip the gradients, take AdamW's step and average the weights."""
+    def _apply(self, gradients: list[Tensor], update: int) -> None:
+        """Clip the joined gradients, take AdamW's step and average the weights."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._training.learning_rate * learning_rate_factor(self._training, update)
-        gradients = self._weights.take_gradients()
         for weight, gradient in zip(self._weights.tensors, gradients, strict=True):
             weight.grad = gradient
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.get_total_norm(gradients)
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         # What `clip_grad_norm_` does, but the fused optimizer divides where it reads the gradients anyway.
         scale = (norm / self._training.max_gradient_norm).clamp(min=1.0)
         self._optimizer.grad_scale = scale  # type: ignore[attr-defined]  # as GradScaler passes it

@@ -3,7 +3,6 @@
 from copy import deepcopy
 
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffusion.config import TrainingConfig
 from diffusion.training.flat_parameters import FlatParameters
@@ -41,7 +40,8 @@ class WeightAverage:
                 average.copy_(weight)
         else:
             decay = ema_decay(self._training, self.num_averaged)
-            get_ema_multi_avg_fn(decay)(self._averages, self._weights, self.num_averaged)
+            for average, weight in zip(self._averages, self._weights, strict=True):
+                average.lerp_(weight, 1.0 - decay)
         for copy, buffer in self._buffers:
             copy.copy_(buffer)
         self.num_averaged += 1
