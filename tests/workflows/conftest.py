@@ -110,6 +110,7 @@ def made_databases(monkeypatch, _empty_database):
         shutil.copy(_empty_database, path)
 
     monkeypatch.setattr("workflows.tracking.local_database._create", create)
+    monkeypatch.setattr("workflows.tracking.local_database._SECONDS_UNTOUCHED", 0.0)
     return paths
 
 

@@ -69,8 +69,10 @@ def start_ray(verbose: bool) -> None:
             )
     except InputError:
         raise
-    except SystemExit as error:  # Ray's answer to SIGTERM while it starts
-        raise KeyboardInterrupt from error
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from error  # Ray's answer to SIGTERM while it starts
     except Exception as error:  # Ray raises many types for a missing cluster or a wrong token
         if not address:
             raise

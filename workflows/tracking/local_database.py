@@ -6,6 +6,7 @@ refuses for ever. This module is imported in no time, so that a command can soon
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from workflows.environment import tracking_uri
 DEFAULT_URI = "sqlite:///mlflow.db"
 _SCHEME = "sqlite:///"
 _LOCK_TIMEOUT = 3.0  # seconds; MLflow would wait for 20 s, several times
+_SECONDS_UNTOUCHED = 3.0  # after which nobody is making a database any more
+_MAX_SECONDS_OF_ANOTHER = 60.0
 _JOURNALS = ("-journal", "-wal", "-shm")  # files that SQLite has beside a database
 _FIRST_TABLES = {"experiments", "runs", "metrics", "params", "tags"}  # what MLflow makes first
 # Rows that a database has when it is used, by table; MLflow makes experiment 0 itself.
@@ -78,7 +81,7 @@ def ensure_database(uri: str) -> None:
         return
     try:
         with _locked(path.parent) as is_locked:
-            if not _is_made(path):
+            if not _is_made_by_another(path):
                 if is_locked:
                     _remove(path.parent.glob(f".part-*-{path.name}*"))  # of processes that were killed
                 _create(path)
@@ -121,6 +124,20 @@ def _is_made(path: Path) -> bool:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     return version is not None and version[0] == _get_latest_schema_revision()
+
+
+def _is_made_by_another(path: Path) -> bool:
+    """Whether there is a database; waits while a program without our lock, such as MLflow's, makes it."""
+    give_up = time.monotonic() + _MAX_SECONDS_OF_ANOTHER
+    while not (is_made := _is_made(path)) and time.monotonic() < give_up:
+        changed = 0.0
+        for end in ("", *_JOURNALS):
+            with suppress(FileNotFoundError):
+                changed = max(changed, path.with_name(path.name + end).stat().st_mtime)
+        if time.time() > changed + _SECONDS_UNTOUCHED:
+            break
+        time.sleep(0.1)
+    return is_made
 
 
 def _create(path: Path) -> None:

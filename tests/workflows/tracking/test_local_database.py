@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from diffusion.errors import InputError
+from workflows.tracking import local_database
 from workflows.tracking.local_database import check_writable, ensure_database, store_uri
 
 ROOT = Path(__file__).parents[3]
@@ -65,6 +67,16 @@ def test_a_database_that_holds_anything_is_left_alone(path, made_databases, stat
     before = path.read_bytes()
     ensure_database(f"sqlite:///{path}")
     assert not made_databases and path.read_bytes() == before
+
+
+def test_a_database_that_another_program_is_making_is_waited_for(path, made_databases, monkeypatch):
+    monkeypatch.setattr(local_database, "_SECONDS_UNTOUCHED", 30.0)
+    half_made(path, "CREATE TABLE experiments (experiment_id INTEGER)")
+    other = threading.Timer(0.3, half_made, (path, "INSERT INTO experiments VALUES (1)"))
+    other.start()
+    ensure_database(f"sqlite:///{path}")
+    other.join()
+    assert not made_databases
 
 
 def test_files_of_a_killed_creation_are_removed(path, made_databases):
