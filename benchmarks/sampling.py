@@ -57,7 +57,7 @@ def export_diffusers_unet(path: Path) -> None:
     from diffusion.config import Config
     from diffusion.data.dataset import DataSpec
     from diffusion.training.checkpoints import TrainedModel
-    from export.to_onnx import onnx_model
+    from export.exporter import onnx_model
     from export.torch_sampler import TorchSampler
 
     class Plain(torch.nn.Module):

@@ -24,6 +24,7 @@ from diffusion.process.samplers import COEFFICIENTS, EXTRA_COEFFICIENTS, Sampler
 from diffusion.process.schedules import NoiseSchedule, Spacing
 
 OPSET = 20
+Precision = Literal["fp32", "fp16"]  # in which the weights are stored
 
 # Names in the graph. A noise level has its own name as an input, see `NoiseLevel`.
 X, TIMESTEP, LABEL, CONDITION_PREFIX = "x", "t", "y", "condition_"

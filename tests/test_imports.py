@@ -126,7 +126,7 @@ def test_mlflow_is_for_tracking_and_the_registry():
 
 def test_onnx_and_torch_are_for_the_export_alone():
     exporting = {
-        f"export.{name}" for name in ("to_onnx", "parity", "precision", "step_graph", "torch_sampler")
+        f"export.{name}" for name in ("exporter", "parity", "precision", "step_graph", "torch_sampler")
     }
     for name in FILES:
         if name.startswith("export.") and name not in exporting:

@@ -14,7 +14,7 @@ import torch
 
 from diffusion.config import SamplerConfig
 from diffusion.training.checkpoints import TrainedModel
-from export import to_onnx
+from export import exporter
 from export.noise import normal_noise
 from export.sampler import Sampler
 from export.to_onnx import ParityError, export_onnx, main, sampler_spec
@@ -36,7 +36,7 @@ def _break_export(monkeypatch):
     """Function that makes the exporter return a given graph for any model."""
 
     def replace(proto):
-        monkeypatch.setattr(to_onnx, "denoiser_graph", lambda network, spec: proto)
+        monkeypatch.setattr(exporter, "denoiser_graph", lambda network, spec: proto)
 
     return replace
 
@@ -219,14 +219,14 @@ def test_another_models_graph_is_not_exported(make_model, point_model, point_onn
 def test_weights_that_change_after_the_export_are_noticed(make_model, point_model, monkeypatch):
     """With the real exporter, and a network that changes after it was exported."""
     model = make_model(point_model.data, point_model.config.sampler)
-    export_graph = to_onnx.denoiser_graph
+    export_graph = exporter.denoiser_graph
 
     def export_and_change(network, spec):
         proto = export_graph(network, spec)
         network.blocks[0].linear.weight.mul_(1.5)
         return proto
 
-    monkeypatch.setattr(to_onnx, "denoiser_graph", export_and_change)
+    monkeypatch.setattr(exporter, "denoiser_graph", export_and_change)
     with pytest.raises(ParityError):
         export_onnx(model)
 
@@ -319,7 +319,7 @@ def test_a_missing_or_damaged_part_of_the_model_is_refused(model_folder, tmp_pat
 
 
 def test_a_missing_output_folder_is_refused_before_any_work(model_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(to_onnx, "export_onnx", None)  # must not be called
+    monkeypatch.setattr(exporter, "export_onnx", None)  # must not be called
     path = tmp_path / "none" / "sampler.onnx"
     assert str(path.parent) in refused(capsys, model_folder, "--output", path)
     assert not path.parent.exists()
@@ -327,7 +327,7 @@ def test_a_missing_output_folder_is_refused_before_any_work(model_folder, tmp_pa
 
 def test_an_output_that_is_a_folder_is_refused_before_any_work(model_folder, tmp_path, capsys, monkeypatch):
     """Such as `--output .`."""
-    monkeypatch.setattr(to_onnx, "export_onnx", lambda model: (b"content", []))
+    monkeypatch.setattr(exporter, "export_onnx", lambda model: (b"content", []))
     assert str(model_folder) in refused(capsys, model_folder, "--output", model_folder)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model"]
 
