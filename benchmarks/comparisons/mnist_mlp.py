@@ -15,7 +15,7 @@ WORK = "MNIST MLP 2048x5, batch 128, CPU"
 WORKS = (WORK,)
 AS_IT_IS, IN_BF16 = "the tutorial's loop", "the tutorial's loop in bf16"
 AT_ITS_BEST = "the tutorial's loop at its best"
-BLOCK = 30
+BLOCK = 20
 VALUES = {
     "network.kind": "mlp",
     "network.hidden_size": 2048,

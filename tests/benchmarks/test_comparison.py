@@ -1,14 +1,16 @@
 """The tables of `make bench`: ratios, rows that could not be measured, and what of an earlier run stays."""
 
 import csv
+from importlib import import_module
 
 import pytest
 
-from benchmarks import comparison
+from benchmarks import comparison, run
 from benchmarks.comparison import (
     COLUMNS,
     NOT_MEASURED,
     Comparison,
+    Options,
     Report,
     Unit,
     compare,
@@ -18,6 +20,8 @@ from benchmarks.comparison import (
     row,
     write_summary,
 )
+from benchmarks.comparisons import gpu
+from benchmarks.comparisons.growth import growth_row, slope
 from benchmarks.contender import Contender
 
 SECONDS, RATE = Unit("s", goals={"them": "2"}), Unit("images/s", higher_is_better=True)
@@ -101,3 +105,36 @@ def test_the_page_names_versions_and_all_rows():
     report = Report([not_measured("w", "them", "s", "2")], ["", "more"])
     page = report.page("Title", "What it is.", 5)
     assert "torch 2." in page and "| w | them | s | not measured |" in page and page.endswith("more\n")
+
+
+def test_a_slope_is_the_power_by_which_time_grows():
+    sizes = (2, 4, 16)
+    assert slope(sizes, [3.0 * size**2 for size in sizes]) == pytest.approx(2.0)
+    assert slope(sizes, [5.0, 5.0, 5.0]) == pytest.approx(0.0)
+    linear, square = [[2.0, 4.0, 16.0]], [[4.0, 16.0, 256.0]]
+    line = growth_row("w", "them", sizes, linear, square, "at most 1")
+    assert (line.unit, line.ours_median, line.peer_median) == ("log-log slope", "1", "2")
+    assert line.ratio_median == "8", "over the whole range they have grown by 64, we by 8"
+
+
+def test_every_benchmark_has_a_title_a_text_and_works():
+    works = []
+    for name in run.NAMES:
+        module = import_module(f"benchmarks.comparisons.{name}")
+        assert module.TITLE and module.__doc__.partition("\n\n")[2], name
+        works += module.WORKS
+    assert len(set(works)) == len(works)
+
+
+def test_an_unknown_benchmark_is_bad_input(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.main(["hart"])
+    assert caught.value.code == 2 and "hart: give any of heart, " in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_not_measured(monkeypatch):
+    monkeypatch.setattr("export.session.cuda_unavailable_reason", lambda: "there is none")
+    report = gpu.run(Options(repeats=1))
+    assert {each.work for each in report.rows} == set(gpu.WORKS)
+    assert {each.ratio_median for each in report.rows} == {NOT_MEASURED}
+    assert {each.hardware for each in report.rows} == {gpu.GPU}
