@@ -58,6 +58,7 @@ class _Settings(TypedDict, total=False):
     name: str | None
     experiment: str | None
     output_dir: str | os.PathLike[str]
+    storage_retry_minutes: float
     tracking_uri: str | None
     seed: int
     resume: bool

@@ -34,6 +34,7 @@ _DEFAULTS = {
 _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # as errors it logs tracebacks of what is handled here
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with verbose=0
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of trials that fail while the sweep ends: one line says why it does
 }
 _REQUESTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
@@ -60,7 +61,10 @@ def set_defaults(verbose: bool) -> None:
 def temporary_defaults(verbose: bool) -> Iterator[None]:
     """Call `set_defaults`, and restore the variables, warning filters and log levels at the end."""
     variables = {name: os.environ.get(name) for name in (*_DEFAULTS, *_QUIET, *_REQUESTS)}
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "optuna", "alembic", "torch.onnx")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("ray", "ray.tune", "ray.train", "optuna", "alembic", "torch.onnx")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         with warnings.catch_warnings():
@@ -96,9 +100,13 @@ def configured_storage(config: Mapping[str, Any]) -> str | None:
 
     Ray's schema allows any values under `metadata`, and Ray does not use them.
     """
+    return _metadata(config, "storage")
+
+
+def _metadata(config: Mapping[str, Any], name: str) -> str | None:
     metadata = config.get("metadata")
-    storage = metadata.get("storage") if isinstance(metadata, dict) else None
-    return str(storage) if storage else None
+    value = metadata.get(name) if isinstance(metadata, dict) else None
+    return str(value) if value else None
 
 
 def cluster_storage() -> str | None:
@@ -107,6 +115,16 @@ def cluster_storage() -> str | None:
     It is RAY_DDPM_STORAGE, or else, on the head node, `metadata.storage` of the cluster's YAML.
     """
     return os.environ.get(STORAGE) or configured_storage(cluster_config() or {})
+
+
+def configured_database(config: Mapping[str, Any]) -> str | None:
+    """`metadata.mlflow_database` of a cluster's YAML, the URI of a database for MLflow, or None."""
+    return _metadata(config, "mlflow_database")
+
+
+def cluster_database() -> str | None:
+    """Database of its own that MLflow has on the cluster whose head node this is, or None."""
+    return configured_database(cluster_config() or {})
 
 
 def ray_address() -> str | None:
@@ -144,25 +162,28 @@ def set_mlflow_requests(timeout_seconds: int) -> None:
     os.environ.update(zip(_REQUESTS, ("0", str(timeout_seconds)), strict=True))
 
 
-def mlflow_server_environment() -> dict[str, str]:
-    """Environment of an MLflow server; it starts no job consumers, which would outlive it."""
+def mlflow_server_environment(uri: str) -> dict[str, str]:
+    """Environment of an MLflow server; it starts no job consumers, which would outlive it.
+
+    Args:
+        uri: URI of the database. Every user of the machine could read its password in the command line.
+    """
     return {
         **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
     }
 
 
-def default_output_dir(*, buckets: bool) -> str:
-    """Default of --output-dir: `runs`, or on a cluster a location that outlives the worker machines.
+def default_output_dir() -> str:
+    """Default of --output-dir: `runs`, or on a cluster a location that outlives its machines."""
+    return cluster_storage() or "runs"
 
-    Args:
-        buckets: whether a bucket is allowed; if not, a folder on the head node is used instead.
-    """
-    storage = cluster_storage()
-    if storage is None:
-        return "runs"
-    return storage if buckets or "://" not in storage else str(Path.home() / "runs")
+
+def cache_folder() -> Path:
+    """Folder for what can be made or fetched again: ray-ddpm in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray-ddpm"
 
 
 def shared_location(directory: Path) -> str:

@@ -80,9 +80,9 @@ class _RunResult:
             folder = self.path / self._model
         else:
             folder = Path(self._download.name)
-            storage = Storage(self.path)
-            if storage.exists(self._model):
-                storage.download_folder(self._model, folder)
+            storage = Storage(self.path).child(self._model)
+            for name in storage.files():
+                (folder / name).write_bytes(storage.read_bytes(name) or b"")
         if not (folder / "sampler.onnx").is_file():
             raise InputError(
                 f"{self.path} has no {self._model}/ (status {self.status}); continue the run with "
@@ -212,7 +212,7 @@ class SweepResult(_RunResult):
 
     Attributes:
         name: name of the sweep.
-        path: absolute path of its folder.
+        path: absolute path of its folder, or its URI if it is in a bucket.
         status: "finished", "stopped", "failed", or "running".
         trials: one row a trial, as in trials.csv: `trial_id`, `status`, `seconds`, `updates`, `objective`,
             the parameters and the metrics.
@@ -225,7 +225,7 @@ class SweepResult(_RunResult):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read the folder of a sweep.
+        """Read the folder or the bucket of a sweep.
 
         Raises:
             InputError: it is not a sweep's folder.

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.runs") -> in
         help="MLflow server or database (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db)",
     )
     for command in (listing, compare, delete):
-        default = default_output_dir(buckets=True)
+        default = default_output_dir()
         command.add_argument(
             "--output-dir", default=default, help=f"parent of the runs' folders (default: {default})"
         )

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
         prog=prog, description="Send to MLflow what runs have kept for it while it could not be reached."
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="name of a run (default: all runs)")
-    default = default_output_dir(buckets=True)
+    default = default_output_dir()
     parser.add_argument(
         "--output-dir", default=default, help=f"parent of the runs' folders (default: {default})"
     )

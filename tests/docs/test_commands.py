@@ -169,7 +169,7 @@ def test_the_documentation_has_commands_programs_and_outputs():
 
 
 def test_every_flag_that_the_text_names_exists():
-    assert subcommands("cluster") == ["init", "check", "mlflow"] and subcommands("sample") == []
+    assert subcommands("cluster") == ["init", "check", "mlflow", "backup"] and subcommands("sample") == []
     calls = [(name, *inner) for name in COMMANDS for inner in ((), *zip(subcommands(name), strict=True))]
     known = {flag for call in calls for flag in re.findall(r"--[a-z][\w.-]*", command_help(*call))}
     known |= {"--help-all", "--version"} | EXTERNAL_FLAGS

@@ -63,8 +63,10 @@ class RunFlags:
     """Name of the run and of its folder; by default made of the data's name and the time."""
     experiment: str | None = None
     """MLflow experiment; by default the data's name."""
-    output_dir: str = field(default_factory=lambda: default_output_dir(buckets=True))
+    output_dir: str = field(default_factory=default_output_dir)
     """Parent of the run's folder, or s3://bucket/prefix; on a cluster by default its shared storage."""
+    storage_retry_minutes: float = 60.0
+    """Minutes for which a run goes on, and tries again, while the storage of its checkpoints is silent."""
     tracking_uri: str | None = None
     """MLflow server or database; by default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db if it is not set."""
     seed: int = 0
@@ -90,6 +92,9 @@ class RunFlags:
                     f"{flag} {value!r}: give 1 to 64 letters, digits, '.', '_' and '-', "
                     "the first a letter or a digit"
                 )
+        minutes = self.storage_retry_minutes
+        if not 0.0 <= minutes < float("inf"):
+            raise InputError(f"--storage-retry-minutes {minutes:g}: give 0 or more, such as 60")
         if self.start_or_resume and self.name is None:
             raise InputError("--start-or-resume: give --name, so that the command finds its run again")
         if self.start_or_resume and self.resume:

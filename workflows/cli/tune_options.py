@@ -27,7 +27,6 @@ from workflows.cli.run_options import (
     sections,
 )
 from workflows.cli.search_space import SearchSpace
-from workflows.environment import default_output_dir
 
 _NUMBER = r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)"
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
@@ -53,8 +52,6 @@ EarlyStopping = Literal["proven", "eager", "off"]
 class TuneFlags(RunFlags):
     """Search noise schedules, embedding sizes and learning rates; export the best model to ONNX."""
 
-    output_dir: str = field(default_factory=lambda: default_output_dir(buckets=False))
-    """Local parent of the run's folder; on a cluster by default one that outlives the workers."""
     num_trials: int = 12
     """Number of trials, including those stopped early; 6 by default for a U-Net."""
     time_budget: str | None = None
@@ -114,10 +111,6 @@ class TuneFlags(RunFlags):
             raise InputError(f"--early-stopping {self.early_stopping}: choose one of {choices}")
         if self.objective is not None:
             OBJECTIVES.check(self.objective, "objective")
-        if "://" in self.output_dir:
-            raise InputError(
-                f"--output-dir {self.output_dir}: a sweep can be written to local folders and mounts only"
-            )
 
     def budget_seconds(self) -> float | None:
         """Return the time budget in seconds, or None if --time-budget is not given.
@@ -198,12 +191,16 @@ class TuneOptions(TuneFlags, RunOptions):
                 "run.json from a copy, or start a new sweep"
             ) from error
 
-    def run_directory(self) -> Path:
+    def run_directory(self) -> Path | None:
         """Return the absolute path of the sweep's folder, which exists only if the sweep is resumed.
+
+        None for a sweep in a bucket, which is looked into later.
 
         Raises:
             InputError: the name given by --name is taken, or the output folder cannot be created.
         """
+        if "://" in self.output_dir:
+            return None
         parent = self.output_folder()
         if self.may_exist and self.name is not None:
             return parent / self.name

@@ -16,7 +16,8 @@ from workflows.cluster.config_file import (
 )
 from workflows.cluster.cost import Prices
 from workflows.cluster.kinds import CLUSTER_KINDS, ClusterKind
-from workflows.environment import configured_storage
+from workflows.environment import configured_database, configured_storage
+from workflows.redaction import redact
 
 _TOKEN = "~/.ray/auth_token"
 
@@ -81,6 +82,12 @@ def _common_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield "metadata.storage is missing: give s3://bucket/prefix, or an absolute path that all share"
     elif not re.match(r"/|\w+://", storage):
         yield f"metadata.storage {storage}: give s3://bucket/prefix, or an absolute path that all share"
+    database = configured_database(config)
+    if database is not None and not re.match(r"(postgresql|mysql|mssql)(\+\w+)?://", database):
+        yield (
+            f"metadata.mlflow_database {redact(database)}: give an address such as "
+            "postgresql://USER:PASSWORD@HOST/DATABASE, or leave it empty"
+        )
 
 
 def _file_problems(config: Mapping[str, Any]) -> Iterator[str]:

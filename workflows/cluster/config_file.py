@@ -35,7 +35,7 @@ _NODE_CONFIG = {
 }
 # Types of the values that the checks read; see `_type_problems`.
 _SHAPE: dict[str, Any] = {
-    "metadata": {"storage": str, "*": object},
+    "metadata": {"storage": str, "mlflow_database": str, "*": object},
     "provider": {
         "head_ip": str,
         "worker_ips": [str],

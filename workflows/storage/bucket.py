@@ -101,6 +101,14 @@ class Bucket:
             infos = self._filesystem.get_file_info(fs.FileSelector(self._key(""), allow_not_found=True))
         return sorted(info.base_name for info in infos if not info.base_name.startswith("."))
 
+    def files(self) -> list[str]:
+        """Sorted names of all objects under the prefix, relative to it."""
+        with self._short_errors():
+            selector = fs.FileSelector(self._key(""), recursive=True, allow_not_found=True)
+            infos = self._filesystem.get_file_info(selector)
+        start = len(self._key("")) + 1
+        return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
+
     def delete(self, name: str) -> None:
         """Delete an object or a folder; a folder's manifest is deleted first, then its files."""
         with self._short_errors():

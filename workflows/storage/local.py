@@ -87,6 +87,13 @@ class LocalFolder:
             return []
         return sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
 
+    def files(self) -> list[str]:
+        """Sorted names of all files, also those in subfolders, except hidden ones."""
+        files = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return sorted(
+            file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)
+        )
+
     def delete(self, name: str) -> None:
         """Delete a file or a folder if it exists."""
         with suppress(FileNotFoundError, NotADirectoryError):

@@ -1,12 +1,13 @@
 """Folder that outlives the machine a run is on: a local folder, a mount, or a bucket."""
 
+import errno
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from diffusion.errors import InputError
@@ -17,10 +18,24 @@ from workflows.storage.local import LocalFolder
 if TYPE_CHECKING:  # importing pyarrow takes 0.1 s, and a local folder does not need it
     from pyarrow.fs import FileSystem
 
+T = TypeVar("T")
 # How long a location has to show that it is writable.
 CHECK_TIMEOUT_SECONDS = 10.0
 # A write that has changed nothing for this long was interrupted, even if the clocks of two machines differ.
 INCOMPLETE_AFTER_SECONDS = 900.0
+_SECONDS_BETWEEN_RETRIES = 10.0
+# Failures of a file system that do not pass by themselves. Others do, such as a mount that is silent or says
+# ESTALE while its server restarts. Errors of buckets have no number: their servers fail for minutes, too.
+_PERMANENT = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+}
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # at least two letters: C:/ is a drive
 
 
@@ -34,6 +49,7 @@ class Backend(Protocol):
     def read_bytes(self, name: str) -> bytes | None: ...
     def exists(self, name: str) -> bool: ...
     def names(self) -> list[str]: ...
+    def files(self) -> list[str]: ...
     def delete(self, name: str) -> None: ...
     def staging_folder(self, name: str) -> AbstractContextManager[Path]: ...
     def upload_folder(self, local: Path, name: str) -> None: ...
@@ -141,6 +157,10 @@ class Storage:
         """Sorted names of the files and folders, except hidden and half-written ones."""
         return self._backend.names()
 
+    def files(self) -> list[str]:
+        """Sorted names of all files, also those in subfolders, except hidden and half-written ones."""
+        return self._backend.files()
+
     def upload_folder(self, local: Path, name: str) -> None:
         """Copy a flat local folder into the storage atomically, replacing an existing one.
 
@@ -191,6 +211,36 @@ class Storage:
             pattern: regular expression that the whole name of a folder must match.
         """
         self._backend.remove_incomplete(re.compile(pattern), time.time() - INCOMPLETE_AFTER_SECONDS)
+
+
+def retry(action: Callable[[], T], seconds: float) -> T:
+    """Repeat a write or read until it succeeds, and return its result; a storage may be silent for minutes.
+
+    Args:
+        action: the write or read; may raise OSError.
+        seconds: time after which the next failure is raised.
+
+    Raises:
+        OSError: the time is over, or waiting cannot mend the failure.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if not is_storage_error(error) or is_permanent(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(min(_SECONDS_BETWEEN_RETRIES, max(deadline - time.monotonic(), 0.0)))
+
+
+def is_permanent(error: OSError) -> bool:
+    """Whether a write that failed will fail again until someone mends the cause, such as a full disk."""
+    return error.errno in _PERMANENT
+
+
+def is_storage_error(error: OSError) -> bool:
+    """Whether an error comes from a file system or a bucket, rather than from a connection of Ray's."""
+    return error.errno is not None or type(error) is OSError
 
 
 def _open_bucket(uri: str) -> Backend:

@@ -19,9 +19,8 @@ from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore
 from workflows.training.events import Evaluated, EventHandler, Failed
 from workflows.training.worker import TrainingJob
-from workflows.training.worker_group import WorkerGroupError, plan_workers, run_worker_group
+from workflows.training.worker_group import MAX_RESTARTS, WorkerGroupError, plan_workers, run_worker_group
 
-_MAX_RESTARTS = 20
 _CHECKPOINTS_TO_KEEP = 2
 
 
@@ -62,7 +61,7 @@ class FinalTraining:
             resources = plan_workers(self.num_workers, "--final-workers")
             job = TrainingJob(config, ray.put(data), resources.threads, dict(provenance), store)
             handler = _FinalTrainingHandler(self, num_updates)
-            run_worker_group(job, resources, handler.on_event, max_failures=_MAX_RESTARTS)
+            run_worker_group(job, resources, handler.on_event, max_failures=MAX_RESTARTS)
         finally:
             stop_ray()
         with tempfile.TemporaryDirectory() as scratch:

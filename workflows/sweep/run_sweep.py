@@ -42,6 +42,7 @@ from workflows.cli.process import on_interrupt
 from workflows.cli.search_space import contains, format_values, start_values
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
 from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
+from workflows.environment import ray_address
 from workflows.publishing.deployed_sampler import sampler_curves
 from workflows.publishing.provenance import provenance
 from workflows.publishing.registration import register_model, upload_model
@@ -49,12 +50,13 @@ from workflows.publishing.summary import file_lines, next_lines, quality_lines, 
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
+from workflows.storage.storage import is_storage_error
 from workflows.sweep.champion import Champion, select_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
 from workflows.sweep.report.write_report import REPORT, write_report
 from workflows.sweep.searcher import Search
-from workflows.sweep.sweep_logger import SweepLogger
+from workflows.sweep.sweep_logger import FINAL_CHECKPOINTS, RUNNING_TRIALS, TEMPORARY, SweepLogger
 from workflows.sweep.trial import TrialContext
 from workflows.sweep.trial_records import TrialRecords
 from workflows.sweep.tuner import SweepCallback, remaining_seconds, run_trials
@@ -62,8 +64,6 @@ from workflows.terminal import display_path, waiting
 from workflows.tracking.tracker import Tracker, resolve_tracking_uri, tracker_class
 from workflows.training.dry_run import describe_sweep, run_lines
 from workflows.training.worker_group import WorkerResources, max_concurrent_groups, plan_workers
-
-_FINAL_CHECKPOINTS = "final"
 
 
 def run_sweep(options: TuneOptions, source: DataSource, record: RunRecord | None) -> Outcome:
@@ -182,11 +182,25 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
         view.limit_time(search.time_budget and remaining_seconds(search, records.elapsed))
         with view:
             interrupted, correlations = run_trials(
-                TrialContext(config, shared_data, resources, origin),
+                TrialContext(
+                    config,
+                    shared_data,
+                    resources,
+                    origin,
+                    log.shared.child(RUNNING_TRIALS) if ray_address() else None,
+                    60.0 * options.storage_retry_minutes,
+                ),
                 search,
                 records,
                 log.shared,
-                SweepCallback(records, tracker, view, config.flat(), config.training.num_updates),
+                SweepCallback(
+                    records,
+                    tracker,
+                    view,
+                    config.flat(),
+                    config.training.num_updates,
+                    60.0 * options.storage_retry_minutes,
+                ),
                 verbose=options.verbose,
             )
         view.step("choosing the finalists")
@@ -204,9 +218,9 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
         )
         if not finalists:
             status = "stopped" if interrupted else "failed"
-            reason = f"no trial produced a usable model; see the reasons in {log.directory / 'trials.csv'}"
+            reason = f"no trial produced a usable model; see the reasons in {log.folder}/trials.csv"
             view.print(f"{reason[0].upper()}{reason[1:]}.")
-            return Outcome(status, str(log.directory), reason=reason)
+            return Outcome(status, str(log.folder), reason=reason)
         champion = _select_champion(log, options, config, data, origin, finalists, search.space)
         view.step("writing the report")
         _write_report(log, champion, search.space, correlations, interrupted=interrupted)
@@ -216,7 +230,16 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
         status = "stopped" if interrupted else "finished"
     except ParityError as error:
         view.print(f"error: {error}")
-        return Outcome(status, str(log.directory), reason=str(error))
+        return Outcome(status, str(log.folder), reason=str(error))
+    except OSError as error:
+        if not is_storage_error(error):
+            raise
+        reason = (
+            f"{error.filename or log.folder} cannot be used ({os_reason(error)}): free space there or fix "
+            "that location"
+        )
+        view.print(f"error: {reason}")
+        return Outcome(status, str(log.folder), reason=reason)
     except KeyboardInterrupt:
         status = "stopped"
         raise
@@ -226,7 +249,7 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
             stop_ray()
         finally:  # also after one more Ctrl-C
             log.close(status)
-    return Outcome(status, str(log.directory), has_model=True)
+    return Outcome(status, str(log.folder), has_model=True)
 
 
 def _budget(options: TuneOptions) -> str:
@@ -283,6 +306,7 @@ def _write_report(
             correlations,
             interrupted=interrupted,
             location_hint=hint,
+            bucket=None if log.folder.is_local else str(log.folder),
         )
     except Exception as error:
         log.view.print(f"warning: {REPORT} could not be written ({type(error).__name__}: {os_reason(error)})")
@@ -308,12 +332,12 @@ def _publish(log: SweepLogger, champion: Champion, data: LoadedData, *, interrup
         interrupted=interrupted,
     )
     # Tune's checkpoints are no longer needed: trials/ contains a copy of each trial's newest model.
-    for folder in ("tune", _FINAL_CHECKPOINTS):
+    for folder in TEMPORARY:
         with suppress(OSError):  # best-effort cleanup
             log.shared.delete(folder)
     config = Config().with_values(records[champion.trial_id].params)
     warnings = schedule_lines(config, data.dataset.spec)
-    return _summary(champion, records, tracker, registered, warnings)
+    return _summary(champion, log, registered, warnings)
 
 
 def make_search(options: TuneOptions, config: Config, searched: dict[str, tuple[Any, ...]]) -> Search:
@@ -405,17 +429,15 @@ def _final_training(options: TuneOptions, log: SweepLogger) -> FinalTraining | N
     return FinalTraining(
         options.final_epochs,
         options.final_workers,
-        log.shared.child(_FINAL_CHECKPOINTS),
+        log.shared.child(FINAL_CHECKPOINTS),
         log.tracker.log,
         log.view.step,
         options.verbose,
     )
 
 
-def _summary(
-    champion: Champion, records: TrialRecords, tracker: Tracker, registered: str, warnings: list[str]
-) -> list[str]:
-    folder = Path(display_path(champion.directory))
+def _summary(champion: Champion, log: SweepLogger, registered: str, warnings: list[str]) -> list[str]:
+    records, folder = log.records, log.shown("champion")
     objective = records[champion.trial_id].params["metrics.objective"]
     weights = "" if champion.update is None else f", weights of update {champion.update}"
     counts: dict[str, int] = {}
@@ -431,12 +453,12 @@ def _summary(
         *quality_lines(champion.metrics),
         *warnings,
         "",
-        f"{display_path(folder.parent / 'trials.csv')}    every trial with its parameters and metrics",
-        f"{display_path(folder.parent / 'report.html')}    the sweep on one page",
-        *file_lines(str(folder)),
+        f"{log.shown('trials.csv')}    every trial with its parameters and metrics",
+        f"{log.shown(REPORT)}    the sweep on one page",
+        *file_lines(folder),
         registered,
         "",
-        *next_lines(str(folder), tracker, is_local=True),
+        *next_lines(folder, log.tracker, is_local=log.folder.is_local),
     ]
 
 

@@ -37,7 +37,7 @@ from workflows.training.evaluation_files import FILES as EVALUATION_FILES
 from workflows.training.evaluation_files import UNTRAINED, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
-_JOURNAL_FILE = "journal.jsonl"
+JOURNAL_FILE = "journal.jsonl"
 _MAX_JOURNAL_BYTES = 2**30
 _JOURNAL_REMEDY = "a new sweep another --name, or restore the journal from a copy"
 _ANY_EVENT = {"trial_id": str, "at": float}
@@ -116,7 +116,7 @@ class TrialRecords:
         self._directory = directory
         self._records: dict[str, TrialRecord] = {}
         self.previous_seconds = 0.0
-        journal = directory / _JOURNAL_FILE
+        journal = directory / JOURNAL_FILE
         for event in read_journal(journal):
             if event["event"] != "begin" and event["trial_id"] not in self._records:
                 raise InputError(
@@ -124,7 +124,7 @@ class TrialRecords:
                 )
             self._apply(event)
             self.previous_seconds = event["at"]
-        self._journal = Journal(directory / _JOURNAL_FILE)
+        self._journal = Journal(directory / JOURNAL_FILE)
         self._start_time = time.monotonic()
 
     def __getitem__(self, trial_id: str) -> TrialRecord:

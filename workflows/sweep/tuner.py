@@ -7,6 +7,8 @@ When a sweep is resumed, trials that did not finish run first, under the IDs the
 """
 
 import logging
+import os
+import re
 import signal
 import threading
 import time
@@ -24,7 +26,7 @@ from diffusion.training.loop import evaluation_points
 from workflows.ray_runtime.placement_groups import remove_placement_groups
 from workflows.ray_runtime.session import restored_signal_handlers
 from workflows.status import OUT_OF_MEMORY, TrialStatus
-from workflows.storage.storage import Storage
+from workflows.storage.storage import Storage, retry
 from workflows.sweep.asha import make_scheduler
 from workflows.sweep.searcher import Search, build_searcher, completed_trials
 from workflows.sweep.table_view import SweepTable
@@ -32,7 +34,7 @@ from workflows.sweep.trial import TrialContext, WorkersTrial, run_trial
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecord, TrialRecords
 from workflows.tracking.tracker import Tracker
 from workflows.training.evaluation_files import PICTURE, UNTRAINED
-from workflows.training.worker_group import max_concurrent_groups
+from workflows.training.worker_group import MAX_RESTARTS, max_concurrent_groups, one_line
 
 OUT_OF_TIME = "the time budget was used up"  # reason of a trial that it cut
 _SECONDS_BETWEEN_CLEANUPS = 2.0
@@ -51,6 +53,7 @@ class SweepCallback(tune.Callback):
         view: live table.
         flat_config: the sweep's parameters by dotted name, which each trial's own values override.
         num_updates: optimizer steps of a complete training.
+        storage_retry_seconds: how long to try to read a trial's files if their storage does not answer.
     """
 
     def __init__(
@@ -60,9 +63,12 @@ class SweepCallback(tune.Callback):
         view: SweepTable,
         flat_config: Mapping[str, Any],
         num_updates: int,
+        storage_retry_seconds: float = 0.0,
     ) -> None:
         self._records, self._tracker, self._view = records, tracker, view
         self._flat_config, self._num_updates = flat_config, num_updates
+        self._storage_retry_seconds = storage_retry_seconds
+        self._repeated: set[str] = set()  # trials whose last report is one that they had sent before
         self._trial_ids: dict[str, str] = {}  # by Tune's ID
         self._unfinished_params: dict[str, dict[str, Any]] = {}
         self._start_times: dict[str, float] = {}
@@ -101,6 +107,11 @@ class SweepCallback(tune.Callback):
         record.status, record.reason = result["status"], result["reason"]
         if record.status != "running":
             return
+        # A trial that goes on from a checkpoint repeats the evaluations after it, with the same results.
+        if updates in record.evaluations:
+            self._repeated.add(trial_id)
+            return
+        self._repeated.discard(trial_id)
         self._records.add_evaluation(trial_id, updates, result["metrics"])
         self._tracker.log(result["metrics"], updates, trial_id)
         self._view.update(trial_id, updates, record.objective, record.metrics)
@@ -111,8 +122,12 @@ class SweepCallback(tune.Callback):
         """Log the picture of a trial's samples, and copy its model if no earlier one is better."""
         trial_id = self._trial_ids[trial.trial_id]
         record = self._records[trial_id]
-        if record.status != "running":
+        if record.status != "running" or trial_id in self._repeated:
             return  # the checkpoint of a pruned or diverged trial is empty
+        retry(lambda: self._take_files(record, checkpoint), self._storage_retry_seconds)
+
+    def _take_files(self, record: TrialRecord, checkpoint: Any) -> None:
+        trial_id = record.trial_id
         with checkpoint.as_directory() as folder:  # downloads it if trials store checkpoints in a bucket
             if record.best_update == record.updates:
                 self._records.save_files(trial_id, Path(folder))
@@ -130,9 +145,22 @@ class SweepCallback(tune.Callback):
         self._end(record, status if record.status == "running" else record.status, record.reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that a trial raised or that its process died."""
+        """Record that a trial raised or that its process died.
+
+        Raises:
+            OSError: the storage cannot be written to, which would fail the next trials as well. The trial is
+                left to run again.
+        """
         self._failed_tune_ids.add(trial.trial_id)
-        self._end(self._records[self._trial_ids[trial.trial_id]], "failed", failure_reason(trial))
+        reason = failure_reason(trial)
+        if error := storage_failure(reason):
+            raise error
+        self._end(self._records[self._trial_ids[trial.trial_id]], "failed", reason)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial goes on elsewhere."""
+        trial_id = self._trial_ids[trial.trial_id]
+        self._view.print(f"Trial {trial_id} lost its node or process ({failure_reason(trial)}); it goes on.")
 
     def setup(self, *_args: Any, **_info: Any) -> None:
         """Forget the handler of an earlier Tuner's Ctrl-C."""
@@ -236,7 +264,8 @@ def run_trials(
         the final ones, by the rung's updates.
     """
     if not verbose:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the records hold why a trial failed
+        for name in ("ray.tune", "ray.train"):  # the records hold why a trial failed
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
     correlations = _run(context, search, records, storage, callback, verbose)
     if any(record.status == OUT_OF_MEMORY for record in records):
@@ -300,12 +329,19 @@ def _run(
                 num_to_keep=1,
                 **({} if in_process else {"checkpoint_frequency": 1, "checkpoint_at_end": True}),
             ),
-            failure_config=tune.FailureConfig(max_failures=0),
+            # With several workers per trial the trial's own process is on the head node.
+            failure_config=tune.FailureConfig(
+                max_failures=MAX_RESTARTS if in_process and context.checkpoints else 0
+            ),
         ),
     )
     try:
         with restored_signal_handlers():  # Tune leaves its own, which ignores the next Ctrl-C
             tuner.fit()
+    except tune.TuneError as error:  # it has the text of what a callback raised
+        if failure := storage_failure(one_line(error)):
+            raise failure from error
+        raise
     finally:
         callback.trials_over()
     return scheduler.rank_correlations()
@@ -318,3 +354,17 @@ def failure_reason(trial: Any) -> str:
     except (OSError, TypeError):
         lines = []
     return lines[-1][:500] if lines else "the trial's process died"
+
+
+def storage_failure(reason: str) -> OSError | None:
+    """The error by which a trial failed if its storage is full or silent, as it is for all trials, else None.
+
+    Args:
+        reason: why it failed, see `failure_reason`.
+    """
+    found = re.match(
+        r"(?:OSError|PermissionError|TimeoutError): (?:\[Errno (\d+)\] )?(.*?)(?:: '(.*)')?$", reason
+    )
+    if found is None:
+        return None
+    return OSError(int(found[1]), os.strerror(int(found[1])), found[3]) if found[1] else OSError(found[2])

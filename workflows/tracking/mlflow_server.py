@@ -16,6 +16,7 @@ from workflows.environment import mlflow_server_environment
 _HOST = "127.0.0.1"
 _START_TIMEOUT = 90  # seconds
 _PID_FILE = "server.pid"
+DATABASE = "mlflow.db"
 _APP = "ray-ddpm"  # MLflow's server with another first page: workflows.tracking.mlflow_app
 
 
@@ -32,7 +33,7 @@ def start_server(
             to storage themselves.
         folder: working directory of the server.
     """
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", _HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     if entry_points(group="mlflow.app", name=_APP):  # not where the project runs without being installed
@@ -42,7 +43,7 @@ def start_server(
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=mlflow_server_environment(),
+        env=mlflow_server_environment(uri),
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -86,13 +87,14 @@ def wait_until_healthy(
     raise RuntimeError(f"the MLflow server did not respond within {_START_TIMEOUT} s")
 
 
-def ensure_server(folder: Path, artifacts: str, port: int) -> bool:
+def ensure_server(folder: Path, artifacts: str, port: int, uri: str | None = None) -> bool:
     """Start a server that outlives this process, unless one is already running.
 
     Args:
-        folder: folder of the server's database mlflow.db and its log.
+        folder: folder of the server's log, and of its database `DATABASE` unless another is given.
         artifacts: folder or bucket in which the server stores artifacts.
         port: port on which the server listens.
+        uri: URI of another database.
 
     Returns:
         Whether a server was started.
@@ -104,7 +106,7 @@ def ensure_server(folder: Path, artifacts: str, port: int) -> bool:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "server.log", "w+b") as log:
-        server = start_server("sqlite:///mlflow.db", port, log, artifacts, folder)
+        server = start_server(uri or f"sqlite:///{DATABASE}", port, log, artifacts, folder)
         (folder / _PID_FILE).write_text(str(server.pid))
         wait_until_healthy(server, port, log)
     return True
@@ -112,11 +114,30 @@ def ensure_server(folder: Path, artifacts: str, port: int) -> bool:
 
 def stop_server(folder: Path) -> bool:
     """Stop the server that `ensure_server` started; return whether it was running."""
+    pid = running_process(folder / _PID_FILE, "mlflow")
+    if pid is None:
+        return False
     try:
-        pid = int((folder / _PID_FILE).read_text())
-        if b"mlflow" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # another process has this id now
-            return False
         os.killpg(pid, signal.SIGTERM)
-    except (OSError, ValueError):
+    except OSError:
         return False
     return True
+
+
+def server_is_running(folder: Path) -> bool:
+    """Whether the server that `ensure_server` started has not ended."""
+    return running_process(folder / _PID_FILE, "mlflow") is not None
+
+
+def running_process(pid_file: Path, word: str) -> int | None:
+    """ID of the process that a file names, if it runs.
+
+    Args:
+        pid_file: file with the ID.
+        word: word in the process's command line, since another process may have the ID by now.
+    """
+    try:
+        pid = int(pid_file.read_text())
+        return pid if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() else None
+    except (OSError, ValueError):
+        return None

@@ -10,6 +10,7 @@ from diffusion.config import IN_MEMORY, Config
 from diffusion.data.dataset import Dataset
 from diffusion.data.sources import short_name
 from diffusion.errors import InputError
+from diffusion.files import os_reason
 from workflows.cli.resume import output_storage
 from workflows.cli.run_options import RunOptions
 from workflows.environment import default_output_dir
@@ -124,8 +125,9 @@ class BaseLogger(Generic[Options]):
     ) -> Self:
         experiment = record.experiment if record else options.experiment or short_name(config.data)
         tracker = open_tracker(uri, experiment)
-        if folder.is_local:
-            tracker.keep_entries(folder.path)
+        local = cls.local_folder(folder)
+        if local is not None:
+            tracker.keep_entries(local)
         try:
             if record is not None:
                 record = replace(record, options=cls.saved_options(options))  # the budget may have changed
@@ -146,7 +148,7 @@ class BaseLogger(Generic[Options]):
                 )
                 log = cls(folder, record.with_session(session_provenance()), tracker, options)
             tracker.log_dataset(dataset)
-            log._record = log._record.write(folder, "running")
+            log._write_record("running")
         except BaseException:
             if tracker.run_id:
                 tracker.close("stopped")  # nobody would end it
@@ -189,6 +191,11 @@ class BaseLogger(Generic[Options]):
                     f"{folder} cannot be created ({error.strerror}): give another --output-dir"
                 ) from error
 
+    @classmethod
+    def local_folder(cls, folder: Storage) -> Path | None:
+        """Local folder of what belongs into the run's folder, or None if a run in a bucket has none."""
+        return folder.path if folder.is_local else None
+
     def resume(self, run_id: str) -> None:
         """Continue the run in the tracker."""
         self.tracker.resume(run_id)
@@ -210,7 +217,13 @@ class BaseLogger(Generic[Options]):
                 self.tracker.close(status)
         except KeyboardInterrupt as error:
             interrupt = error
-        self._write_record(status)
+        try:
+            self._write_record(status)
+        except OSError as error:  # a full disk must not hide why the run ended
+            self.view.print(
+                f"warning: {self.folder} could not be written to ({os_reason(error)}): --resume goes on from "
+                "what is there"
+            )
         self._print_end(status)
         self._print_unsent()
         if self._lock is not None:
@@ -247,7 +260,7 @@ def sync_command(name: str, options: RunOptions) -> str:
     """Command that sends what a run has kept for its tracker."""
     words = ["python", "-m", "workflows.sync", name]
     for flag, value in (("--output-dir", options.output_dir), ("--tracking-uri", options.tracking_uri)):
-        if value is not None and (flag, value) != ("--output-dir", default_output_dir(buckets=True)):
+        if value is not None and (flag, value) != ("--output-dir", default_output_dir()):
             words += [flag, redact(value)]
     return shlex.join(words)
 

@@ -21,6 +21,7 @@ from diffusion.manifest import (
 from diffusion.metrics import OBJECTIVE
 from workflows.storage.storage import Storage
 
+REMEDY = ": free space or fix that location, or give another one; earlier checkpoints are intact"
 _NAME = r"\d{9,}"
 
 
@@ -82,8 +83,8 @@ class CheckpointStore:
         except OSError as error:
             reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
             raise CheckpointWriteError(
-                f"the checkpoint of update {update} could not be written to {self._storage} ({reason}): "
-                "free space or fix that location, or give another one; earlier checkpoints are intact"
+                f"the checkpoint of update {update} could not be written to {self._storage} ({reason})"
+                + REMEDY
             ) from error
         self._damaged.discard(name)
         try:

@@ -55,6 +55,17 @@ class CheckpointDamaged:
 
 
 @dataclass(frozen=True)
+class StorageFailed:
+    """Checkpoints cannot be written for now and the training goes on, or they can be written again.
+
+    Attributes:
+        reason: which of the two, and why, one line.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkerDied:
     """A worker failed; unless it happens too often, all workers are restarted.
 
@@ -102,7 +113,7 @@ class InputRejected(Failed):
     """The training failed since the user's input cannot be used."""
 
 
-Event = Started | Evaluated | CheckpointDamaged | WorkerDied | Finished | Stopped | Failed
+Event = Started | Evaluated | CheckpointDamaged | StorageFailed | WorkerDied | Finished | Stopped | Failed
 
 
 class EventHandler:
@@ -120,6 +131,8 @@ class EventHandler:
                 self.evaluated(event)
             case CheckpointDamaged():
                 self.checkpoint_damaged(event)
+            case StorageFailed():
+                self.storage_failed(event)
             case WorkerDied():
                 self.worker_died(event)
             case Finished():
@@ -141,6 +154,9 @@ class EventHandler:
 
     def checkpoint_damaged(self, event: CheckpointDamaged) -> None:
         """Handle a damaged checkpoint."""
+
+    def storage_failed(self, event: StorageFailed) -> None:
+        """Handle a storage that fails for a while, or works again."""
 
     def worker_died(self, event: WorkerDied) -> None:
         """Handle the failure of a worker."""

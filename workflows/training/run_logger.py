@@ -24,12 +24,13 @@ from workflows.training.events import (
     InputRejected,
     Started,
     Stopped,
+    StorageFailed,
     WorkerDied,
 )
 from workflows.training.worker import picture_name
 
 # Flags that a resumed training does not remember.
-_NOT_SAVED = ("num_workers", "keep_checkpoints", "output_dir", "tracking_uri")
+_NOT_SAVED = ("num_workers", "keep_checkpoints", "storage_retry_minutes", "output_dir", "tracking_uri")
 
 
 class RunLogger(BaseLogger[TrainOptions], EventHandler):
@@ -87,6 +88,10 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         """Print a warning."""
         self.view.print(f"warning: {event.reason}; using an older checkpoint")
 
+    def storage_failed(self, event: StorageFailed) -> None:
+        """Print a warning."""
+        self.view.print(f"warning: {event.reason}")
+
     def worker_died(self, event: WorkerDied) -> None:
         """Print that the workers are restarted, unless they have reported why they ended."""
         if not (self.reason or self.input_error):
@@ -112,12 +117,6 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         """End the run in the tracker, record the status, and print how to resume if there is no model."""
         self.tracker.tag({"status": status} | ({"reason": self.reason[:500]} if self.reason else {}))
         super().close(status)
-
-    def _write_record(self, status: Status) -> None:
-        try:
-            super()._write_record(status)
-        except OSError as error:  # a full disk must not hide why the training ended
-            self.view.print(f"warning: {self.folder} could not be written ({error.strerror or error})")
 
     def _print_end(self, status: Status) -> None:
         next_line = f"next: {self._resume_command}"

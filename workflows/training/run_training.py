@@ -57,9 +57,13 @@ from workflows.tracking.tracker import resolve_tracking_uri, tracker_class
 from workflows.training.dry_run import describe_training, run_lines
 from workflows.training.run_logger import RunLogger
 from workflows.training.worker import TrainingJob
-from workflows.training.worker_group import WorkerGroupError, WorkerResources, plan_workers, run_worker_group
-
-_MAX_RESTARTS = 20
+from workflows.training.worker_group import (
+    MAX_RESTARTS,
+    WorkerGroupError,
+    WorkerResources,
+    plan_workers,
+    run_worker_group,
+)
 
 
 def run_training(options: TrainOptions, source: DataSource, record: RunRecord | None) -> Outcome:
@@ -90,7 +94,7 @@ def run_training(options: TrainOptions, source: DataSource, record: RunRecord | 
         log.view.print(f"Training {name} in {folder}" + (", resumed" if record else ""))
         for line in run_lines(plan.config, dataset, plan.resources):
             log.view.print(f"  {line}")
-        return _train(log, plan)
+        return _train(log, plan, options)
     except BaseException:
         stop_ray()
         raise
@@ -148,19 +152,26 @@ def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -
     return _Plan(uri, config, data, resources, weights)
 
 
-def _train(log: RunLogger, plan: _Plan) -> Outcome:
+def _train(log: RunLogger, plan: _Plan, options: TrainOptions) -> Outcome:
     data, resources, weights = plan.data, plan.resources, plan.weights
     status: Status = "failed"
     try:
         origin = provenance(log.tracker.run_id, data.dataset)
         initial = None if weights is None else ray.put(weights)
         job = TrainingJob(
-            plan.config, ray.put(data), resources.threads, origin, log.store, initial, log.pictures
+            plan.config,
+            ray.put(data),
+            resources.threads,
+            origin,
+            log.store,
+            initial,
+            log.pictures,
+            storage_retry_seconds=60.0 * options.storage_retry_minutes,
         )
         for line in schedule_lines(plan.config, data.dataset.spec):
             log.view.print(line.strip())
         with log.view, _handle_interrupts(log.view) as stop_requested:
-            run_worker_group(job, resources, log.on_event, log.view.progressed, stop_requested, _MAX_RESTARTS)
+            run_worker_group(job, resources, log.on_event, log.view.progressed, stop_requested, MAX_RESTARTS)
         stop_ray()  # publishing the model needs the CPU cores
         if log.status == "finished":
             for line in _publish_model(log, data, origin):

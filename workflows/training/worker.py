@@ -27,7 +27,7 @@ from diffusion.training.distributed import DistributedContext
 from diffusion.training.loop import EvaluationResult, Request, Training, TrainingDiverged, TrainingStopped
 from workflows.data.load import LoadedData
 from workflows.ray_runtime import preemption
-from workflows.storage.storage import Storage
+from workflows.storage.storage import Storage, is_permanent
 from workflows.training.checkpoint_store import CheckpointStore, CheckpointWriteError
 from workflows.training.coordinator import Signal
 from workflows.training.evaluation_files import PICTURE, UNTRAINED, untrained_picture, write_evaluation
@@ -41,12 +41,17 @@ from workflows.training.events import (
     InputRejected,
     Started,
     Stopped,
+    StorageFailed,
 )
+from workflows.training.patient_writer import SECONDS_BETWEEN_RETRIES, PatientWriter
 
 POLL_SECONDS = 0.5
 _SECONDS_TO_REACH_COORDINATOR = 60.0
 _SECONDS_TO_ANSWER_POLL = 20.0
-_MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 3
+
+
+PREEMPTED = "a machine will be taken away (SIGTERM, or a notice to Ray)"
 
 
 class Preempted(RuntimeError):
@@ -65,6 +70,7 @@ class TrainingJob:
         store: store for checkpoints, or None for a training that cannot be resumed.
         initial_weights: reference to another model's weights to start from, or None.
         pictures: folder that receives one picture of samples per evaluation, or None.
+        storage_retry_seconds: how long the training goes on while checkpoints cannot be written.
     """
 
     config: Config
@@ -74,6 +80,7 @@ class TrainingJob:
     store: CheckpointStore | None = None
     initial_weights: "ray.ObjectRef[Any] | None" = None
     pictures: Storage | None = None
+    storage_retry_seconds: float = 3600.0
 
 
 def picture_name(updates: int) -> str:
@@ -88,7 +95,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
         arguments: `job`, a `TrainingJob`, and `coordinator`, an actor handle.
 
     Raises:
-        Preempted: a worker received SIGTERM; the last checkpoint is at most seconds old.
+        Preempted: a worker's machine will be taken away; the last checkpoint is at most seconds old.
         InputError, CheckpointWriteError: a restart cannot fix this; the error was sent to the coordinator.
     """
     job, coordinator = arguments["job"], arguments["coordinator"]
@@ -114,7 +121,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
         raise
     except TrainingStopped:
         if ray.get(coordinator.poll.remote(None)) not in ("stop", "abort"):
-            raise Preempted("a worker was asked to terminate (SIGTERM)") from None
+            raise Preempted(PREEMPTED) from None
 
 
 class EventSender:
@@ -148,7 +155,7 @@ def train(
         return
     data = ray.get(job.data).to(distributed.device)
     dataset = data.dataset
-    resume = _load_newest_checkpoint(job, dataset.spec.fingerprint, send_event)
+    resume = _load_newest_checkpoint(job, dataset.spec.fingerprint, coordinator, send_event)
     updates = resume[1].update if resume else 0
     if distributed.all_reduce_max(updates) != updates:
         raise RuntimeError("the workers do not see the same checkpoints: the storage is not shared")
@@ -156,10 +163,11 @@ def train(
     attempt = ray.get(coordinator.record_start.remote(updates)) if distributed.is_main else 0
     attempt = distributed.all_reduce_max(attempt)
     send_event(Started(updates, attempt, history, str(distributed.device), distributed.world_size))
-    if attempt > _MAX_ATTEMPTS:
-        send_event(Failed(f"the workers died {_MAX_ATTEMPTS} times after update {updates}"))
+    if attempt > MAX_ATTEMPTS:
+        send_event(Failed(f"the workers died {MAX_ATTEMPTS} times after update {updates}"))
         return
 
+    writer = PatientWriter(job.store, job.storage_retry_seconds, lambda line: send_event(StorageFailed(line)))
     untrained = b""  # of a training that starts from scratch, until its first evaluation
 
     def report(result: EvaluationResult) -> None:
@@ -170,24 +178,12 @@ def train(
             # Before the checkpoint: if the driver is killed now, it finds the pictures when it resumes.
             for name, updates in ((UNTRAINED, 0), (PICTURE, result.updates)):
                 if name in files:
-                    _write_picture(job.pictures, updates, files[name])
+                    _write_picture(writer, job.pictures, updates, files[name])
         send_event(Evaluated(result.updates, result.metrics, files))
 
     def save(model: TrainedModel, state: TrainingState) -> None:
-        if job.store is None:
-            return
-        last = state.history[-1] if state.history else None
-        objective = None
-        if last and last["update"] == state.update:
-            objective = last["metrics"][OBJECTIVE]
-        facts = {
-            "update": state.update,
-            OBJECTIVE: objective,
-            "data_fingerprint": dataset.spec.fingerprint,
-            "workers": distributed.world_size,
-        }
-        job.store.save(lambda folder: write_checkpoint(folder, model, state, facts), state.update, objective)
-        client.checkpoint_saved()
+        save_checkpoint(writer, model, state, distributed.world_size)
+        client.checkpoint_attempted()
 
     weights = ray.get(job.initial_weights) if job.initial_weights is not None and not resume else None
     minutes = job.config.training.checkpoint_minutes if job.store else float("inf")
@@ -208,23 +204,55 @@ def train(
         try:
             training.run()
         except TrainingStopped:
+            writer.finish(lambda: True)
             send_event(Stopped(training.updates))
             raise
+        writer.finish(lambda: client.request() == Request.STOP)
     send_event(Finished())
 
 
+def save_checkpoint(writer: PatientWriter, model: TrainedModel, state: TrainingState, workers: int) -> None:
+    """Save the state of a training, with the facts by which a resumed one finds and checks it.
+
+    Raises:
+        CheckpointWriteError: see `PatientWriter.save`.
+    """
+    last = state.history[-1] if state.history else None
+    objective = last["metrics"][OBJECTIVE] if last and last["update"] == state.update else None
+    facts = {
+        "update": state.update,
+        OBJECTIVE: objective,
+        "data_fingerprint": model.data.fingerprint,
+        "workers": workers,
+    }
+    writer.save(lambda folder: write_checkpoint(folder, model, state, facts), state.update, objective)
+
+
 def _load_newest_checkpoint(
-    job: TrainingJob, fingerprint: str, send_event: EventSender
+    job: TrainingJob, fingerprint: str, coordinator: Any, send_event: EventSender
 ) -> tuple[TrainedModel, TrainingState] | None:
     """Newest undamaged checkpoint, or None if there is none; every worker reads it.
 
     Raises:
-        InputError: it was trained on other data.
+        InputError: it was trained on other data, or the storage does not answer for too long.
     """
     if job.store is None:
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        folder = job.store.load_newest(Path(scratch), lambda line: send_event(CheckpointDamaged(line)))
+        deadline = time.monotonic() + job.storage_retry_seconds
+        while True:
+            try:
+                folder = job.store.load_newest(
+                    Path(scratch), lambda line: send_event(CheckpointDamaged(line))
+                )
+                break
+            except InputError as error:  # workers may be restarted while the storage is silent
+                silent = isinstance(error.__cause__, OSError) and not is_permanent(error.__cause__)
+                asked_to_end = ray.get(coordinator.poll.remote(None)) in ("stop", "abort")
+                if not silent or asked_to_end or time.monotonic() > deadline:
+                    raise
+                send_event(StorageFailed(f"{error}; waiting for it"))
+                time.sleep(min(SECONDS_BETWEEN_RETRIES, max(deadline - time.monotonic(), 0.0)))
         if folder is None:
             return None
         model, state, facts = read_checkpoint(folder)
@@ -242,15 +270,11 @@ def _evaluation_files(
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def _write_picture(pictures: Storage, updates: int, content: bytes) -> None:
-    try:
-        pictures.write_bytes(picture_name(updates), content)
-    except OSError as error:
-        raise CheckpointWriteError(
-            f"the picture with the checkpoint of update {updates} could not be written to {pictures} "
-            f"({error.strerror or error}): free space or fix that location, or give another one; earlier "
-            "checkpoints are intact"
-        ) from error
+def _write_picture(writer: PatientWriter, pictures: Storage, updates: int, content: bytes) -> None:
+    writer.write(
+        lambda: pictures.write_bytes(picture_name(updates), content),
+        f"the picture with the checkpoint of update {updates} in {pictures}",
+    )
 
 
 class CoordinatorClient:
@@ -268,9 +292,10 @@ class CoordinatorClient:
     def __init__(self, coordinator: Any, is_main: bool, seconds_between_checkpoints: float) -> None:
         self._coordinator, self._is_main = coordinator, is_main
         self._interval = seconds_between_checkpoints
-        self._saved_at = time.monotonic()
+        self._attempted_at = time.monotonic()
         self._signal: Signal = "continue"
         self._training: Training | None = None
+        self._preemption = preemption.PreemptionNotice()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="coordinator", daemon=True)
 
@@ -286,15 +311,15 @@ class CoordinatorClient:
         """Report the progress of this training to the coordinator from now on."""
         self._training = training
 
-    def checkpoint_saved(self) -> None:
-        """Restart the time until the next periodic checkpoint."""
-        self._saved_at = time.monotonic()
+    def checkpoint_attempted(self) -> None:
+        """Restart the time until the next periodic checkpoint, or the next attempt."""
+        self._attempted_at = time.monotonic()
 
     def request(self) -> Request:
         """What this worker requests of all workers at this moment."""
-        if self._signal != "continue" or preemption.sigterm_received():
+        if self._signal != "continue" or self._preemption.received():
             return Request.STOP
-        due = self._is_main and time.monotonic() - self._saved_at > self._interval
+        due = self._is_main and time.monotonic() - self._attempted_at > self._interval
         return Request.CHECKPOINT if due else Request.CONTINUE
 
     def _poll(self) -> None:
@@ -302,7 +327,7 @@ class CoordinatorClient:
         while not self._closed.wait(POLL_SECONDS):
             updates = self._training.updates if self._is_main and self._training else None
             try:
-                if preemption.sigterm_received() and not restart_requested:
+                if self._preemption.received() and not restart_requested:
                     # Rank 0 may be in the middle of an evaluation, in which it sees only this signal.
                     restart = self._coordinator.request_signal.remote("restart")
                     ray.get(restart, timeout=_SECONDS_TO_ANSWER_POLL)

@@ -25,6 +25,7 @@ from workflows.training.coordinator import start_coordinator
 from workflows.training.events import Event, WorkerDied
 from workflows.training.worker import TrainingJob, run_worker
 
+MAX_RESTARTS = 20  # of workers whose training has checkpoints
 SECONDS_BETWEEN_RESIZES = 60.0
 SECONDS_TO_START = 1800.0  # a cloud takes minutes to start a machine and set it up; Ray would wait for ever
 _SECONDS_BETWEEN_POLLS = 0.2
@@ -160,7 +161,7 @@ def run_worker_group(
         try:
             trainer.fit()
         except Exception as error:
-            failures.append(_one_line(error))
+            failures.append(one_line(error))
 
     waiting_since: float | None = time.monotonic()
 
@@ -258,9 +259,10 @@ def _failure_reason(worker_exceptions: dict[int, Exception]) -> str:
         if type(error).__name__ == "WorkerHealthCheckFailedError":
             return f"the process of worker {rank} died"
     causes = [error for error in worker_exceptions.values() if "Connection" not in str(error)]
-    return _one_line((causes or list(worker_exceptions.values()))[0])
+    return one_line((causes or list(worker_exceptions.values()))[0])
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The last line of an error's message, or its type if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

@@ -97,7 +97,7 @@ def test_each_data_set_brings_its_own_defaults():
         ("--name .hidden", ["--name", ".hidden"]),
         (f"--name {'x' * 65}", ["--name", "64"]),
         ("--experiment ../up", ["--experiment", "../up"]),
-        ("--output-dir s3://bucket/runs", ["--output-dir", "s3://bucket/runs"]),
+        ("--storage-retry-minutes -1", ["--storage-retry-minutes", "-1", "0 or more"]),
         ("--output-dir=", ["--output-dir", "empty"]),
         ("--tracking-uri=", ["--tracking-uri", "empty"]),
         ("--data=", ["--data", "empty"]),

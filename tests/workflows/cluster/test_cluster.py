@@ -156,6 +156,10 @@ def aws_mutations():
             "metadata.storage is missing: give s3://bucket/prefix",
         ),
         "relative storage": ((("metadata",), "storage", "runs"), "metadata.storage runs: give s3://bucket/"),
+        "no address of a database": (
+            (("metadata",), "mlflow_database", "me:geheim@host/mlflow"),
+            "give an address such as postgresql://USER:PASSWORD@HOST/DATABASE",
+        ),
         "storage in a command": (
             (("metadata",), "storage", "echo 'export RAY_DDPM_STORAGE=s3://mine' > ~/.ray-ddpm.sh"),
             "> ~/.ray-ddpm.sh: give s3://bucket/prefix",

@@ -73,19 +73,18 @@ def test_a_local_ray_does_not_grow(cloud, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("storage", "train_dir", "tune_dir", "shared"),
+    ("storage", "output_dir", "shared"),
     [
-        (None, "runs", "runs", "/here/runs/one"),
-        ("/shared/ray-ddpm", "/shared/ray-ddpm", "/shared/ray-ddpm", "/here/runs/one"),
-        ("s3://mine/ray-ddpm/", "s3://mine/ray-ddpm/", "HOME/runs", "s3://mine/ray-ddpm/one"),
+        (None, "runs", "/here/runs/one"),
+        ("/shared/ray-ddpm", "/shared/ray-ddpm", "/here/runs/one"),
+        ("s3://mine/ray-ddpm/", "s3://mine/ray-ddpm/", "s3://mine/ray-ddpm/one"),
     ],
 )
-def test_the_cluster_sets_where_runs_are_stored(storage, train_dir, tune_dir, shared, monkeypatch):
+def test_the_cluster_sets_where_runs_are_stored(storage, output_dir, shared, monkeypatch):
     monkeypatch.delenv("RAY_DDPM_STORAGE", raising=False)
     if storage:
         monkeypatch.setenv("RAY_DDPM_STORAGE", storage)
-    assert TrainFlags().output_dir == default_output_dir(buckets=True) == train_dir
-    assert TuneFlags().output_dir == tune_dir.replace("HOME", str(Path.home()))
+    assert TrainFlags().output_dir == TuneFlags().output_dir == default_output_dir() == output_dir
     assert shared_location(Path("/here/runs/one")) == shared
 
 

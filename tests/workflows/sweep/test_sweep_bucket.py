@@ -1,34 +1,83 @@
-"""A sweep on a cluster whose trials upload their models to a bucket."""
+"""Sweeps whose folder is in a bucket, which outlives the machine that they run on."""
 
+import io
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from export.sampler import Sampler
+from tests.workflows.conftest import user_environment
+from workflows.results import SweepResult
 from workflows.storage.storage import Storage
 
 ROOT = Path(__file__).parents[3]
 SMALL = (
-    "--data heart --training.num-updates 200 --training.num-evaluations 2 --metrics.num-samples 200 "
+    "--data heart --training.num-updates 600 --training.num-evaluations 2 --metrics.num-samples 200 "
     "--network.hidden-size 32 --sampler.num-steps 10 --num-trials 3 --name first --final-epochs 1"
 ).split()
 
 
+def start(folder, home, *arguments):
+    """Start a sweep on a machine with this home directory."""
+    environment = user_environment() | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": ""}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    home.mkdir(exist_ok=True)
+    with (folder / "output.txt").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "workflows" / "tune.py"), *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def ends(storage):
+    """IDs of the trials that have ended according to the journal in the bucket."""
+    lines = (storage.read_text("journal.jsonl") or "").splitlines()
+    return [event["trial_id"] for event in map(json.loads, lines) if event["event"] == "end"]
+
+
 @pytest.mark.slow
-def test_a_sweep_with_a_bucket_needs_no_shared_folder(s3, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "RAY_DDPM_STORAGE": f"s3://{s3}/some"}
-    command = [sys.executable, str(ROOT / "workflows" / "tune.py"), *SMALL]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    folder = tmp_path / "runs" / "first"  # on the head node
-    assert (folder / "champion" / "sampler.onnx").exists()
-    for trial_id in pd.read_csv(folder / "trials.csv")["trial_id"]:
-        assert (folder / "trials" / trial_id / "model.safetensors").exists()
-    assert not (folder / "tune").exists() and not (folder / "final").exists()
-    assert Storage(f"s3://{s3}/some/first").names() == []
+def test_another_machine_goes_on_with_a_sweep_whose_machine_was_lost(s3, tmp_path):
+    uri = f"s3://{s3}/some"
+    storage, place = Storage(uri).child("first"), ["--output-dir", uri]
+    process = start(tmp_path, tmp_path / "lost", *SMALL, *place)
+    try:
+        deadline = time.monotonic() + 600
+        while not ends(storage):
+            assert process.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "output.txt"
+            ).read_text()
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+        before = ends(storage)
+        process = start(tmp_path, tmp_path / "new", "--resume", "--name", "first", *place)
+        status = process.wait(600)
+    finally:
+        process.kill()
+        process.wait()
+    output = (tmp_path / "output.txt").read_text()
+    assert status == 0 and "Traceback" not in output, output
+    assert f"{uri}/first/champion" in output and ".cache" not in output
+    table = pd.read_csv(io.StringIO(storage.read_text("trials.csv")))
+    assert len(table) == 3 and table["trial_id"].is_unique
+    assert all(ends(storage).count(trial_id) == 1 for trial_id in before), "a finished trial never runs again"
+    for trial_id in table["trial_id"]:
+        assert storage.exists(f"trials/{trial_id}/model.safetensors")
+    for name in ("tune", "final", "running"):
+        assert not storage.exists(name)
+    result = SweepResult.load(f"{uri}/first")
+    assert result.status == "finished" and len(result.trials) == 3
+    assert Sampler(result.model_dir / "sampler.onnx").sample(4).shape == (4, 2)
+    result._download.cleanup()
+    assert not list((tmp_path / "new").rglob("model.safetensors")), "the working copy is removed at the end"

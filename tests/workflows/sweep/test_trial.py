@@ -1,8 +1,10 @@
 """One trial, run in this process; a list collects what it reports to Tune."""
 
+import errno
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ from diffusion.presets import preset
 from diffusion.training.checkpoints import TrainedModel
 from diffusion.training.loss import DenoisingLoss
 from workflows.data.load import LoadedData
+from workflows.ray_runtime import preemption
+from workflows.storage.storage import Storage
 from workflows.sweep import trial
 from workflows.sweep.trial import TrialContext, run_trial
 from workflows.sweep.trial_records import OUT_OF_MEMORY
+from workflows.training.worker import Preempted
 from workflows.training.worker_group import WorkerResources
 
 pytestmark = pytest.mark.usefixtures("small_reference")
@@ -139,3 +144,104 @@ def test_out_of_memory_fails_only_with_a_whole_gpu(context, reports, monkeypatch
     run_trial(VALUES, on_gpu)
     ((result, model),) = reports
     assert (result["status"], model) == (OUT_OF_MEMORY, None) and math.isinf(result["objective"])
+
+
+class NodeDiedError(BaseException):
+    """Ends a trial like the death of its node: nothing that the trial does follows it."""
+
+
+@pytest.fixture
+def on_cluster(context, monkeypatch, tmp_path):
+    """The context of trials whose checkpoints outlive their nodes."""
+    monkeypatch.setattr(trial.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t1"))
+    return replace(context, checkpoints=Storage(str(tmp_path / "running")), storage_retry_seconds=0.0)
+
+
+def weights(reports):
+    return reports[-1][1].network.state_dict()
+
+
+def test_a_trial_whose_node_died_goes_on_from_its_last_checkpoint(on_cluster, context, reports, monkeypatch):
+    run_trial(VALUES, context)
+    undisturbed = weights(reports)
+    reports.clear()
+    updates = []
+    original = trial.Training._update
+
+    def die_once(training, *arguments):
+        if training.updates == 15 and 15 not in updates:
+            updates.append(15)
+            raise NodeDiedError
+        updates.append(training.updates)
+        original(training, *arguments)
+
+    monkeypatch.setattr(trial.Training, "_update", die_once)
+    with pytest.raises(NodeDiedError):
+        run_trial(VALUES, on_cluster)
+    run_trial(VALUES, on_cluster)
+    assert updates == [*range(15), 15, *range(10, 20)], "from the checkpoint of update 10"
+    assert [result["updates"] for result, _ in reports] == [10, 20]
+    assert all(torch.equal(undisturbed[name], after) for name, after in weights(reports).items())
+    assert on_cluster.checkpoints.names() == [], "nothing goes on from them any more"
+
+
+def test_a_trial_stops_with_a_checkpoint_when_its_node_will_be_taken_away(on_cluster, reports, monkeypatch):
+    monkeypatch.setattr(preemption, "SECONDS_BETWEEN_QUESTIONS", 0.0)
+    monkeypatch.setattr(preemption, "node_is_draining", lambda: bool(reports))
+    with pytest.raises(Preempted):
+        run_trial(VALUES, on_cluster)
+    assert on_cluster.store("t1").updates()[-1] == 20, "before the evaluation, which takes longer"
+    monkeypatch.setattr(preemption, "node_is_draining", lambda: False)
+    run_trial(VALUES, on_cluster)
+    assert [result["updates"] for result, _ in reports] == [10, 20]
+
+
+def test_a_trial_that_kills_its_process_again_and_again_fails(on_cluster, reports, monkeypatch):
+    def die(*_):
+        raise NodeDiedError
+
+    monkeypatch.setattr(trial.Training, "_update", die)
+    for _ in range(3):
+        with pytest.raises(NodeDiedError):
+            run_trial(VALUES, on_cluster)
+    run_trial(VALUES, on_cluster)
+    ((result, _),) = reports
+    assert result["status"] == "failed" and "died 3 times after update 0" in result["reason"]
+
+
+def test_an_error_of_the_trial_itself_is_not_tried_again(on_cluster, context, reports, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(trial.Training, "_update", fail)
+    with pytest.raises(ValueError, match="no such thing"):
+        run_trial(VALUES, context)  # Tune records it, and starts no trial again on a single machine
+    run_trial(VALUES, on_cluster)
+    ((result, _),) = reports
+    assert (result["status"], result["reason"]) == ("failed", "ValueError: no such thing")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_an_error_of_the_storage_and_not_of_the_trial(
+    on_cluster, reports, monkeypatch, number
+):
+    def full(*_):
+        raise OSError(number, "full")
+
+    monkeypatch.setattr("workflows.storage.local.LocalFolder.upload_folder", full)
+    with pytest.raises(OSError, match="full"):
+        run_trial(VALUES, on_cluster)
+
+
+def test_a_report_waits_for_a_storage_that_is_silent(context, monkeypatch):
+    reported, failures = [], iter([OSError("AWS Error NETWORK_CONNECTION"), OSError(errno.ESTALE, "stale")])
+
+    def report(result, checkpoint=None):
+        for error in failures:
+            raise error
+        reported.append(result["updates"])
+
+    monkeypatch.setattr(trial.tune, "report", report)
+    monkeypatch.setattr("workflows.storage.storage._SECONDS_BETWEEN_RETRIES", 0.01)
+    run_trial(VALUES, context)
+    assert reported == [10, 20]

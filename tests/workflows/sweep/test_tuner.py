@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from ray import tune
 
+from diffusion.files import os_reason
 from diffusion.presets import preset
 from workflows.status import OUT_OF_MEMORY
 from workflows.storage.storage import Storage
@@ -20,6 +21,7 @@ from workflows.sweep.tuner import (
     failure_reason,
     remaining_seconds,
     run_trials,
+    storage_failure,
 )
 from workflows.training.worker_group import WorkerResources
 
@@ -217,3 +219,61 @@ def test_trials_that_the_time_budget_cut_are_stopped_and_can_win(tmp_path):
     record = records["t12345678"]
     assert (record.status, record.reason, record.unfinished) == ("stopped", OUT_OF_TIME, False)
     assert records.ranked() == [record]
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_full"),
+    [
+        ("OSError: [Errno 28] No space left on device: '/disk/cut/tune/x'", True),
+        ("OSError: [Errno 30] Read-only file system: '/disk/cut'", True),
+        ("OSError: [Errno 28] No space left on device", True),
+        ("PermissionError: [Errno 13] Permission denied: '/shared/cut'", True),
+        ("OSError: AWS Error NETWORK_CONNECTION: no answer", True),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/x'", False),
+        ("ValueError: no such thing", False),
+    ],
+)
+def test_a_trial_that_failed_because_the_disk_is_full_ends_the_sweep_and_runs_again(
+    tmp_path, reason, is_full
+):
+    callback, records, tracker = sweep(tmp_path)
+    trial = trial_of(tmp_path)
+    callback.on_trial_start(0, [], trial)
+    (tmp_path / "error.txt").write_text(f"Traceback ...\n{reason}\n")
+    if is_full:
+        with pytest.raises(OSError) as caught:
+            callback.on_trial_error(0, [], trial)
+        assert os_reason(caught.value) in reason and (caught.value.filename or "") in reason
+    else:
+        callback.on_trial_error(0, [], trial)
+    assert (storage_failure(reason) is not None) == is_full
+    assert [record.unfinished for record in records] == [is_full] and bool(tracker.ends) != is_full
+
+
+def test_a_disk_that_is_full_for_the_journal_is_the_error_of_the_sweep(tmp_path, monkeypatch):
+    """Tune has only the text of what callbacks raise."""
+
+    def full(tuner):
+        raise tune.TuneError(
+            "Traceback ...\nOSError: [Errno 28] Error writing bytes to file. Detail: no space"
+        )
+
+    config = preset("heart")
+    callback, records, _ = sweep(tmp_path)
+    monkeypatch.setattr(tune.Tuner, "fit", full)
+    context = TrialContext(config, None, WorkerResources(1, 1, uses_gpus=False), {})
+    search = Search({}, "random", 0, 1)
+    with pytest.raises(OSError) as caught:
+        run_trials(context, search, records, Storage(str(tmp_path)), callback, verbose=False)
+    assert caught.value.strerror == "No space left on device"
+
+
+def test_an_evaluation_that_a_trial_repeats_on_another_node_is_logged_once(tmp_path):
+    callback, records, tracker = sweep(tmp_path)
+    logged = []
+    tracker.log = lambda metrics, updates, trial_id: logged.append(updates)
+    trial = trial_of(tmp_path)
+    callback.on_trial_start(0, [], trial)
+    for updates in (5, 5, 10):
+        callback.on_trial_result(0, [], trial, result(updates))
+    assert logged == [5, 10] == list(records["t12345678"].evaluations)

@@ -97,6 +97,30 @@ def outside_ray_train(monkeypatch):
     monkeypatch.setattr(worker.ray_torch, "get_device", lambda: worker.torch.device("cpu"))
 
 
+def test_a_notice_to_ray_is_heard_beside_sigterm(monkeypatch):
+    now, draining, questions = [0.0], [False], []
+
+    def node_is_draining():
+        questions.append(now[0])
+        return draining[0]
+
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(preemption, "node_is_draining", node_is_draining)
+    monkeypatch.setattr(preemption, "sigterm_received", lambda: False)
+    notice = preemption.PreemptionNotice()
+    assert not notice.received()
+    draining[0], now[0] = True, 4.9
+    assert not notice.received(), "Ray is asked every five seconds"
+    now[0] = 5.0
+    assert notice.received()
+    draining[0], now[0] = False, 10.0
+    assert notice.received() and questions == [0.0, 5.0]
+
+
+def test_the_node_of_a_session_that_nobody_drains_is_not_draining(ray_here):
+    assert not preemption.node_is_draining()
+
+
 @pytest.mark.parametrize(
     ("requested", "error"), [("continue", Preempted), ("restart", Preempted), ("stop", None), ("abort", None)]
 )
@@ -142,7 +166,7 @@ def test_only_rank_0_requests_periodic_checkpoints(coordinator):
             assert client.request() == worker.Request.CONTINUE
             time.sleep(0.1)
             assert client.request() == (worker.Request.CHECKPOINT if is_main else worker.Request.CONTINUE)
-            client.checkpoint_saved()
+            client.checkpoint_attempted()
             assert client.request() == worker.Request.CONTINUE
 
 

@@ -43,6 +43,7 @@ def test_the_printed_command_resumes_the_run_with_the_same_options(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("workflows.training.base_logger.open_tracker", SilentTracker)
     given = "--data heart --num-workers 2 --keep-checkpoints 50 --output-dir elsewhere --name cut".split()
+    given += ["--storage-retry-minutes", "5"]
     _, options = parse_train_options([*given, *(["--tracking-uri", store] if store else [])]).open_data()
     dataset = load_dataset(options.config().data)
     log = RunLogger.open(options, options.config(), dataset, None, store or "sqlite:////somewhere/mlflow.db")
@@ -53,5 +54,12 @@ def test_the_printed_command_resumes_the_run_with_the_same_options(
     resumed, record = command_line.options, command_line.record
     assert record is not None and record.run_id == SilentTracker.run_id and resumed.resume
     assert resumed.config() == options.config()
-    for name in ("name", "num_workers", "keep_checkpoints", "output_dir", "tracking_uri"):
+    for name in (
+        "name",
+        "num_workers",
+        "keep_checkpoints",
+        "storage_retry_minutes",
+        "output_dir",
+        "tracking_uri",
+    ):
         assert getattr(resumed, name) == getattr(options, name), name

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 import ray
 from mlflow import MlflowClient
 from PIL import Image
+from pyarrow import fs
 
 from diffusion.training.checkpoints import read_checkpoint
 from tests.workflows.conftest import is_running, user_environment
@@ -407,6 +409,50 @@ def test_a_driver_killed_at_any_moment_is_resumed_from_its_bucket(undisturbed_1,
     assert_one_run_with_every_step_once(tmp_path)
     (onnx_file,) = re.findall(r"(\S+sampler\.onnx) +the file to ship", training.printed())
     assert onnx_file.startswith(output_dir) and storage.exists(onnx_file.removeprefix(f"{output_dir}/"))
+
+
+@pytest.fixture
+def silent_server(monkeypatch):
+    """An S3 server in a process of its own, which can be suspended as if the network were down."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    files = fs.S3FileSystem(
+        endpoint_override=f"http://127.0.0.1:{port}", region="us-east-1", allow_bucket_creation=True
+    )
+    for _ in range(60):
+        with contextlib.suppress(OSError):
+            files.create_dir("bucket")
+            break
+        time.sleep(0.5)
+    yield psutil.Process(server.pid)
+    server.kill()
+    server.wait()
+
+
+def test_a_bucket_that_is_silent_costs_a_training_only_time(silent_server, undisturbed_1, tmp_path):
+    """It is silent until after the last update, whose checkpoint is written once the server answers."""
+    output_dir = "s3://bucket/prefix"
+    with Training(tmp_path, *HEART, workers=1, output_dir=output_dir) as training:
+        training.wait_for_update(UPDATES_PER_EVALUATION)
+        silent_server.suspend()
+        training.wait_for(lambda: "training goes on" in training.printed(), 300.0)
+        training.wait_for(lambda: f"{NUM_UPDATES}" in training.printed(), 600.0)
+        silent_server.resume()
+        status, _ = training.wait(300.0)
+        output = training.printed()
+    assert status == 0 and "Traceback" not in output, output
+    assert output.count("could not be written") == 1 and "answers again" in output, output
+    assert_same_training(Storage(output_dir), undisturbed_1, tmp_path)
+    assert_one_run_with_every_step_once(tmp_path)
 
 
 @pytest.fixture

@@ -29,7 +29,13 @@ class Command:
 
 
 def next_commands(
-    directory: Path, config: Config, num_trials: int, location_hint: str, *, interrupted: bool
+    directory: Path,
+    config: Config,
+    num_trials: int,
+    location_hint: str,
+    *,
+    interrupted: bool,
+    bucket: str | None = None,
 ) -> list[Command]:
     """What to run after a sweep.
 
@@ -39,15 +45,20 @@ def next_commands(
         num_trials: number of its trials.
         location_hint: where the tracker shows its runs, a command or a URL.
         interrupted: whether the sweep was interrupted.
+        bucket: address of a sweep in a bucket, whose champion has to be copied first; else None.
     """
-    champion = display_path(directory / "champion")
+    champion = display_path(directory / "champion") if bucket is None else "champion"
     sampler = shlex.quote(f"{champion}/sampler.onnx")
     commands = []
     if interrupted:
-        parent = display_path(directory.parent)
+        parent = display_path(directory.parent) if bucket is None else bucket.rpartition("/")[0]
         place = [] if parent == _DEFAULT_RUNS else ["--output-dir", parent]
         resume = ["python", "-m", "workflows.tune", "--resume", "--name", directory.name, *place]
         commands.append(Command("Run the trials that are missing", shlex.join(resume)))
+    if bucket is not None:
+        copy = "gcloud storage cp" if bucket.startswith("gs:") else "aws s3 cp"
+        source = shlex.quote(f"{bucket}/champion")
+        commands.append(Command("Copy the champion", f"{copy} --recursive {source} champion"))
     commands.append(
         Command(
             "Draw samples, without PyTorch",

@@ -40,6 +40,7 @@ def write_report(
     *,
     interrupted: bool = False,
     location_hint: str = "",
+    bucket: str | None = None,
 ) -> Path:
     """Write report.html into a sweep's folder and return its path.
 
@@ -54,6 +55,7 @@ def write_report(
             updates.
         interrupted: whether the sweep was interrupted before all trials were done.
         location_hint: where the tracker shows the sweep's runs: a command or a URL.
+        bucket: address of a sweep in a bucket, of which `directory` is a copy; else None.
     """
     standings, names = Standings(records, champion), list(space)
     params = records[champion.trial_id].params
@@ -87,7 +89,7 @@ def write_report(
         animation=embedded_animation(champion.directory / "animation.gif"),
         nearest=embedded_picture(champion.directory / "nearest.png"),
         next_commands=commands.next_commands(
-            directory, config, max(len(records), 1), location_hint, interrupted=interrupted
+            directory, config, max(len(records), 1), location_hint, interrupted=interrupted, bucket=bucket
         ),
         parameters=tables.parameters(standings, space),
         fixed_parameters=tables.fixed_parameters(standings, space),
