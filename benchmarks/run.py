@@ -12,7 +12,8 @@ import sys
 import time
 from importlib import import_module
 
-from benchmarks.comparison import RESULTS, Options, write_summary
+from benchmarks.comparison import Options
+from benchmarks.table import RESULTS, write_summary
 
 NAMES = (
     "heart",

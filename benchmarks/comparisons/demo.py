@@ -13,9 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.comparison import Options, Report, Unit, not_measured, row
+from benchmarks.comparison import Options, Report
 from benchmarks.contender import CPU_SECONDS, SECONDS, Figures
 from benchmarks.programs import watch
+from benchmarks.table import Unit, not_measured, row
 
 TITLE = "The demo, before and after"
 COMMIT = "5daa953"

@@ -10,9 +10,10 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.comparison import Comparison, Options, Report, Unit
+from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import MEMORY, Contender
 from benchmarks.sampling import CPU_MS, RATE, export_diffusers_unet
+from benchmarks.table import Unit
 
 TITLE = "Sampling on the CPU"
 BATCHES = (1, 16, 64)

@@ -7,10 +7,11 @@ graphs, channels-last, bf16. Not measured on a machine without CUDA.
 import tempfile
 from pathlib import Path
 
-from benchmarks.comparison import Comparison, Options, Report, Unit, not_measured
+from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.comparisons import deployment, unet_training
 from benchmarks.contender import Contender
 from benchmarks.sampling import RATE, export_diffusers_unet
+from benchmarks.table import Unit, not_measured
 from benchmarks.training_data import COLOUR_32, LOSS, UPDATES
 
 TITLE = "One GPU"

@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.comparison import Measured, Options, Report, Row, hardware, measure, not_measured
+from benchmarks.comparison import Measured, Options, Report, measure
 from benchmarks.comparisons import heart, unet_training
 from benchmarks.contender import SECONDS, Contender
 from benchmarks.sampling import RATE, export_diffusers_unet
+from benchmarks.table import Row, hardware, not_measured
 from benchmarks.training_data import GREY_28, UPDATES, digits_at
 
 TITLE = "Growth"

@@ -11,9 +11,10 @@ its own, whose learning rate ends at 0.
 
 import statistics
 
-from benchmarks.comparison import Comparison, Measured, Options, Report, Row, Unit, measure, not_measured, row
+from benchmarks.comparison import Comparison, Measured, Options, Report, measure
 from benchmarks.contender import CPU_SECONDS, MEMORY, SECONDS, Contender
 from benchmarks.sharpness import MEAN_DISTANCE
+from benchmarks.table import Row, Unit, not_measured, row
 
 TITLE = "The heart"
 UPDATES = 25_000

@@ -5,8 +5,9 @@ first one; the loss is that of epsilon on 256 validation examples after each blo
 our averaged weights and by the tutorial's only ones.
 """
 
-from benchmarks.comparison import Comparison, Options, Report, Unit, not_measured
+from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import MEMORY, Contender
+from benchmarks.table import Unit, not_measured
 from benchmarks.training_data import CPU_MS, LOSS, UPDATES, load
 from diffusion.errors import InputError
 

@@ -12,7 +12,8 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks.comparison import Options, Report, Unit, row
+from benchmarks.comparison import Options, Report
+from benchmarks.table import Unit, row
 
 TITLE = "Quality per network evaluation"
 WORK = "20 steps of DPM-Solver++(2M), digits"

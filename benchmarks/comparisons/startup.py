@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.comparison import Comparison, Options, Report, Unit, measure, row
+from benchmarks.comparison import Comparison, Options, Report, measure
 from benchmarks.comparisons.heart import AS_IT_IS, ours, tutorial
 from benchmarks.contender import CPU_SECONDS, MEMORY, SECONDS, Contender, Measure, timed
+from benchmarks.table import Unit, row
 
 TITLE = "Start-up"
 FIRST_UPDATE = "start-up: import to first update"

@@ -10,9 +10,10 @@ counterpart in the loop; it is compared with the time of the trials.
 
 import statistics
 
-from benchmarks.comparison import Comparison, Options, Report, Unit, row
+from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import CPU_SECONDS, Contender
 from benchmarks.sweeps import A_TRIAL, AFTERWARDS
+from benchmarks.table import Unit, row
 
 TITLE = "Tiny trials"
 NUM_TRIALS = 32

@@ -7,8 +7,9 @@ Updates are timed in blocks after a first one; the loss is that of epsilon on va
 block, with the same noise, by our averaged weights and by diffusers' only ones.
 """
 
-from benchmarks.comparison import Comparison, Options, Report, Unit
+from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import MEMORY, Contender
+from benchmarks.table import Unit
 from benchmarks.training_data import COLOUR_32, CPU_MS, GREY_28, LOSS, UPDATES
 
 TITLE = "U-Net training"

@@ -3,8 +3,9 @@
 One thread a worker, gloo. Timed are the updates between the first and the second-last evaluation.
 """
 
-from benchmarks.comparison import Comparison, Options, Report, Unit
+from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import Contender
+from benchmarks.table import Unit
 from benchmarks.torchrun import EXAMPLES, LOOPS
 
 TITLE = "Ray Train beside torchrun"

@@ -5,24 +5,12 @@ from importlib import import_module
 
 import pytest
 
-from benchmarks import comparison, run
-from benchmarks.comparison import (
-    COLUMNS,
-    NOT_MEASURED,
-    Comparison,
-    Options,
-    Report,
-    Unit,
-    compare,
-    measure,
-    not_measured,
-    read_summary,
-    row,
-    write_summary,
-)
+from benchmarks import run, table
+from benchmarks.comparison import Comparison, Options, Report, compare, measure
 from benchmarks.comparisons import gpu
 from benchmarks.comparisons.growth import growth_row, slope
 from benchmarks.contender import Contender
+from benchmarks.table import COLUMNS, NOT_MEASURED, Unit, not_measured, read_summary, row, write_summary
 
 SECONDS, RATE = Unit("s", goals={"them": "2"}), Unit("images/s", higher_is_better=True)
 
@@ -96,7 +84,7 @@ def test_what_another_machine_measured_stays_where_this_one_cannot(tmp_path, mon
     write_summary([not_measured("w", "them", "s")], [], tmp_path)
     assert read_summary(tmp_path)[0].ours_median == NOT_MEASURED  # this machine's own figure is out of date
     write_summary([row("w", "them", SECONDS, [1.0], [2.0])], [], tmp_path)
-    monkeypatch.setattr(comparison, "hardware", lambda: "another machine")
+    monkeypatch.setattr(table, "hardware", lambda: "another machine")
     write_summary([not_measured("w", "them", "s")], [], tmp_path)
     assert read_summary(tmp_path)[0].ratio_median == "2"
 
