@@ -43,32 +43,40 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
     for name in options.runs:
         if name not in names:
             raise InputError(f"{name}: no such run in {options.output_dir}; {nearest(name, names)}")
-    if storage is None or not storage.is_local:
+    if storage is None:
         print(f"Nothing is kept in {options.output_dir}.")
         return 0
     with waiting("loading MLflow"):
+        from workflows.storage.mirror import Mirror
         from workflows.storage.run_lock import RunLock
         from workflows.storage.run_record import read_record
-        from workflows.tracking.outbox import FOLDER, read_entries
+        from workflows.sweep.sweep_logger import SweepLogger
+        from workflows.sweep.trial_records import JOURNAL_FILE
+        from workflows.tracking.outbox import ENTRIES, FOLDER, read_entries
         from workflows.tracking.tracker import open_tracker, resolve_tracking_uri
 
     uri = resolve_tracking_uri(options.tracking_uri)
     num_runs, num_left = 0, 0
     for name in options.runs or names:
         folder = storage.child(name)
-        entries, num_done = read_entries(folder.path / FOLDER)
+        if not folder.exists(f"{FOLDER}/{ENTRIES}"):
+            continue
+        local = SweepLogger.local_folder(folder)  # no training in a bucket keeps entries
+        entries, num_done = read_entries(local / FOLDER)
         record = read_record(folder) if len(entries) > num_done else None
         if record is None:
             continue
-        lock = RunLock(folder.path)
+        lock = RunLock(local)
         try:
             tracker = open_tracker(uri, record.experiment)
-            tracker.keep_entries(folder.path)
+            tracker.keep_entries(local)
             with waiting(f"sending {name} to {tracker.name}"):
                 tracker.send_kept(record.run_id)
                 tracker.close(None)
             if tracker.run_id not in ("", record.run_id):  # the store had lost the run
                 record = replace(record, run_id=tracker.run_id).write(folder, record.status)
+            if not folder.is_local:
+                Mirror(local, folder, JOURNAL_FILE, print).copy()
         finally:
             lock.release()
         num_runs, num_left = num_runs + 1, num_left + tracker.unsent

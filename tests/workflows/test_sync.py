@@ -7,6 +7,7 @@ from diffusion.config import Config
 from tests.workflows.tracking.test_mlflow_tracker import broken
 from workflows import sync
 from workflows.cli.process import exit_status
+from workflows.storage.mirror import Mirror
 from workflows.storage.run_lock import RunLock
 from workflows.storage.run_record import RunRecord, read_record
 from workflows.storage.storage import Storage
@@ -44,6 +45,21 @@ def test_a_run_is_sent_once(run, database_uri, capsys):
     assert exit_status(sync.main, ["one"]) == 0
     assert capsys.readouterr().out == "Nothing is left to send.\n"
     assert not (run.path / "tracking").exists()
+
+
+def test_a_sweep_in_a_bucket_is_sent_once(run, s3, database_uri, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = f"s3://{s3}/runs"
+    Mirror(run.path, Storage(bucket).child("one"), "journal.jsonl", print).copy()
+    assert exit_status(sync.main, ["--output-dir", bucket]) == 0
+    assert capsys.readouterr().out.startswith("one: sent ")
+    (found,) = MlflowClient(database_uri).search_runs(
+        [MlflowClient(database_uri).get_experiment_by_name("shapes").experiment_id]
+    )
+    assert found.data.metrics == {"val/mse": 1.0}
+    assert read_record(Storage(bucket).child("one")).run_id == found.info.run_id
+    assert exit_status(sync.main, ["one", "--output-dir", bucket]) == 0
+    assert capsys.readouterr().out == "Nothing is left to send.\n"
 
 
 def test_a_run_that_is_running_is_refused_and_so_is_one_that_is_not_there(run, capsys):

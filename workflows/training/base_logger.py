@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -243,9 +244,10 @@ class BaseLogger(Generic[Options]):
             line = (
                 f"warning: {tracker.unsent} entries could not be sent to {tracker.name} at {tracker.location}"
             )
-            kept = (Path(display_path(self.folder)) / ENTRIES_FILE) if self.folder.is_local else None
-            if kept is not None and kept.exists():
-                line += f"; {kept} has them, and this sends them: {self._sync_command}"
+            with suppress(OSError):  # a storage that is silent
+                if self.folder.exists(ENTRIES_FILE):
+                    kept = f"{display_path(self.folder)}/{ENTRIES_FILE}"
+                    line += f"; {kept} has them, and this sends them: {self._sync_command}"
             self.view.print(line)
 
     def _write_record(self, status: Status) -> None:
