@@ -1,8 +1,10 @@
 """Whole programs with all their processes, watched from outside."""
 
+import resource
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -22,7 +24,7 @@ class Watched:
         lines: (seconds since its start, line) of what it printed.
         memory: (seconds since its start, MB) of its first process.
         seconds: how long it ran.
-        cpu_seconds: of all its processes, each as last seen.
+        cpu_seconds: of all its processes, those that it did not wait for as last seen.
     """
 
     lines: list[tuple[float, str]] = field(default_factory=list)
@@ -37,28 +39,35 @@ def watch(command: Sequence[str], folder: Path) -> Watched:
     Raises:
         ContenderFailed: its exit status is not 0; the message has its last lines.
     """
-    watched, cpu, started = Watched(), {}, time.monotonic()
+    watched, cpu, before, started = Watched(), {}, _waited_for(), time.monotonic()
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
 
     def read() -> None:
-        for line in process.stdout:
-            watched.lines.append((time.monotonic() - started, line.rstrip()))
+        with process.stdout as printed:
+            for line in printed:
+                watched.lines.append((time.monotonic() - started, line.rstrip()))
 
     reader, root = Thread(target=read), psutil.Process(process.pid)
     reader.start()
     while process.poll() is None:
-        try:
-            for each in [root, *root.children(recursive=True)]:
-                times = each.cpu_times()
-                cpu[each.pid, each.create_time()] = times.user + times.system
+        with suppress(psutil.Error):  # it has just ended
             watched.memory.append((time.monotonic() - started, root.memory_info().rss / 1e6))
-        except psutil.Error:  # one has just ended
-            pass
+            for each in [root, *root.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    times = each.cpu_times()
+                    cpu[each.pid, each.create_time()] = times.user + times.system
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    watched.seconds, watched.cpu_seconds = time.monotonic() - started, sum(cpu.values())
+    waited_for = _waited_for() - before
+    watched.seconds, watched.cpu_seconds = time.monotonic() - started, max(waited_for, sum(cpu.values()))
     reader.join()
     if process.returncode:
         raise ContenderFailed("\n".join(line for _, line in watched.lines[-10:]))
     return watched
+
+
+def _waited_for() -> float:
+    """CPU seconds of all processes that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
