@@ -151,11 +151,15 @@ class TrainStep:
         for weight, gradient in zip(self._weights.tensors, gradients, strict=True):
             weight.grad = gradient
         self._scaler.unscale_(self._optimizer)
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         # What `clip_grad_norm_` does, but the fused optimizer divides where it reads the gradients anyway.
+        norms = [torch.linalg.vector_norm(gradient).float() for gradient in gradients]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         scale = (norm / self._training.max_gradient_norm).clamp(min=1.0)
-        self._optimizer.grad_scale = scale  # type: ignore[attr-defined]  # as GradScaler passes it
+        if self._distributed.device.type in ("cpu", "cuda"):
+            self._optimizer.grad_scale = scale  # type: ignore[attr-defined]  # as GradScaler passes it
+        else:  # whose fused optimizers may ignore it
+            for gradient in gradients:
+                gradient.div_(scale)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._average.update()

@@ -117,6 +117,21 @@ def test_the_loss_of_the_config_is_minimised(small_config, prediction_type, trai
     torch.testing.assert_close(10.0 * moment[names.index("outward.bias")]["exp_avg"], bias.grad)
 
 
+@pytest.mark.parametrize("max_gradient_norm", [1e-3, 1e3])
+def test_gradients_are_clipped_to_their_joint_norm(small_config, max_gradient_norm):
+    moments = []
+    for limit in (max_gradient_norm, 1e9):
+        config = small_config(training={"batch_size": 16, "max_gradient_norm": limit})
+        train_step = TrainStep(config, (2,), DistributedContext(0, 1, CPU))
+        train_step.run(0, *batch())
+        # AdamW's first moment is a tenth of the gradient.
+        states = train_step.state()["optimizer"]["state"].values()
+        moments.append(torch.cat([10.0 * state["exp_avg"].flatten() for state in states]))
+    clipped, gradient = moments
+    expected = gradient * min(1.0, max_gradient_norm / float(gradient.norm()))
+    torch.testing.assert_close(clipped, expected, rtol=1e-5, atol=0.0)
+
+
 def _clone(value):
     if isinstance(value, torch.Tensor):
         return value.clone()
