@@ -31,15 +31,16 @@ _FRAME_COLOUR = (200, 204, 212)
 _TEXT_COLOUR = (90, 96, 110)
 
 
-def samples_per_picture(kind: str, num_classes: int = 0) -> int:
+def samples_per_picture(kind: str, num_classes: int = 0, most: int | None = None) -> int:
     """Number of samples to draw in one picture.
 
     Args:
         kind: "image" or "points".
         num_classes: number of classes. Every class gets the same number of samples, unless there are more
             classes than samples.
+        most: limit on the number; None for none but that of the kind.
     """
-    count = _SAMPLES_PER_PICTURE[kind]
+    count = min(_SAMPLES_PER_PICTURE[kind], most or _SAMPLES_PER_PICTURE[kind])
     return count // num_classes * num_classes if 0 < num_classes <= count else count
 
 

@@ -15,12 +15,12 @@ from diffusion.evaluation.features import fit_features
 from diffusion.training.checkpoints import TrainedModel
 from export.contract import BATCH, OPSET, Precision, SamplerSpec
 from export.parity import (
-    NUM_SAMPLES,
     ParityCase,
     ParityError,
     check_parity,
     check_samples,
     check_storage,
+    num_compared_samples,
     require,
 )
 from export.precision import store_in_half, with_rounded_weights
@@ -161,7 +161,8 @@ def compare_samples(model: TrainedModel, content: bytes, cases: list[ParityCase]
     if dataset.spec.fingerprint != model.data.fingerprint:
         return f"{not_compared}: {model.data.name} differs from the data that the model was trained on"
     features = fit_features(dataset, model.config.metrics.features)
-    samples, sampler = TorchSampler.of(model).draw(NUM_SAMPLES).samples, Sampler(content, provider="cpu")
+    reference, sampler = TorchSampler.of(model), Sampler(content, provider="cpu")
+    samples = reference.draw(num_compared_samples(reference.spec)).samples
     cases += check_samples(samples, sampler, dataset, features)
     require(cases)
     return None

@@ -33,8 +33,9 @@ STORAGE_TOLERANCE = 1e-2
 _BATCH_SIZES = (1, 3, 7)
 _NUM_GRID_TIMESTEPS = 9
 _TIMESTEPS_PER_CALL = 64
-_NUM_TRAJECTORIES = 8
-NUM_SAMPLES = 256  # that are compared with the data; PyTorch and ONNX Runtime both draw them
+# Limits on network evaluations, each by PyTorch and by ONNX Runtime: for a U-Net they take all the time.
+_NUM_TRAJECTORIES, _EVALUATIONS_OF_TRAJECTORIES = 8, 200  # of each sampler
+_FEWEST_SAMPLES, _MOST_SAMPLES, _EVALUATIONS_OF_SAMPLES = 32, 256, 1280
 _GUIDANCE_SCALE = 3.0
 _CLIP = (-1.0, 1.0)  # of a model that is deployed without
 _DEPLOYED = "deployed sampler"
@@ -82,6 +83,11 @@ def check_parity(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]:
     without clipping. For a conditional model, labels cycle through the classes, and all but the calls at
     every timestep, whose labels include the null label, run with and without guidance. Trajectories that
     diverge in PyTorch are left out, except the deployed sampler's.
+
+    A wrong output at any timestep is found by the calls at every timestep, with as many different inputs, of
+    which many share one call of the network. What trajectories add is that differences accumulate, in the
+    right order of timesteps, over all rows of a table. Their number adds little, and their rows cannot share
+    calls, so it falls with the number of rows, to one: the check takes seconds at a T of 1000 as well.
 
     Args:
         reference: PyTorch's counterpart of the file.
@@ -173,6 +179,11 @@ def check_storage(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]
     return [step, dataclasses.replace(end, passed=passed)]
 
 
+def num_compared_samples(spec: SamplerSpec) -> int:
+    """Number of samples that are compared with the data: the fewer, the more steps they take."""
+    return min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, _EVALUATIONS_OF_SAMPLES // spec.table.num_rows))
+
+
 def check_samples(
     samples: NDArray[np.float64], sampler: Sampler, dataset: Dataset, features: Features | None
 ) -> list[ParityCase]:
@@ -180,7 +191,7 @@ def check_samples(
 
     Args:
         samples: the first samples of seed 0 by PyTorch, [num_samples, *shape], normalised. At most
-            `NUM_SAMPLES` are compared, and at most as many as there are training examples.
+            `num_compared_samples` are compared, and at most as many as there are training examples.
         sampler: the file, on the CPU.
         dataset: the data set that the model was trained on.
         features: features that images are compared by; None for points.
@@ -189,7 +200,7 @@ def check_samples(
         One comparison. It passes if the two distances differ by at most the standard error of PyTorch's
         distance, which is also its scale.
     """
-    num_samples = min(NUM_SAMPLES, len(samples), len(dataset.train))
+    num_samples = min(num_compared_samples(sampler.spec), len(samples), len(dataset.train))
     spec, metrics = sampler.spec, SampleMetrics(dataset, dataset.val[:], features)
     actual = sampler.sample(num_samples, seed=0)
     expected = spec.denormalise(samples[:num_samples])
@@ -258,13 +269,14 @@ def _single_calls(
 def _trajectories(
     reference: TorchSampler, table: SamplerTable, guidance_scale: float, denoise: DenoiseFunction
 ) -> NDArray[np.float64]:
-    """Samples of a table, normalised: float64 [_NUM_TRAJECTORIES, *shape]."""
-    labels = reference.labels(_NUM_TRAJECTORIES)
+    """Samples of a table, normalised: float64 [count, *shape], at most `_NUM_TRAJECTORIES`."""
+    count = min(_NUM_TRAJECTORIES, max(1, _EVALUATIONS_OF_TRAJECTORIES // table.num_rows))
+    labels = reference.labels(count)
 
     def denoise_labelled(x: NDArray[np.float64], level: float) -> NDArray[np.float64]:
         return denoise(x, level, labels, guidance_scale)
 
-    return _last(reference.run(denoise_labelled, _NUM_TRAJECTORIES, table))
+    return _last(reference.run(denoise_labelled, count, table))
 
 
 def _last(states: Iterator[NDArray[np.float64]]) -> NDArray[np.float64]:

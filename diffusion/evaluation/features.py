@@ -17,7 +17,7 @@ from diffusion.data.dataset import Dataset
 from diffusion.data.sources import CACHE
 from diffusion.devices import has_float64, to_float64
 from diffusion.errors import InputError
-from diffusion.files import replacing
+from diffusion.files import os_reason, relative_path, replacing
 
 _MAX_SIDE, _INCEPTION_SIDE = 32, 299  # image sizes of the small networks and of Inception
 _NUM_HIDDEN = 64
@@ -28,6 +28,7 @@ _BATCH_SIZE = 256
 CLASSIFIER_UPDATES = 800
 DEGRADATION_UPDATES, _NUM_DEGRADATIONS = 200, 6
 _CLASSIFIER_BATCH_SIZE, _CLASSIFIER_LEARNING_RATE = 128, 2e-3
+_TRAINING_LINE = "training the network whose features images are compared by ({})"
 _VERSIONS = {"classifier": "1", "degradations": "degradations-1"}
 _MIN_IMAGES_PER_CLASS = 20
 
@@ -147,17 +148,21 @@ def degrade(images: Tensor, how: Tensor) -> Tensor:
     return ways[how, torch.arange(count, device=how.device)].clamp(-1.0, 1.0)
 
 
-def load_or_train_on_degradations(images: Tensor, updates: int, cached: Path) -> SmallNetwork:
+def load_or_train_on_degradations(
+    images: Tensor, updates: int, cached: Path, notify: Callable[[str], None] = lambda line: None
+) -> SmallNetwork:
     """A `SmallNetwork` that tells in which way an image was degraded, see `degrade`.
 
     Args:
         images: [N, C, H, W] in [-1, 1].
         updates: number of optimizer steps.
         cached: file to read the network from, or to write it to, as for `load_or_train_classifier`.
+        notify: as for `fit_features`.
     """
     network = _initialised(images.shape[1], _NUM_DEGRADATIONS)
     if _read(network, cached) is not None:
         return network
+    notify(_TRAINING_LINE.format("degradations"))
     network = _initialised(images.shape[1], _NUM_DEGRADATIONS)
 
     def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +170,7 @@ def load_or_train_on_degradations(images: Tensor, updates: int, cached: Path) ->
         return degrade(images[rows], how), how
 
     _train(network, len(images), updates, batch)
-    _write(network, math.nan, cached)
+    _write(network, math.nan, cached, notify)
     return network
 
 
@@ -198,6 +203,7 @@ def load_or_train_classifier(
     held_out: tuple[Tensor, Tensor],
     num_classes: int,
     cached: Path,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> tuple[SmallNetwork, float]:
     """A `SmallNetwork` trained on labelled images, and its accuracy on held-out ones.
 
@@ -208,16 +214,18 @@ def load_or_train_classifier(
         num_classes: number of classes.
         cached: file to read the classifier from, or to write it to if it cannot be read; its name must
             identify the data.
+        notify: as for `fit_features`.
     """
     network = _initialised(images.shape[1], num_classes)
     if (accuracy := _read(network, cached)) is not None:
         return network, accuracy
+    notify(_TRAINING_LINE.format("classifier"))
     network = _initialised(images.shape[1], num_classes)  # an unusable file may have set some weights
     _train(network, len(images), CLASSIFIER_UPDATES, lambda rows: (images[rows], labels[rows]))
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(dim=1) for batch in held_out[0].split(512)])
     accuracy = float((predicted == held_out[1]).double().mean())
-    _write(network, accuracy, cached)
+    _write(network, accuracy, cached, notify)
     return network, accuracy
 
 
@@ -237,13 +245,16 @@ def _read(network: SmallNetwork, cached: Path) -> float | None:
         return None
 
 
-def _write(network: SmallNetwork, accuracy: float, cached: Path) -> None:
+def _write(network: SmallNetwork, accuracy: float, cached: Path, notify: Callable[[str], None]) -> None:
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as part:
             save_file(network.state_dict(), part, {"accuracy": json.dumps(accuracy)})
-    except (OSError, SafetensorError):
-        pass  # it is trained again next time
+    except (OSError, SafetensorError) as error:
+        notify(
+            f"it is trained again at every start, since {relative_path(cached.parent)} cannot be written "
+            f"({os_reason(error)})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +305,8 @@ def fit_features(
         requested: the feature network; "auto" is a classifier if the data have two classes or more, each
             of 20 training images or more, and otherwise a network trained to tell degradations of the
             images apart. Either stands beside a random network, see `WithRandomFeatures`.
-        notify: receives a line before a network is trained, which takes seconds.
+        notify: receives a line before a network is trained, which takes seconds; not if it is read from the
+            cache, where it is kept by the data's fingerprint. And a line if it cannot be kept there.
 
     Raises:
         InputError: a classifier is requested without such classes, or Inception's weights are not
@@ -317,8 +329,6 @@ def fit_features(
     count = max(1, min(_MAX_IMAGES, _MAX_VALUES // math.prod(spec.shape)))
     images = torch.from_numpy(dataset.raw(dataset.train[:count]))
     cached = CACHE.expanduser() / "features" / f"{spec.fingerprint}-{_VERSIONS.get(name)}.safetensors"
-    if name in _VERSIONS and not cached.exists():
-        notify(f"training the network whose features images are compared by ({name})")
     if name == "classifier":
         held_out, labels = torch.from_numpy(dataset.raw(dataset.val[:count])), dataset.train.labels
         assert labels is not None and dataset.val.labels is not None
@@ -328,10 +338,11 @@ def fit_features(
             (_preprocess(held_out, value_range, name), dataset.val.labels[:count]),
             int(labels.max()) + 1,
             cached,
+            notify,
         )
     elif name == "degradations":
         prepared = _preprocess(images, value_range, name)
-        trained = load_or_train_on_degradations(prepared, DEGRADATION_UPDATES, cached)
+        trained = load_or_train_on_degradations(prepared, DEGRADATION_UPDATES, cached, notify)
     if trained is not None:
         network = WithRandomFeatures(trained, random_network(spec.shape[0]))
     else:

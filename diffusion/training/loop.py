@@ -69,12 +69,14 @@ class EvaluationResult:
             evaluation so far, see `diffusion.training.best_evaluation`.
         elbo: the windowed bound of each example, for comparing trials example by example.
         model: the denoiser with averaged weights; valid until training continues.
+        best: the best evaluation so far, which may be this one.
     """
 
     updates: int
     metrics: dict[str, float]
     elbo: ElboWindow
     model: TrainedModel
+    best: BestEvaluation
 
 
 class Training:
@@ -255,7 +257,7 @@ class Training:
         self._loss_sum.zero_()
         self._num_losses = 0
         # Reported before it is saved: every evaluation in a checkpoint's history has been reported.
-        self._report(EvaluationResult(self.updates, metrics, elbo, self._model))
+        self._report(EvaluationResult(self.updates, metrics, elbo, self._model, best))
         self._save_checkpoint()
 
     def _compute_metrics(self) -> tuple[dict[str, float], ElboWindow, BestEvaluation]:

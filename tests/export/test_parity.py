@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 
+from diffusion import NoiseSchedule, linear_betas, sampler_table
 from diffusion.config import SamplerConfig
 from export import parity
 from export.noise import normal_noise
@@ -211,3 +212,16 @@ def test_a_diverging_trajectory_fails_only_if_it_is_the_deployed_samplers(monkey
         monkeypatch.setattr(parity, "compare", diverging(failing))
         with pytest.raises(ParityError, match=failing):
             export_onnx(image_model)
+
+
+@pytest.mark.parametrize(("num_steps", "count"), [(4, 8), (20, 8), (50, 4), (200, 1), (1000, 1)])
+def test_a_long_sampler_has_few_trajectories_but_all_of_its_rows(point_model, num_steps, count):
+    """So that the check of a U-Net takes seconds at a T of 1000, too."""
+    table, levels = sampler_table(NoiseSchedule(linear_betas(1000, 1e-4, 0.02)), "ddim", num_steps), []
+
+    def denoise(x, level, labels, guidance_scale):
+        levels.append(level)
+        return np.zeros_like(x)
+
+    samples = parity._trajectories(TorchSampler.of(point_model), table, 1.0, denoise)
+    assert len(samples) == count and levels == table.timesteps.tolist()

@@ -9,7 +9,7 @@ import pytest
 from diffusion.config import DataConfig, SamplerConfig
 from diffusion.data.dataset import load_dataset
 from diffusion.evaluation.features import fit_features
-from export.parity import NUM_SAMPLES, check_samples
+from export.parity import check_samples, num_compared_samples
 from export.sampler import Sampler
 from export.to_onnx import export_onnx, main
 from export.torch_sampler import TorchSampler
@@ -39,7 +39,8 @@ def _content(model):
 
 @pytest.fixture(scope="module", name="samples")
 def _samples(model):
-    return TorchSampler.of(model).draw(NUM_SAMPLES).samples
+    sampler = TorchSampler.of(model)
+    return sampler.draw(num_compared_samples(sampler.spec)).samples
 
 
 def test_samples_of_a_faithful_file_pass(samples, content, dataset, features):

@@ -7,7 +7,7 @@ from diffusion.data.dataset import Dataset
 from diffusion.evaluation.features import Features
 from diffusion.plots import samples_per_picture
 from diffusion.training.checkpoints import TrainedModel
-from export.parity import NUM_SAMPLES
+from export.parity import num_compared_samples
 from export.torch_sampler import TorchSampler
 from workflows.publishing.export import write_export
 from workflows.publishing.model_card import write_model_card
@@ -35,7 +35,8 @@ def write_model_artifacts(
     """
     notify("exporting it to ONNX and comparing its trajectories with PyTorch's")
     num_shown = samples_per_picture(model.data.kind, model.data.num_classes)
-    drawn = TorchSampler.of(model).draw(max(NUM_SAMPLES, num_shown), num_shown)
+    sampler = TorchSampler.of(model)
+    drawn = sampler.draw(max(num_compared_samples(sampler.spec), num_shown), num_shown)
     write_export(model, drawn.samples, dataset, features, directory)
     notify("drawing samples and the animation")
     write_pictures(model, drawn, dataset, directory)

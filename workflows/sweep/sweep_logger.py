@@ -133,7 +133,7 @@ class SweepLogger(BaseLogger[TuneOptions]):
             self.tracker.start_trial(record.trial_id, record.params)
             for updates, metrics in sorted(record.evaluations.items()):
                 self.tracker.log(metrics, updates, record.trial_id)
-            for name, step in ((UNTRAINED, 0), (PICTURE, record.best_update)):
+            for name, step in ((UNTRAINED, 0), (PICTURE, record.updates)):
                 picture = self.records.folder(record.trial_id) / name
                 if picture.exists():
                     with Image.open(picture) as file:

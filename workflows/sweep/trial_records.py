@@ -1,8 +1,8 @@
 """Records of a sweep's trials: in memory, in a journal, in trials.csv and in one folder per trial.
 
 `tuner.SweepCallback` records each event of a trial here. A resumed sweep reads the journal,
-`journal.jsonl`, to find out which trials are completed. trials.csv is written from memory whenever a trial
-ends. `run_sweep` ranks the trials and takes the finalists' models from their folders.
+`journal.jsonl`, to find out which trials are completed. trials.csv is written from memory after trials have
+ended. `run_sweep` ranks the trials and takes the finalists' models from their folders.
 """
 
 import json
@@ -33,12 +33,12 @@ from diffusion.metrics import (
 )
 from workflows.status import OUT_OF_MEMORY, TrialStatus
 from workflows.sweep.decision import choose_finalists, with_training_seed
-from workflows.training.evaluation_files import FILES as EVALUATION_FILES
-from workflows.training.evaluation_files import UNTRAINED, read_objective
+from workflows.training.evaluation_files import MODEL_FILES, PICTURES, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
 JOURNAL_FILE = "journal.jsonl"
 _MAX_JOURNAL_BYTES = 2**30
+_PAUSE_PER_WRITE = 20.0  # between two writes of trials.csv, in units of the time that the last one took
 _JOURNAL_REMEDY = "a new sweep another --name, or restore the journal from a copy"
 _ANY_EVENT = {"trial_id": str, "at": float}
 # Types of what each kind of event in the journal has.
@@ -126,6 +126,8 @@ class TrialRecords:
             self.previous_seconds = event["at"]
         self._journal = Journal(directory / JOURNAL_FILE)
         self._start_time = time.monotonic()
+        self._csv_outdated = False
+        self._next_csv_write = 0.0
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
         return self._records[trial_id]
@@ -157,19 +159,24 @@ class TrialRecords:
     def end(self, trial_id: str, status: TrialStatus, reason: str, seconds: float) -> None:
         """Record how a trial ended."""
         self._record(event="end", trial_id=trial_id, status=status, reason=reason, seconds=seconds)
+        self._csv_outdated = True
 
     def folder(self, trial_id: str) -> Path:
         """Folder of a trial's config, weights and picture."""
         return self._directory / "trials" / trial_id
 
     def save_files(self, trial_id: str, checkpoint: Path) -> None:
-        """Copy the files of a Tune checkpoint into the trial's folder, in place of earlier ones."""
-        folder = self.folder(trial_id)
+        """Copy files of a Tune checkpoint into the trial's folder, in place of earlier ones.
+
+        Pictures are copied from every checkpoint that has any, the model only from the best evaluation's.
+        """
+        folder, record = self.folder(trial_id), self[trial_id]
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*EVALUATION_FILES, UNTRAINED):
-            if name != UNTRAINED or (checkpoint / name).exists():
-                with replacing(folder / name) as part:
-                    shutil.copyfile(checkpoint / name, part)
+        model_files = MODEL_FILES if record.best_update == record.updates else ()
+        pictures = (name for name in PICTURES if (checkpoint / name).exists())
+        for name in (*model_files, *pictures):
+            with replacing(folder / name) as part:
+                shutil.copyfile(checkpoint / name, part)
 
     def ranked(self) -> list[TrialRecord]:
         """Trials with a usable model, best objective first: the finished and the stopped ones.
@@ -236,8 +243,19 @@ class TrialRecords:
             if bound.per_example is not None:
                 record.extra_metrics[VAL_ELBO_WINDOW_PAIRED_SE] = bound.minus(best).standard_error
 
+    def refresh_csv(self) -> None:
+        """Write trials.csv if a trial has ended since, unless the last write was too short a time ago.
+
+        Each write takes time in proportion to the number of trials, so one at each end would take, together,
+        time in proportion to its square. With the pauses in between, the writes take at most a twentieth of
+        the sweep. A crash in such a pause loses nothing: the journal has every event.
+        """
+        if self._csv_outdated and time.monotonic() >= self._next_csv_write:
+            self.write_csv()
+
     def write_csv(self) -> Path:
         """Write trials.csv, one row per trial, atomically."""
+        started = time.monotonic()
         rows = [
             {
                 "trial_id": record.trial_id,
@@ -257,6 +275,8 @@ class TrialRecords:
         path = self._directory / "trials.csv"
         with replacing(path) as part:
             pd.DataFrame(rows).to_csv(part, index=False)
+        ended = time.monotonic()
+        self._csv_outdated, self._next_csv_write = False, ended + _PAUSE_PER_WRITE * (ended - started)
         return path
 
     def _record(self, **event: Any) -> None:

@@ -119,7 +119,7 @@ class SweepCallback(tune.Callback):
     def on_checkpoint(
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
-        """Log the picture of a trial's samples, and copy its model if no earlier one is better."""
+        """Log pictures of a trial's samples, and copy them, and its model if no earlier one is better."""
         trial_id = self._trial_ids[trial.trial_id]
         record = self._records[trial_id]
         if record.status != "running" or trial_id in self._repeated:
@@ -129,10 +129,9 @@ class SweepCallback(tune.Callback):
     def _take_files(self, record: TrialRecord, checkpoint: Any) -> None:
         trial_id = record.trial_id
         with checkpoint.as_directory() as folder:  # downloads it if trials store checkpoints in a bucket
-            if record.best_update == record.updates:
-                self._records.save_files(trial_id, Path(folder))
+            self._records.save_files(trial_id, Path(folder))
             for name, step in ((UNTRAINED, 0), (PICTURE, record.updates)):
-                if (Path(folder) / name).exists():  # only the first checkpoint has both
+                if (Path(folder) / name).exists():
                     with Image.open(Path(folder) / name) as file:
                         self._tracker.log_picture(file.copy(), step, trial_id)
 
@@ -195,7 +194,11 @@ class SweepCallback(tune.Callback):
             self._view.print(f"Still ending the trials ({seconds:.0f} s). Press Ctrl-C again to stop now.")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Free what failed trials reserved, repeatedly: their workers may have been about to start."""
+        """Free what failed trials reserved, repeatedly: their workers may have been about to start.
+
+        Bring trials.csv up to date, too, if that was put off when a trial ended.
+        """
+        self._records.refresh_csv()
         if self._failed_tune_ids and time.monotonic() > self._last_cleanup + _SECONDS_BETWEEN_CLEANUPS:
             remove_placement_groups(self._failed_tune_ids)
             self._last_cleanup = time.monotonic()
@@ -235,7 +238,7 @@ class SweepCallback(tune.Callback):
     def _end(self, record: TrialRecord, status: TrialStatus, reason: str) -> None:
         seconds = time.monotonic() - self._start_times.get(record.trial_id, time.monotonic())
         self._records.end(record.trial_id, status, reason, seconds)
-        self._records.write_csv()
+        self._records.refresh_csv()
         self._tracker.end_trial(record.trial_id, status, reason)
         self._view.finish(record.trial_id, status, reason)
 

@@ -1,6 +1,7 @@
-"""Files that describe one evaluation: the model, a picture of its samples, and the bound per example.
+"""Files that describe one evaluation: the model, the bound per example and, of some, a picture of samples.
 
-The first evaluation of a training also has a picture of what the network drew before it was trained.
+Evaluations have a picture as often as pictures take little of the training's time, and the last one has one
+in any case. The first evaluation of a training also has one of what the network drew before it was trained.
 """
 
 import dataclasses
@@ -12,25 +13,32 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion.config import Config
 from diffusion.evaluation.measured_objective import MeasuredObjective
 from diffusion.plots import draw_samples, samples_per_picture
 from diffusion.process.generate import cycling_condition, generate
 from diffusion.registry import OBJECTIVES
 from diffusion.training.checkpoints import TrainedModel
-from diffusion.training.loop import EvaluationResult
+from diffusion.training.loop import EvaluationResult, evaluation_points
 
 _ELBO = "elbo_per_example.npy"
 PICTURE = "samples.png"
 UNTRAINED = "untrained.png"
-FILES = ("config.json", "model.safetensors", PICTURE, _ELBO)
+MODEL_FILES = ("config.json", "model.safetensors", _ELBO)
+PICTURES = (UNTRAINED, PICTURE)
 _UNTRAINED_STEPS = 10
-_UNTRAINED_SAMPLES = {"image": 16, "points": 500}
+_FEWEST_SAMPLES = {"image": 16, "points": 500}
+_EVALUATIONS_PER_UPDATE = 3  # of the network for each example: a backward pass costs as much as two forward
+_PART_FOR_PICTURES = 0.1
 
 
 def write_evaluation(
     result: EvaluationResult, provenance: Mapping[str, Any], folder: Path, untrained: bytes = b""
 ) -> None:
-    """Write the `FILES` of an evaluated model into an existing folder.
+    """Write the `MODEL_FILES` of an evaluated model into an existing folder, and `PICTURES`.
+
+    `PICTURE` is written at `pictured_updates` only. Its samples are those of the best evaluation so far,
+    whose weights are the model that the training ends with.
 
     Args:
         result: the evaluation.
@@ -41,11 +49,43 @@ def write_evaluation(
     provenance = {**provenance, "update": result.updates, "metrics": result.metrics}
     dataclasses.replace(result.model, provenance=provenance).save(folder)
     np.save(folder / _ELBO, result.elbo.per_example)
-    data = result.model.data
-    count = samples_per_picture(data.kind, data.num_classes)
-    _draw(result.model, count, f"{result.updates} updates").save(folder / PICTURE)
+    model, best = result.model, result.best
+    if result.updates in pictured_updates(model):
+        if best.update != result.updates:
+            model = model.with_weights(best.weights)
+        _draw(model, _num_samples(model), f"{best.update} updates").save(folder / PICTURE)
     if untrained:
         (folder / UNTRAINED).write_bytes(untrained)
+
+
+def pictured_updates(model: TrainedModel) -> frozenset[int]:
+    """Numbers of updates whose evaluations have a picture: the last, and as many others as are cheap.
+
+    Between two pictures, the updates take at least ten times as many network evaluations as a picture does.
+    """
+    training, last, pictured = model.config.training, 0, set[int]()
+    for updates in evaluation_points(training):
+        work = _EVALUATIONS_PER_UPDATE * training.batch_size * (updates - last)
+        affordable = _PART_FOR_PICTURES * work >= _num_samples(model) * _evaluations_per_sample(model.config)
+        if affordable or updates == training.num_updates:
+            pictured.add(updates)
+            last = updates
+    return frozenset(pictured)
+
+
+def _num_samples(model: TrainedModel) -> int:
+    """Samples in a picture: fewer in a training so short that drawing them would take a tenth of it."""
+    training, data = model.config.training, model.data
+    work = _EVALUATIONS_PER_UPDATE * training.batch_size * training.num_updates
+    affordable = int(_PART_FOR_PICTURES * work / _evaluations_per_sample(model.config))
+    most = max(affordable, _FEWEST_SAMPLES[data.kind])
+    return samples_per_picture(data.kind, data.num_classes, most)
+
+
+def _evaluations_per_sample(config: Config) -> int:
+    """Network evaluations for a sample; the same for all trials of a sweep, which share their noise."""
+    guided = config.data.uses_labels and config.sampler.guidance_scale != 1.0
+    return config.sampler.num_steps * (2 if guided else 1)
 
 
 def untrained_picture(model: TrainedModel) -> bytes:
@@ -59,7 +99,7 @@ def untrained_picture(model: TrainedModel) -> bytes:
     )
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampler=sampler))
     file = io.BytesIO()
-    _draw(model, _UNTRAINED_SAMPLES[model.data.kind], "not trained").save(file, "png")
+    _draw(model, _FEWEST_SAMPLES[model.data.kind], "not trained").save(file, "png")
     return file.getvalue()
 
 

@@ -40,7 +40,7 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         folder: folder of the run.
         tracker: tracker of the run.
         store: checkpoints of the run.
-        pictures: folder with one picture of samples per evaluation.
+        pictures: folder with the pictures of samples.
         view: progress of the training in the terminal.
         history: one entry per evaluation, {"update", "metrics"}, over all sessions of the run.
         status: status of the training; "failed" until an event sets another.
@@ -80,7 +80,7 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
     def evaluated(self, event: Evaluated) -> None:
         """Log and print the metrics."""
         self.history.append({"update": event.updates, "metrics": event.metrics})
-        pictures = {0: event.files.get(UNTRAINED), event.updates: event.files[PICTURE]}
+        pictures = {0: event.files.get(UNTRAINED), event.updates: event.files.get(PICTURE)}
         self._log_evaluation(event.updates, event.metrics, pictures)
         self.view.evaluated(event.updates, event.metrics)
 

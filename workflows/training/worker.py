@@ -69,7 +69,7 @@ class TrainingJob:
         provenance: origin of the model, saved with every evaluated model.
         store: store for checkpoints, or None for a training that cannot be resumed.
         initial_weights: reference to another model's weights to start from, or None.
-        pictures: folder that receives one picture of samples per evaluation, or None.
+        pictures: folder that receives the pictures of samples, or None.
         storage_retry_seconds: how long the training goes on while checkpoints cannot be written.
     """
 

@@ -105,7 +105,9 @@ def test_a_classifier_is_trained_again_if_its_cached_file_is_truncated(digits, c
     (file,) = (cache / "features").iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:end])
-    again = fit_features(digits, "auto")
+    lines = []
+    again = fit_features(digits, "auto", lines.append)
+    assert lines == ["training the network whose features images are compared by (classifier)"]
     assert torch.equal(on_test_split(again, digits), on_test_split(features, digits))
     assert [each.read_bytes() for each in (cache / "features").iterdir()] == [whole]
 
@@ -136,7 +138,9 @@ def test_a_cache_that_cannot_be_written_is_not_needed(digits, cache):
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("in the way")
-    assert torch.equal(on_test_split(fit_features(digits, "auto"), digits), expected)
+    lines = []
+    assert torch.equal(on_test_split(fit_features(digits, "auto", lines.append), digits), expected)
+    assert len(lines) == 2 and f"{file.parent} cannot be written (File exists)" in lines[1]
 
 
 def test_a_cache_on_a_full_disk_is_not_needed(digits, cache, monkeypatch):

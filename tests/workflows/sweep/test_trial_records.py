@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workflows.sweep import trial_records
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecords, read_journal
 
 
@@ -111,21 +112,58 @@ def test_paired_errors_exclude_what_all_trials_share(records, tmp_path):
     assert "val/elbo_window_paired_se" not in records["d"].metrics
 
 
-def test_newer_files_replace_older_ones(records, tmp_path):
-    for content in ("old", "new"):
-        checkpoint = tmp_path / content
+def test_the_files_are_those_of_the_best_evaluation_and_the_newest_picture(tmp_path):
+    records = TrialRecords(tmp_path)
+    records.start("a", {})
+    for updates, best, files in (
+        (10, 10, ("untrained.png",)),
+        (20, 20, ("samples.png",)),
+        (30, 20, ()),
+        (40, 20, ("samples.png",)),
+    ):
+        checkpoint = tmp_path / str(updates)
         checkpoint.mkdir()
-        for name in ("config.json", "model.safetensors", "samples.png", "elbo_per_example.npy"):
-            (checkpoint / name).write_text(content)
+        for name in ("config.json", "model.safetensors", "elbo_per_example.npy", *files):
+            (checkpoint / name).write_text(str(updates))
+        records.add_evaluation("a", updates, {"best_update": best})
         records.save_files("a", checkpoint)
-    folder = records.folder("a")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "elbo_per_example.npy",
-        "model.safetensors",
-        "samples.png",
-    ]
-    assert (folder / "model.safetensors").read_text() == "new"
+    assert {path.name: path.read_text() for path in records.folder("a").iterdir()} == {
+        "config.json": "20",
+        "elbo_per_example.npy": "20",
+        "model.safetensors": "20",
+        "samples.png": "40",
+        "untrained.png": "10",
+    }
+
+
+def test_trials_csv_is_written_in_a_twentieth_of_the_time_and_has_every_trial_in_the_end(
+    tmp_path, monkeypatch
+):
+    """Each write takes as many seconds as there are trials; one of them ends every second."""
+    now, spent = [0.0], [0.0]
+    monkeypatch.setattr(trial_records.time, "monotonic", lambda: now[0])
+    to_csv = pd.DataFrame.to_csv
+
+    def slow(table, *arguments, **keywords):
+        spent[0] += len(table)
+        now[0] += len(table)
+        to_csv(table, *arguments, **keywords)
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", slow)
+    records = TrialRecords(tmp_path)
+    for number in range(100):
+        records.start(f"t{number}", {})
+        now[0] += 1.0
+        records.end(f"t{number}", "finished", "", 1.0)
+        records.refresh_csv()
+    assert 0.0 < spent[0] <= now[0] / 20.0 + 100.0
+    now[0] += 20.0 * 100.0
+    records.refresh_csv()
+    assert list(pd.read_csv(tmp_path / "trials.csv")["trial_id"]) == [f"t{number}" for number in range(100)]
+    before = spent[0]
+    now[0] += 1e6
+    records.refresh_csv()
+    assert spent[0] == before, "nothing has changed"
 
 
 def test_another_process_reads_the_same_records(records, tmp_path):
