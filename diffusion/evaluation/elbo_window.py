@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.devices import to_float64
+from diffusion.evaluation.sharing import ALONE, Workers
 from diffusion.evaluation.variational_bound import HeldOutBound, kl_to_prior
 from diffusion.process.forward import q_sample, to_x_0
 from diffusion.process.generate import apply_in_batches
@@ -49,6 +50,7 @@ def elbo_window(
     seed: int = 0,
     max_points: int | None = None,
     labels: Tensor | None = None,
+    workers: Workers = ALONE,
 ) -> ElboWindow:
     """Half the integral of E|epsilon - epsilon_hat|^2 / d over log-SNR in `window`, in nats/dim.
 
@@ -81,6 +83,7 @@ def elbo_window(
         seed: seed of the noise.
         max_points: number of grid points in the window; by default six for each unit of log-SNR.
         labels: int64 [examples] for a conditional network.
+        workers: share the calls of the network, which are independent of each other.
 
     Source: VDM, arXiv:2107.00630, Eq. 15 (continuous time; the integrand over log-SNR is half the
     squared epsilon error whatever the schedule).
@@ -92,13 +95,13 @@ def elbo_window(
     grid = np.linspace(low, high, max_points or math.ceil(_POINTS_PER_LOG_SNR * (high - low)) + 1)
     measured = _timesteps_to_measure(schedule, grid)
 
-    def error(timestep: int, point: int) -> Float64Array:
+    def error(call: tuple[int, int]) -> Float64Array:
+        timestep, point = call
         noise_seed = _noise_seed(seed, point)
         return _epsilon_error(network, schedule, x_0, timestep, prediction_type, clip, noise_seed, labels)
 
-    errors = np.stack(
-        [np.mean([error(t, point) for point in points], axis=0) for t, points in measured.items()]
-    )
+    each = iter(workers.map(error, [(t, point) for t, points in measured.items() for point in points]))
+    errors = np.stack([np.mean([next(each) for _ in points], axis=0) for points in measured.values()])
     nodes = schedule.log_snr[list(measured)]
     weights = integration_weights(nodes, max(low, last), min(high, first))
     above = _above_first_timestep(errors[-1] * np.exp(-nodes[-1]), first, max(low, first), max(high, first))

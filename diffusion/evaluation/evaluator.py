@@ -1,6 +1,7 @@
 """Evaluation of a denoiser on held-out data, with the same data and noise for every model."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from diffusion.devices import to_float64
 from diffusion.evaluation.elbo_window import ElboWindow, elbo_window
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.sample_metrics import SampleMetrics
+from diffusion.evaluation.sharing import ALONE, Workers
 from diffusion.evaluation.variational_bound import (
     Decoder,
     DiscretisedGaussian,
@@ -20,7 +22,7 @@ from diffusion.evaluation.variational_bound import (
     variational_bound,
 )
 from diffusion.process.forward import q_sample, to_epsilon
-from diffusion.process.generate import Condition, apply_in_batches, generate
+from diffusion.process.generate import Condition, apply_in_batches, generate, rows_per_batch
 from diffusion.process.samplers import SamplerTable
 
 # val/mse uses more rows than there are examples, so that every timestep contributes evenly.
@@ -37,12 +39,20 @@ class Evaluator:
         config: the model's config.
         dataset: the data, on the model's device.
         features: features by which images are compared; None fits those of a random network when needed.
+        workers: share all calls of the network; each of them must call the same methods.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, features: Features | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        features: Features | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
         self.config = config
         self.dataset = dataset
         self.features = features
+        self._workers = workers
         self.schedule = config.schedule.build()
         self.clip = dataset.spec.clip if config.sampler.clip else None
 
@@ -63,6 +73,7 @@ class Evaluator:
             clip=self.clip,
             seed=self.config.metrics.seed,
             labels=labels,
+            workers=self._workers,
         )
         metrics = {
             names.VAL_MSE: self._mean_squared_error(network, examples, labels),
@@ -100,6 +111,7 @@ class Evaluator:
             num_terms=_BOUND_TERMS,
             seed=self.config.metrics.seed,
             labels=labels,
+            workers=self._workers,
         )
         if spec.range is None:
             return {
@@ -128,22 +140,39 @@ class Evaluator:
             num_samples: number of samples.
             seed: seed of the samples' noise.
         """
-        spec, device = self.dataset.spec, self.dataset.val.device
-        condition = None
-        if spec.num_classes:
-            assert self.dataset.train.labels is not None
-            labels = self.dataset.train.labels
+        spec, device, table = self.dataset.spec, self.dataset.val.device, self._table()
+        labels = self.dataset.train.labels
+        if labels is not None:
             labels = labels[torch.arange(num_samples, device=labels.device) % len(labels)]
-            condition = Condition(labels, spec.num_classes, self.config.sampler.guidance_scale)
-        return generate(
-            network,
-            self._table(),
-            spec.shape,
-            num_samples,
-            seed=seed,
-            device=device,
-            condition=condition,
-        )
+
+        def draw(rows: slice) -> Tensor:
+            condition = None
+            if spec.num_classes:
+                assert labels is not None
+                condition = Condition(labels[rows], spec.num_classes, self.config.sampler.guidance_scale)
+            return generate(
+                network,
+                table,
+                spec.shape,
+                num_samples,
+                seed=seed,
+                device=device,
+                condition=condition,
+                rows=rows,
+            ).cpu()
+
+        # Each worker draws whole batches of the network, so that these do not depend on how many workers
+        # there are.
+        batch_size = rows_per_batch(spec.shape, device)
+        num_batches = -(-num_samples // batch_size)
+        num_workers = self._workers.world_size
+        ends = [num_batches * worker // num_workers for worker in range(num_workers + 1)]
+        portions = [
+            slice(first * batch_size, min(last * batch_size, num_samples))
+            for first, last in pairwise(ends)
+            if first < last
+        ]
+        return torch.cat(self._workers.map(draw, portions)).to(device)
 
     @property
     def network_evaluations(self) -> int:
@@ -164,6 +193,8 @@ class Evaluator:
     ) -> dict[str, float]:
         """Metrics `sample/...`: distances between samples of the deployed sampler and the data.
 
+        Only rank 0 compares the samples of several workers with the data; the result of others is empty.
+
         They are those of `SampleMetrics.compute`, and `sample/network_evaluations`, the rows of the
         sampler's table.
 
@@ -175,6 +206,8 @@ class Evaluator:
             add_training: whether training examples join the held-out data in the reference.
         """
         samples = self.samples(network, num_samples=min(num_samples, len(self.dataset.train)), seed=seed)
+        if not self._workers.is_main:
+            return {}
         measure = SampleMetrics(self.dataset, held_out, self.features, add_training)
         metrics = {**measure.compute(samples), names.NETWORK_EVALUATIONS: self.network_evaluations}
         return {names.SAMPLE_PREFIX + name: float(value) for name, value in metrics.items()}
@@ -190,11 +223,14 @@ class Evaluator:
         evenly_spaced = torch.from_numpy(np.arange(count) * self.schedule.num_train_timesteps // count)
         timesteps = evenly_spaced[torch.randperm(count, generator=generator)].to(examples.device)
         noise = torch.randn(rows.shape, generator=generator).to(examples.device)
-        squared_error = 0.0
         batches = (each.split(_MSE_BATCH_SIZE) for each in (rows, timesteps, noise))
-        for x_0, t, z, y in zip(*batches, row_labels, strict=False):
+
+        def squared_error(batch: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> float:
+            x_0, t, z, y = batch
             x_t = q_sample(self.schedule, x_0, t, z)
             output = apply_in_batches(network, x_t, t, y)
             epsilon = to_epsilon(self.schedule, self.config.prediction_type, output, x_t, t)
-            squared_error += float(to_float64(epsilon - z).square().sum())
-        return squared_error / noise.numel()
+            return float(to_float64(epsilon - z).square().sum())
+
+        errors = self._workers.map(squared_error, list(zip(*batches, row_labels, strict=False)))
+        return sum(errors) / noise.numel()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.devices import to_float64
+from diffusion.evaluation.sharing import ALONE, Workers
 from diffusion.process.forward import q_sample, to_x_0
 from diffusion.process.generate import apply_in_batches
 from diffusion.process.posterior import BoundTerms, Variance, bound_terms
@@ -123,6 +124,7 @@ def variational_bound(
     num_terms: int | None = None,
     seed: int = 0,
     labels: Tensor | None = None,
+    workers: Workers = ALONE,
 ) -> VariationalBound:
     """Bound on -ln p(x_0) / d under the reverse chain of ancestral sampling over all T timesteps.
 
@@ -153,6 +155,7 @@ def variational_bound(
             T - 1 and more, measures every term.
         seed: seed of the noise and of the timesteps.
         labels: int64 [examples] for a conditional network.
+        workers: share the calls of the network, which are independent of each other.
 
     Raises:
         ValueError: num_terms is below 1.
@@ -173,19 +176,24 @@ def variational_bound(
         predicted = to_x_0(schedule, prediction_type, output, to_float64(x_t), timesteps)
         return predicted if clip is None else predicted.clip(*clip)
 
-    mean = x0_hat(torch.zeros(len(x_0), dtype=torch.int64, device=x_0.device), 0)
-    reconstruction = _per_example(decoder(target, mean, float(terms.variances[0])))
     second_moment = _per_example(target.square())
     prior = kl_to_prior(second_moment, float(schedule.log_snr[-1]))
-    measured = [reconstruction]
     num_inner_terms = schedule.num_train_timesteps - 1
     if is_exact := num_terms is None or num_terms >= num_inner_terms:
-        calls = _every_timestep(terms, len(x_0))
+        calls = list(_every_timestep(terms, len(x_0)))
     else:
-        calls = _stratified(schedule, terms, len(x_0), num_terms, seed)
-    for call, (timesteps, factors) in enumerate(calls, start=1):
+        calls = list(_stratified(schedule, terms, len(x_0), num_terms, seed))
+
+    def term(call: int) -> Float64Array:
+        if call == 0:
+            mean = x0_hat(torch.zeros(len(x_0), dtype=torch.int64, device=x_0.device), 0)
+            return _per_example(decoder(target, mean, float(terms.variances[0])))
+        timesteps, factors = calls[call - 1]
         squared = (x0_hat(timesteps.to(x_0.device), call) - target).square()
-        measured.append(factors * _per_example(squared))
+        return factors * _per_example(squared)
+
+    measured = workers.map(term, range(len(calls) + 1))
+    reconstruction = measured[0]
     total = np.sum(measured, axis=0) + prior + terms.constants.sum()
     means = np.array([values.mean() for values in measured]) + terms.constants if is_exact else None
     return VariationalBound(

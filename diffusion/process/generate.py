@@ -1,7 +1,7 @@
 """Sampling with a PyTorch denoiser."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,13 @@ from diffusion.process.samplers import SamplerTable, last_sample, trajectory
 
 # On the CPU a batch whose activations do not fit into the caches is several times slower.
 MAX_VALUES_PER_CPU_BATCH = 2**17
+_MAX_VALUES_PER_GPU_BATCH = 2**18  # its memory is limited
 
 
 def apply_in_batches(
     network: nn.Module, x: Tensor, timesteps: Tensor, labels: Tensor | None = None
 ) -> Tensor:
-    """Compute `network(x, timesteps)`, on the CPU in batches of at most `MAX_VALUES_PER_CPU_BATCH` values.
+    """Compute `network(x, timesteps)` in batches of at most `rows_per_batch` rows.
 
     Args:
         network: network in evaluation mode, whose outputs do not depend on the rest of the batch.
@@ -27,12 +28,18 @@ def apply_in_batches(
     Returns:
         [batch, *shape].
     """
-    batch_size = max(1, MAX_VALUES_PER_CPU_BATCH // math.prod(x.shape[1:]))
+    batch_size = rows_per_batch(x.shape[1:], x.device)
     arguments = (x, timesteps) if labels is None else (x, timesteps, labels)
-    if x.device.type != "cpu" or len(x) <= batch_size:
+    if len(x) <= batch_size:
         return network(*arguments)
     batches = zip(*(argument.split(batch_size) for argument in arguments), strict=True)
     return torch.cat([network(*batch) for batch in batches])
+
+
+def rows_per_batch(shape: Sequence[int], device: torch.device) -> int:
+    """Number of examples of this shape in a batch on this device, at least 1."""
+    most = MAX_VALUES_PER_CPU_BATCH if device.type == "cpu" else _MAX_VALUES_PER_GPU_BATCH
+    return max(1, most // math.prod(shape))
 
 
 def sample_states(
@@ -117,15 +124,16 @@ def generate(
     seed: int,
     device: torch.device | str = "cpu",
     condition: Condition | None = None,
+    rows: slice = slice(None),
 ) -> Tensor:
-    """Draw samples, float32 [num_samples, *shape] in normalised units.
+    """Draw samples, float32 [num_samples, *shape] in normalised units, or those of `rows` alone.
 
     The noise comes from a `torch.Generator` on the CPU with the given seed, so that it is the same on
-    every device.
+    every device. The condition has the labels of the rows that are drawn.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(_row: int) -> Tensor:
-        return torch.randn(num_samples, *shape, generator=generator).to(device)
+        return torch.randn(num_samples, *shape, generator=generator)[rows].to(device)
 
     return last_sample(sample_states(network, table, noise(-1), noise, condition))

@@ -1,9 +1,18 @@
 """The process group of a data-parallel training, as seen by one worker."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Interrupted(Exception):
+    """What the workers do together was interrupted, on this worker or on another one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which evaluates, reports and writes for all workers."""
+        """Whether this is rank 0, which reports and writes for all workers."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
@@ -54,6 +63,37 @@ class DistributedContext:
         gathered[self.shard(count)] = shard
         distributed.all_reduce(gathered)
         return gathered
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> list[Result]:
+        """Results of a function for all items, each computed by one worker; every worker must call it.
+
+        Args:
+            function: what to compute; the result can be pickled and is in the memory of the host.
+            items: the same items on every worker.
+
+        Raises:
+            Interrupted: the function raised it on some worker.
+        """
+        if self.world_size == 1:
+            return [function(item) for item in items]
+        results: list[Result] | None = None
+        try:
+            results = [function(item) for item in items[self.shard(len(items))]]
+        except Interrupted:
+            pass
+        by_rank: list[list[Result] | None] = [None] * self.world_size
+        distributed.all_gather_object(by_rank, results)
+        if any(each is None for each in by_rank):
+            raise Interrupted
+        return [result for each in by_rank if each is not None for result in each]
+
+    def broadcast(self, value: Result) -> Result:
+        """Rank 0's value, which can be pickled; every worker must call it."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
     def _reduce(self, value: float, operation: "distributed.ReduceOp.RedOpType") -> float:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)

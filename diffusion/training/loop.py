@@ -25,7 +25,7 @@ from diffusion.registry import OBJECTIVES
 from diffusion.seeding import ShuffledBatchSampler, seed_dropout
 from diffusion.training.best_evaluation import BestEvaluation, best_evaluation
 from diffusion.training.checkpoints import TrainedModel, TrainingState
-from diffusion.training.distributed import DistributedContext
+from diffusion.training.distributed import DistributedContext, Interrupted
 from diffusion.training.random_draws import RandomDraws
 from diffusion.training.timestep_sampling import LossSecondMoment, stratified_timesteps, uniform_timesteps
 from diffusion.training.train_step import TrainStep, learning_rate_factor
@@ -37,7 +37,7 @@ _UPDATES_BETWEEN_REQUESTS = 10
 class Request(IntEnum):
     """What a worker asks all workers to do; the highest value among the workers counts.
 
-    The last two are rank 0's own: its evaluation was interrupted, or training has diverged.
+    The last two are those of all workers: the evaluation was interrupted, or training has diverged.
     """
 
     CONTINUE = 0
@@ -53,10 +53,6 @@ class TrainingDiverged(RuntimeError):
 
 class TrainingStopped(RuntimeError):
     """Training stopped on request, after writing a checkpoint."""
-
-
-class _Interrupted(Exception):
-    """An evaluation was interrupted because training is to stop."""
 
 
 @dataclass(frozen=True)
@@ -225,11 +221,9 @@ class Training:
         request = self._request()
         diverged = f"the loss is no longer a finite number after {self.updates} updates"
         if evaluation_due:
-            self._gather_losses()
-        if evaluation_due and self._distributed.is_main:
             try:
-                self._evaluate()
-            except _Interrupted:
+                self._evaluate(self._gather_losses())
+            except Interrupted:
                 request = Request.INTERRUPTED
             except TrainingDiverged:
                 request = Request.ABORT
@@ -245,11 +239,14 @@ class Training:
         if request == Request.INTERRUPTED or request == Request.STOP and not finished:
             raise TrainingStopped(f"stopped after {self.updates} updates")
 
-    def _evaluate(self) -> None:
-        """Evaluate the averaged weights, report the result, and write a checkpoint."""
+    def _evaluate(self, loss_sum: float) -> None:
+        """Evaluate the averaged weights, report the result, and write a checkpoint.
+
+        The workers share the evaluation; rank 0 alone reports and writes.
+        """
         self._interruptible = True
         try:
-            metrics, elbo, best = self._compute_metrics()
+            metrics, elbo, best = self._compute_metrics(loss_sum)
         finally:
             self._interruptible = False
         self.best = best
@@ -257,14 +254,15 @@ class Training:
         self._loss_sum.zero_()
         self._num_losses = 0
         # Reported before it is saved: every evaluation in a checkpoint's history has been reported.
-        self._report(EvaluationResult(self.updates, metrics, elbo, self._model, best))
+        if self._distributed.is_main:
+            self._report(EvaluationResult(self.updates, metrics, elbo, self._model, best))
         self._save_checkpoint()
 
-    def _compute_metrics(self) -> tuple[dict[str, float], ElboWindow, BestEvaluation]:
+    def _compute_metrics(self, loss_sum: float) -> tuple[dict[str, float], ElboWindow, BestEvaluation]:
         training = self.config.training
-        evaluator = Evaluator(self.config, self._dataset, self._features)
+        evaluator = Evaluator(self.config, self._dataset, self._features, self._distributed)
         metrics, elbo = evaluator.held_out_losses(self._model.network)
-        metrics[names.TRAIN_MSE] = float(self._loss_sum) / self._num_losses
+        metrics[names.TRAIN_MSE] = loss_sum / self._num_losses
         if not (math.isfinite(metrics[names.TRAIN_MSE]) and math.isfinite(metrics[names.VAL_ELBO_WINDOW])):
             raise TrainingDiverged
         metrics[names.LEARNING_RATE] = training.learning_rate * learning_rate_factor(
@@ -274,6 +272,8 @@ class Training:
         objective: Objective = OBJECTIVES[self.config.metrics.objective]
         if objective.needs_samples:
             metrics |= self._sample_metrics(evaluator, self._model.network)
+        # Rank 0's, so that workers of different hardware agree on the best evaluation.
+        metrics = self._distributed.broadcast(metrics)
         metrics[names.OBJECTIVE] = objective.value(metrics)
         measured = MeasuredObjective.of(objective, metrics, elbo.per_example)
         best = best_evaluation(self.best, self.updates, measured, self._model.network)
@@ -299,10 +299,11 @@ class Training:
         network.register_forward_pre_hook(self._interrupt_if_requested)
         return network
 
-    def _gather_losses(self) -> None:
-        """Move the loss sums of all workers to rank 0."""
+    def _gather_losses(self) -> float:
+        """Move the loss sums of all workers to rank 0, and return their sum."""
         total = self._distributed.all_reduce_sum(float(self._loss_sum))
         self._loss_sum.fill_(total if self._distributed.is_main else 0.0)
+        return total
 
     def _save_checkpoint(self) -> None:
         if self._save is None or not self._distributed.is_main:
@@ -338,7 +339,7 @@ class Training:
     def _interrupt_if_requested(self, *_hook_arguments: object) -> None:
         """Forward hook of the averaged network: interrupts an evaluation when training is to stop."""
         if self._interruptible and self._request() == Request.STOP:
-            raise _Interrupted
+            raise Interrupted
 
 
 def train(

@@ -4,11 +4,16 @@ import os
 import socket
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from diffusion.training.distributed import DistributedContext
+from diffusion.evaluation.evaluator import Evaluator
+from diffusion.evaluation.sharing import ALONE
+from diffusion.networks.build import build_network
+from diffusion.process import generate
+from diffusion.training.distributed import DistributedContext, Interrupted
 from diffusion.training.loop import Request, Training, TrainingDiverged, TrainingStopped
 from tests.diffusion.conftest import make_gaussian_dataset, make_small_config
 
@@ -85,6 +90,62 @@ def _gather(rank):
 def test_gathered_shards_are_the_whole_in_order_on_every_worker(run_workers):
     """Also if one worker's shard is empty; NaN keeps its position."""
     assert run_workers(_gather) == [([True] * 4, True, [False, True])] * 2
+
+
+def _map(rank):
+    distributed = DistributedContext.from_process_group(CPU)
+
+    def interrupt_on_the_second(item):
+        if rank == 1:
+            raise Interrupted
+        return item
+
+    interrupted = []
+    for count in (1, 5):
+        try:
+            distributed.map(interrupt_on_the_second, range(count))
+        except Interrupted:
+            interrupted.append(count)
+    squares = [distributed.map(lambda item: (rank, item**2), range(count)) for count in (0, 1, 5)]
+    return interrupted, squares, distributed.broadcast({"rank": rank})
+
+
+def test_items_are_shared_out_in_order_and_an_interrupt_is_that_of_all(run_workers):
+    first, second = run_workers(_map)
+    assert first == second
+    interrupted, squares, broadcast = first
+    assert [[square for _, square in each] for each in squares] == [[], [0], [0, 1, 4, 9, 16]]
+    assert {rank for rank, _ in squares[-1]} == {0, 1}, "both have computed some"
+    assert interrupted == [1, 5] and broadcast == {"rank": 0}
+
+
+def _measure(rank, workers=None):
+    """Everything that an evaluation measures of some network, whose batches have ten examples."""
+    config = make_small_config(metrics={"num_samples": 45})
+    dataset = make_gaussian_dataset(num_train=64, num_val=32)
+    torch.manual_seed(0)
+    network = build_network(config, dataset.spec.shape).eval().requires_grad_(False)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    evaluator = Evaluator(config, dataset, workers=workers or DistributedContext.from_process_group(CPU))
+    whole, generate.MAX_VALUES_PER_CPU_BATCH = generate.MAX_VALUES_PER_CPU_BATCH, 20
+    try:
+        losses, elbo = evaluator.held_out_losses(network)
+        samples = evaluator.samples(network, num_samples=45, seed=0)
+        bound = evaluator.discrete_bound(network)
+        metrics = evaluator.sample_metrics(network, dataset.val[:], num_samples=45, seed=0)
+    finally:
+        generate.MAX_VALUES_PER_CPU_BATCH = whole
+    return losses, elbo.per_example.tolist(), samples.tolist(), bound, metrics
+
+
+def test_an_evaluation_does_not_depend_on_the_number_of_workers_that_share_it(run_workers):
+    """Bit for bit. Only rank 0 compares the samples with the data."""
+    alone = _measure(0, ALONE)
+    first, second = run_workers(_measure)
+    assert first[:-1] == second[:-1] == alone[:-1]
+    assert second[-1] == {} and list(first[-1]) == list(alone[-1])
+    np.testing.assert_array_equal(list(first[-1].values()), list(alone[-1].values()))  # some are NaN
 
 
 def _config(**training):
