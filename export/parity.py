@@ -34,7 +34,7 @@ _BATCH_SIZES = (1, 3, 7)
 _NUM_GRID_TIMESTEPS = 9
 _TIMESTEPS_PER_CALL = 64
 # Limits on network evaluations, each by PyTorch and by ONNX Runtime: for a U-Net they take all the time.
-_NUM_TRAJECTORIES, _EVALUATIONS_OF_TRAJECTORIES = 8, 200  # of each sampler
+_NUM_TRAJECTORIES, _EVALUATIONS_OF_TRAJECTORIES = 8, 100  # of each sampler
 _FEWEST_SAMPLES, _MOST_SAMPLES, _EVALUATIONS_OF_SAMPLES = 32, 256, 1280
 _GUIDANCE_SCALE = 3.0
 _CLIP = (-1.0, 1.0)  # of a model that is deployed without

@@ -6,7 +6,7 @@ How a data-parallel training runs, from the outside in:
    run.
 2. `worker_group` starts the workers with Ray Train, and restarts them when one dies.
 3. Each worker process (`worker`) loads the newest checkpoint and runs `diffusion.training.loop.Training`,
-   in which each batch is divided among the workers. Rank 0 also evaluates the model and writes checkpoints
+   in which each batch is divided among the workers. They share evaluations, too. Rank 0 writes checkpoints
    to the `checkpoint_store`.
 4. Everything else passes through the `coordinator`, a small Ray actor. Rank 0 sends it events (evaluations,
    the end, errors) and its progress. The driver collects both several times a second, and `run_logger` writes

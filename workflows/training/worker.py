@@ -1,7 +1,7 @@
 """The function that each worker process of a training runs, on whichever machine Ray Train has started it.
 
 A worker gets the data from Ray's object store, loads the newest checkpoint and runs
-`diffusion.training.loop.Training`, while a thread polls the coordinator for signals. Rank 0 evaluates, writes
+`diffusion.training.loop.Training`, while a thread polls the coordinator for signals. Rank 0 writes
 checkpoints and sends events (`workflows.training.events`), which the driver receives through the coordinator.
 """
 
@@ -328,7 +328,7 @@ class CoordinatorClient:
             updates = self._training.updates if self._is_main and self._training else None
             try:
                 if self._preemption.received() and not restart_requested:
-                    # Rank 0 may be in the middle of an evaluation, in which it sees only this signal.
+                    # The others may be in the middle of an evaluation, in which they see only this signal.
                     restart = self._coordinator.request_signal.remote("restart")
                     ray.get(restart, timeout=_SECONDS_TO_ANSWER_POLL)
                     restart_requested = True

@@ -31,7 +31,7 @@ SECONDS_TO_START = 1800.0  # a cloud takes minutes to start a machine and set it
 _SECONDS_BETWEEN_POLLS = 0.2
 _SECONDS_TO_STOP = 60.0
 _SECONDS_TO_ANSWER = 300.0  # of the coordinator, on a machine that is busy with other trainings
-_COLLECTIVE_TIMEOUT_SECONDS = 2 * 3600  # the other workers wait in a collective while rank 0 evaluates
+_COLLECTIVE_TIMEOUT_SECONDS = 2 * 3600  # the others wait in a collective while rank 0 measures samples
 
 
 class WorkerGroupError(RuntimeError):
