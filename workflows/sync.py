@@ -71,7 +71,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
             tracker = open_tracker(uri, record.experiment)
             tracker.keep_entries(local)
             with waiting(f"sending {name} to {tracker.name}"):
-                tracker.send_kept(record.run_id)
+                tracker.send_kept(record.run_id, to_other_store=options.tracking_uri is not None)
                 tracker.close(None)
             if tracker.run_id not in ("", record.run_id):  # the store had lost the run
                 record = replace(record, run_id=tracker.run_id).write(folder, record.status)

@@ -148,7 +148,13 @@ class MlflowSender:
             return False
 
     def _start(
-        self, name: str, params: Mapping[str, str], folder: str | None, reuse: bool, time: int
+        self,
+        name: str,
+        params: Mapping[str, str],
+        folder: str | None,
+        reuse: bool,
+        time: int,
+        store: str = "",  # where it was started first
     ) -> None:
         runs = runs_with_tag(self.client, self.experiment_id, FOLDER_TAG, folder) if folder and reuse else []
         run = next((run for run in runs if run.info.status == "RUNNING"), None)

@@ -224,8 +224,12 @@ class MlflowTracker(Tracker):
         self._start_system_metrics()
         return {metric.step for metric in history}
 
-    def send_kept(self, run_id: str) -> None:
+    def send_kept(self, run_id: str, *, to_other_store: bool = False) -> None:
         """Queue what earlier sessions of a run could not send, or all that they kept if the run is lost.
+
+        Args:
+            run_id: id of the run.
+            to_other_store: whether it may be sent to another store than the one in which it was started.
 
         Raises:
             InputError: the store has no such run and nothing was kept, or the store cannot be used.
@@ -234,10 +238,12 @@ class MlflowTracker(Tracker):
         with _unusable(self.uri):
             is_there = bool(run_id) and self._sender.find(run_id)
         if not is_there:
-            if not entries or entries[0]["kind"] != "start":
+            first = entries[0] if entries else {}
+            is_same_store = first.get("store") == self.location
+            if first.get("kind") != "start" or not (is_same_store or to_other_store):
                 raise InputError(
-                    f"--tracking-uri {redact(self.uri)} has no run {run_id}, which --resume needs: give the "
-                    "store in which it was started"
+                    f"--tracking-uri {redact(self.uri)} has no run {run_id}: give the store in which it was "
+                    "started"
                 )
             self._outbox.mark_done(0)
         for entry in entries[self._outbox.num_done :]:
@@ -409,7 +415,7 @@ class MlflowTracker(Tracker):
 
     def _keep_start(self, entry: Entry) -> None:
         """Keep how the run was started, which it has been."""
-        self._outbox.append({**entry, "reuse": True})
+        self._outbox.append({**entry, "reuse": True, "store": self.location})
         self._outbox.mark_done(1)
 
     def _open_outbox(self, folder: Path) -> tuple[Outbox, SendQueue]:

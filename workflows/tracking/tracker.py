@@ -159,8 +159,12 @@ class Tracker(Protocol):
         """
         ...
 
-    def send_kept(self, run_id: str) -> None:
+    def send_kept(self, run_id: str, *, to_other_store: bool = False) -> None:
         """Send what `keep_entries` has kept of a run, until `close`. Optional: does nothing.
+
+        Args:
+            run_id: id of the run.
+            to_other_store: whether it may be sent to another store than the one in which it was started.
 
         Raises:
             InputError: the store cannot be used.

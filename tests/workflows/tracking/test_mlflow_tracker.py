@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import socket
 import sqlite3
 import time
@@ -343,6 +344,24 @@ def test_a_run_that_was_killed_before_it_wrote_anything_is_reused(uri):
 def test_a_sweep_of_another_store_cannot_be_resumed(uri):
     with pytest.raises(InputError, match="no run 0123"):
         MlflowTracker(uri, "shapes").resume_sweep("0123", set())
+
+
+def test_a_run_is_not_resumed_in_another_store_but_can_be_sent_there(uri, tmp_path, _empty_database):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.keep_entries(tmp_path / "run")
+    run_id = tracker.start("one", {"seed": 0})
+    tracker.close("stopped")
+    shutil.copy(_empty_database, tmp_path / "other.db")
+    other = MlflowTracker(f"sqlite:///{tmp_path}/other.db", "shapes")
+    other.keep_entries(tmp_path / "run")
+    with pytest.raises(InputError, match=f"no run {run_id}"):
+        other.resume(run_id)
+    with pytest.raises(InputError, match=f"no run {run_id}"):
+        other.send_kept(run_id)
+    other.send_kept(run_id, to_other_store=True)
+    other.close(None)
+    assert other.client.get_run(other.run_id).data.params == {"seed": "0"}
+    assert other.run_id != run_id and other.unsent == 0
 
 
 def test_a_description_that_is_too_long_is_cut_at_a_line(uri):
