@@ -136,7 +136,7 @@ class SendQueue:
 
     def _done(self) -> None:
         self._num_done += 1
-        if self._outbox is not None:
+        if self._outbox is not None and not self._abandoned.is_set():  # else somebody else may use it by now
             self._outbox.mark_done(self._outbox.num_done + 1)
 
 

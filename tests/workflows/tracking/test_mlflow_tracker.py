@@ -196,6 +196,7 @@ def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
     uri, tmp_path, monkeypatch, made_databases, how, later
 ):
     monkeypatch.setattr(send_queue, "_PATIENCE", 0.5)
+    monkeypatch.setattr(send_queue, "_PATIENCE_WITH_A_REQUEST", 0.5)
     folder = tmp_path / "run"
     tracker = MlflowTracker(uri, "shapes")
     tracker.keep_entries(folder)
