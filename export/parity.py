@@ -87,7 +87,7 @@ def check_parity(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]:
     A wrong output at any timestep is found by the calls at every timestep, with as many different inputs, of
     which many share one call of the network. What trajectories add is that differences accumulate, in the
     right order of timesteps, over all rows of a table. Their number adds little, and their rows cannot share
-    calls, so it falls with the number of rows, to one: the check takes seconds at a T of 1000 as well.
+    calls, so it falls with the number of rows, to one.
 
     Args:
         reference: PyTorch's counterpart of the file.

@@ -216,7 +216,7 @@ def test_a_diverging_trajectory_fails_only_if_it_is_the_deployed_samplers(monkey
 
 @pytest.mark.parametrize(("num_steps", "count"), [(4, 8), (20, 5), (50, 2), (200, 1), (1000, 1)])
 def test_a_long_sampler_has_few_trajectories_but_all_of_its_rows(point_model, num_steps, count):
-    """So that the check of a U-Net takes seconds at a T of 1000, too."""
+    """Calls of a U-Net take nearly all of the check's time, and those of a trajectory cannot be shared."""
     table, levels = sampler_table(NoiseSchedule(linear_betas(1000, 1e-4, 0.02)), "ddim", num_steps), []
 
     def denoise(x, level, labels, guidance_scale):
