@@ -44,12 +44,13 @@ MNIST ?=
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.run $(BENCH) $(if $(MNIST),--mnist $(MNIST))
 
-# tests/conftest.py has the order. Three processes keep two cores busy: many tests wait for others to start.
+# tests/conftest.py has the order. Three processes keep two cores busy: many tests wait for others to start. Those
+# that use Ray run in one of them, which starts it once.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 NOT_SLOW := not slow and not faults and not cluster
 
 test: $(VENV)/test.stamp
-	$(PYTEST) -n 3 -m "$(NOT_SLOW)"
+	$(PYTEST) -n 3 --dist loadgroup -m "$(NOT_SLOW)"
 
 test-quick: $(VENV)/test.stamp
 	$(PYTEST) -n 2 -m "$(NOT_SLOW) and not long"
@@ -59,7 +60,7 @@ coverage: export COVERAGE_PROCESS_START := $(CURDIR)/pyproject.toml
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage/data
 coverage: $(VENV)/test.stamp
 	rm -rf .coverage && mkdir .coverage
-	$(PYTEST) -n 3 -m "$(NOT_SLOW)"
+	$(PYTEST) -n 3 --dist loadgroup -m "$(NOT_SLOW)"
 	COVERAGE_PROCESS_START= $(BIN)/coverage combine --quiet
 	COVERAGE_PROCESS_START= $(BIN)/coverage report
 

@@ -162,14 +162,20 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
                 assert file.relative_to(ROOT).as_posix() in names
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_public_names_are_the_wheels(full, package):
-    """Names of `__all__`, which are loaded when they are first used."""
-    file, names = full.evaluate(
-        f"import json, {package} as package; names = sorted(getattr(package, '__all__', ())); "
-        "assert all(getattr(package, name) is not None for name in names); "
-        "print(json.dumps([package.__file__, names]))"
+@pytest.fixture(scope="module")
+def public_names(full):
+    """File and names of `__all__` of each package. The names are loaded when they are first used."""
+    return full.evaluate(
+        f"import importlib, json; packages = [importlib.import_module(name) for name in {PACKAGES}]; "
+        "names = [sorted(getattr(package, '__all__', ())) for package in packages]; "
+        "assert all(getattr(p, name) is not None for p, each in zip(packages, names) for name in each); "
+        "print(json.dumps({p.__name__: [p.__file__, each] for p, each in zip(packages, names)}))"
     )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_public_names_are_the_wheels(full, public_names, package):
+    file, names = public_names[package]
     assert full.python.parents[1] in Path(file).parents
     assert names == sorted(getattr(importlib.import_module(package), "__all__", ()))
 

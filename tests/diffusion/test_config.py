@@ -254,3 +254,9 @@ def test_a_schedule_with_coefficients_that_are_not_finite_is_refused_or_infeasib
     except InputError as error:
         reason = str(error)
     assert reason
+
+
+def test_only_presets_have_a_finished_models_sampler_measured():
+    """A config that somebody has written keeps the sampler that it names."""
+    assert not Config().metrics.choose_sampler
+    assert all(preset(name).metrics.choose_sampler for name in ("heart", "digits"))

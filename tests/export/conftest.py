@@ -15,6 +15,7 @@ from diffusion.networks.build import build_network
 from diffusion.process.samplers import sampler_table, with_learned_variance
 from diffusion.process.schedules import linear_betas
 from diffusion.training.checkpoints import TrainedModel
+from export import exporter
 from export.contract import ConditionSpec, SamplerSpec
 from export.sampler import Sampler
 from export.to_onnx import denoiser_graph, export_onnx
@@ -202,6 +203,16 @@ def shift_output_at(proto, timestep, amount):
         ]
     )
     return proto
+
+
+@pytest.fixture
+def give_graph(monkeypatch):
+    """Function that makes the exporter return a graph for any model, which takes a second otherwise."""
+
+    def replace(proto):
+        monkeypatch.setattr(exporter, "denoiser_graph", lambda network, spec: _copy(proto))
+
+    return replace
 
 
 def _rename_output(proto, name):

@@ -34,7 +34,7 @@ def model(request):
         spec = replace(
             spec,
             kind="image",
-            shape=(1, 9, 8),
+            shape=(1, 8, 8),
             mean=[[[100.0]]],
             std=[[[50.0]]],
             range=(0.0, 255.0),

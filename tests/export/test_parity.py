@@ -192,8 +192,11 @@ def test_one_failure_fails_the_summary(image_export):
     assert summary(cases)["passed"] is False
 
 
-def test_a_diverging_trajectory_fails_only_if_it_is_the_deployed_samplers(monkeypatch, image_model):
+def test_a_diverging_trajectory_fails_only_if_it_is_the_deployed_samplers(
+    monkeypatch, image_model, image_onnx, give_graph
+):
     """Divergence amplifies rounding errors without bound, so it says nothing about the file."""
+    give_graph(onnx.load_from_string(image_onnx))
 
     def diverging(word):
         """A comparison that fails, with outputs far too large, if the case's name contains `word`."""

@@ -97,7 +97,8 @@ def test_weights_that_do_not_survive_rounding_are_not_exported(make_model, point
         export_onnx(model, "fp16")
 
 
-def test_the_command_writes_16_bit_weights(point_model, tmp_path, capsys):
+def test_the_command_writes_16_bit_weights(point_model, point_onnx, give_graph, tmp_path, capsys):
+    give_graph(onnx.load_from_string(point_onnx))
     point_model.save(tmp_path / "model")
     path = tmp_path / "half.onnx"
     assert main([str(tmp_path / "model"), "--precision", "fp16", "--output", str(path)]) == 0

@@ -14,6 +14,8 @@ from export.sampler import Sampler
 from export.to_onnx import export_onnx, main
 from export.torch_sampler import TorchSampler
 
+pytestmark = pytest.mark.usefixtures("small_reference")
+
 
 @pytest.fixture(scope="module", name="dataset", params=["heart", "digits"])
 def _dataset(request):
@@ -63,7 +65,10 @@ def test_worse_samples_fail(samples, content, dataset, features):
     assert not case.passed
 
 
-def test_the_command_compares_samples_if_the_data_are_available(model, dataset, tmp_path, capsys):
+def test_the_command_compares_samples_if_the_data_are_available(
+    model, content, give_graph, dataset, tmp_path, capsys
+):
+    give_graph(onnx.load_from_string(content))
     model.save(tmp_path / "model")
     assert main([str(tmp_path / "model"), "--output", str(tmp_path / "a.onnx")]) == 0
     printed = capsys.readouterr().out

@@ -31,16 +31,6 @@ def _model_folder(point_model, tmp_path):
     return tmp_path / "model"
 
 
-@pytest.fixture(name="break_export")
-def _break_export(monkeypatch):
-    """Function that makes the exporter return a given graph for any model."""
-
-    def replace(proto):
-        monkeypatch.setattr(exporter, "denoiser_graph", lambda network, spec: proto)
-
-    return replace
-
-
 def refused(capsys, *arguments):
     """Run a command that ends with status 2, and return its one line of error."""
     assert main([str(argument) for argument in arguments]) == 2
@@ -169,8 +159,8 @@ def test_the_metadata_of_an_unclipped_model(point_model):
     assert list(spec.data["columns"]) == ["height", "weight"]
 
 
-def test_a_model_without_provenance_can_be_exported(point_model, broken, break_export, point_onnx):
-    break_export(onnx.load_from_string(point_onnx))
+def test_a_model_without_provenance_can_be_exported(point_model, broken, give_graph, point_onnx):
+    give_graph(onnx.load_from_string(point_onnx))
     content, _ = export_onnx(dataclasses.replace(point_model, provenance={}))
     provenance = Sampler(content, provider="cpu").spec.provenance
     assert provenance["run_id"] is None
@@ -202,16 +192,16 @@ def test_exporting_is_silent_and_does_not_change_the_network(make_model, point_m
 
 
 @pytest.mark.parametrize("damage", ["forgets the timestep", "repeats the first output"])
-def test_a_broken_graph_is_not_exported(point_model, point_onnx, broken, break_export, damage):
-    break_export(broken[damage](onnx.load_from_string(point_onnx)))
+def test_a_broken_graph_is_not_exported(point_model, point_onnx, broken, give_graph, damage):
+    give_graph(broken[damage](onnx.load_from_string(point_onnx)))
     with pytest.raises(ParityError) as caught:
         export_onnx(point_model)
     assert len(str(caught.value).splitlines()) == 1
     assert "one step" in str(caught.value)  # the first comparison that failed
 
 
-def test_another_models_graph_is_not_exported(make_model, point_model, point_onnx, break_export):
-    break_export(onnx.load_from_string(point_onnx))
+def test_another_models_graph_is_not_exported(make_model, point_model, point_onnx, give_graph):
+    give_graph(onnx.load_from_string(point_onnx))
     with pytest.raises(ParityError):
         export_onnx(make_model(point_model.data, point_model.config.sampler, seed=1))
 
@@ -268,10 +258,10 @@ def test_the_module_runs_as_a_program(model_folder, repository, tmp_path):
 
 
 def test_a_failed_comparison_writes_nothing_and_returns_1(
-    model_folder, point_onnx, broken, break_export, tmp_path, capsys
+    model_folder, point_onnx, broken, give_graph, tmp_path, capsys
 ):
     """An existing file is kept."""
-    break_export(broken["forgets the timestep"](onnx.load_from_string(point_onnx)))
+    give_graph(broken["forgets the timestep"](onnx.load_from_string(point_onnx)))
     output = tmp_path / "out" / "sampler.onnx"
     output.parent.mkdir()
     assert main([str(model_folder), "--output", str(output)]) == 1
@@ -287,7 +277,10 @@ def test_a_failed_comparison_writes_nothing_and_returns_1(
     assert [entry.name for entry in output.parent.iterdir()] == ["sampler.onnx"]
 
 
-def test_a_full_disk_is_one_line_and_keeps_an_older_file(model_folder, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_and_keeps_an_older_file(
+    model_folder, point_onnx, give_graph, tmp_path, monkeypatch, capsys
+):
+    give_graph(onnx.load_from_string(point_onnx))
     output = tmp_path / "sampler.onnx"
     output.write_bytes(b"an older file")
 

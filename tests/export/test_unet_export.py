@@ -1,8 +1,7 @@
-"""Export of U-Nets, with odd image sizes, attention and colour."""
+"""Export of a U-Net of odd size with attention and colour; test_conditional_export.py has an even one."""
 
 import math
 
-import pytest
 import torch
 
 from diffusion.config import Config, DataConfig
@@ -14,15 +13,14 @@ from export.session import open_session
 from export.to_onnx import export_onnx
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 13)])
-def test_a_u_net_is_exported_and_passes_parity(shape, tmp_path):
-    channels = shape[0]
+def test_a_u_net_is_exported_and_passes_parity(tmp_path):
+    channels, *_ = shape = (3, 9, 13)
     config = Config(data=DataConfig(name="digits")).with_values(
         {
             "network.kind": "unet",
             "network.base_channels": 8,
             "network.channel_multipliers": (1, 2),
-            "network.attention_resolutions": (4, 7),
+            "network.attention_resolutions": (7,),
             "schedule.num_train_timesteps": 20,
         }
     )

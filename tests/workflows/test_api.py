@@ -21,6 +21,8 @@ from workflows import RunFailed, SweepResult, TrainingResult, run_sweep, run_tra
 from workflows.storage.run_record import read_record
 from workflows.storage.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("small_reference")
+
 SMALL = {
     "network": {"hidden_size": 16, "num_blocks": 1},
     "metrics": {"num_samples": 40, "num_examples": 40, "features": "random"},
@@ -48,7 +50,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sweep(ray_here, store):
+def sweep(ray_here, small_reference, store):
     """A sweep in another thread than the main one, as in a server; and what it printed."""
     results = []
 

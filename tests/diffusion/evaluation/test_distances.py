@@ -8,6 +8,7 @@ from diffusion.evaluation.distances import (
     MultiscaleKernel,
     energy_distance,
     frechet_distance,
+    jackknife_variance,
     kernel_distance,
     kernel_distance_difference,
     kernel_inception_distance,
@@ -82,14 +83,26 @@ def test_pairwise_distances_are_unbiased_for_equal_distributions(distance, bias)
     assert min(values) < 0.0
 
 
-def error_over_spread(distance, dim, shift, scale):
-    """Ratio of the root mean square standard error to the standard deviation of the value in 400 repeats."""
+def error_over_spread(distance, dim, shift, scale, n=100, m=80):
+    """Ratio of the root mean square standard error to the standard deviation of the value in 200 repeats."""
     generator = torch.Generator().manual_seed(0)
     estimates = [
-        distance(normals(100, dim, generator), normals(80, dim, generator, shift, scale)) for _ in range(400)
+        distance(normals(n, dim, generator), normals(m, dim, generator, shift, scale)) for _ in range(200)
     ]
     errors, values = ([getattr(each, name) for each in estimates] for name in ("standard_error", "value"))
     return np.sqrt(np.mean(np.square(errors))) / np.std(values)
+
+
+@pytest.mark.parametrize(("n", "m"), [(160, 20), (20, 160)])
+def test_standard_errors_follow_the_smaller_set(n, m):
+    assert error_over_spread(energy_distance, 2, 0.5, 1.0, n, m) == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_jackknife_variance_of_a_mean_is_its_closed_form():
+    """With groups of one: the sample variance divided by the number of examples."""
+    x = normals(12, 1, torch.Generator().manual_seed(0)).double().flatten()
+    without = [(x.sum() - each).item() / 11 for each in x]
+    assert jackknife_variance(without) == pytest.approx((x.var() / 12).item(), rel=1e-12)
 
 
 DISTANCES = [energy_distance, kernel_distance, kernel_inception_distance, frechet_distance]
@@ -98,7 +111,7 @@ DISTANCES = [energy_distance, kernel_distance, kernel_inception_distance, freche
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(("dim", "shift", "scale"), [(2, 0.5, 1.0), (8, 0.5, 1.0), (8, 0.0, 1.5)])
 def test_standard_errors_match_the_spread_for_different_distributions(distance, dim, shift, scale):
-    """Within a fifth, a third of which is the randomness of the repeats."""
+    """Within a fifth, half of which is the randomness of the repeats."""
     assert error_over_spread(distance, dim, shift, scale) == pytest.approx(1.0, abs=0.2)
 
 

@@ -237,6 +237,23 @@ def test_the_number_of_training_examples_limits_the_samples_and_a_fifth_are_the_
     assert metrics["sample/distance_floor_se"] == pytest.approx(floor.standard_error, abs=1e-9)
 
 
+def test_samples_have_the_classes_of_the_training_examples_in_order(
+    small_config, gaussian_dataset, monkeypatch
+):
+    """So that each class has the share that it has in the data; they start again where the examples end."""
+    plain = gaussian_dataset(num_train=5, num_val=10)
+    train = Split(plain.train[:], labels=torch.tensor([2, 0, 2, 1, 2]))
+    dataset = replace(plain, spec=replace(plain.spec, classes=("a", "b", "c")), train=train)
+    conditions = []
+    monkeypatch.setattr(
+        "diffusion.evaluation.evaluator.generate", lambda *_, condition, **__: conditions.append(condition)
+    )
+    Evaluator(small_config(sampler={"guidance_scale": 1.5}), dataset).samples(None, num_samples=7, seed=0)
+    (condition,) = conditions
+    assert condition.labels.tolist() == [2, 0, 2, 1, 2, 2, 0]
+    assert (condition.null_label, condition.guidance_scale) == (3, 1.5)
+
+
 def test_images_are_compared_by_their_features(small_config, gaussian_denoiser):
     images = load_dataset(DataConfig(name="digits"))
     parts = (images.train[:200], images.val[:100], images.test[:100])

@@ -16,6 +16,8 @@ from diffusion.evaluation.sample_metrics import SampleMetrics, nearest_training_
 from diffusion.evaluation.two_sample_auc import classifier_auc, pixel_auc
 from tests.diffusion.conftest import make_gaussian_dataset
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 NEIGHBOUR_METRICS = {
     "nn_train",
     "nn_heldout",

@@ -143,7 +143,7 @@ def two_lines():
 
 
 def test_few_steps_of_an_exact_denoiser_measure_worse_and_are_not_deployed(
-    small_config, gaussian_dataset, two_lines, monkeypatch
+    small_config, gaussian_dataset, two_lines, few_trees, monkeypatch
 ):
     monkeypatch.setattr(sampler_choice, "_NUM_STEPS", {"points": (10, 100)})  # to save time
     weights, means, covariance = two_lines

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from diffusion.evaluation.two_sample_auc import (
     classifier_auc,
@@ -54,9 +53,15 @@ def test_the_value_does_not_depend_on_the_number_of_threads_or_the_random_state(
     assert classifier_auc(x, y) == one
 
 
-def fast():
-    """A linear classifier without the cost of iterations."""
-    return LinearDiscriminantAnalysis()
+class DifferenceOfMeans:
+    """A linear classifier without the cost of iterations: the best one for normals that are shifted."""
+
+    def fit(self, rows, drawn):
+        self.direction = rows[drawn].mean(axis=0) - rows[~drawn].mean(axis=0)
+        return self
+
+    def decision_function(self, rows):
+        return rows @ self.direction
 
 
 @pytest.mark.parametrize(
@@ -69,8 +74,8 @@ def test_errors_match_the_spread_and_pairs_have_smaller_ones(correlation, shifts
         shared, own, y = (normals(150, 3, generator) for _ in range(3))
         a = shifts[0] + shared
         b = shifts[1] + correlation * shared + (1.0 - correlation**2) ** 0.5 * own
-        single.append(classifier_auc(a, y, fast))
-        differences.append(classifier_auc_difference(a, b, y, fast))
+        single.append(classifier_auc(a, y, DifferenceOfMeans))
+        differences.append(classifier_auc_difference(a, b, y, DifferenceOfMeans))
     stated = []
     for estimates in (single, differences):
         stated.append(np.sqrt(np.mean([each.standard_error**2 for each in estimates])))

@@ -16,7 +16,7 @@ from diffusion.evaluation.sample_metrics import DECIDING
 from diffusion.evaluation.statistics import colour_spread_ratio, spectrum_distance
 from diffusion.evaluation.two_sample_auc import classifier_auc, pixel_auc
 
-COUNT = 1200
+COUNT = 800
 
 
 def generator(seed):

@@ -54,7 +54,9 @@ def run_workers():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    # Its server imports this module once for both; the tests' own process has threads, so it is not forked.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     jobs, results = [context.Queue(), context.Queue()], context.Queue()
     processes = [
         context.Process(target=_worker, args=(rank, 2, port, queue, results), daemon=True)

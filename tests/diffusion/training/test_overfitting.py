@@ -10,7 +10,13 @@ from diffusion.evaluation.evaluator import Evaluator
 from diffusion.training.loop import Training
 from tests.diffusion.conftest import GaussianDenoiser, MixtureDenoiser, make_gaussian_dataset
 
-UNET = {"kind": "unet", "base_channels": 8, "channel_multipliers": (1, 2), "time_embedding_size": 16}
+UNET = {
+    "kind": "unet",
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "attention_resolutions": (4,),
+    "time_embedding_size": 16,
+}
 MLP = {"hidden_size": 64, "num_blocks": 2, "time_embedding_size": 16, "data_embedding_scale": 1.0}
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -23,6 +23,8 @@ from workflows.publishing.final_metrics import metrics_on_test_split
 from workflows.publishing.model_card import MODEL_CARD, write_model_card
 from workflows.publishing.pictures import with_nearest, write_pictures
 
+pytestmark = pytest.mark.usefixtures("small_reference")
+
 SMALL = {
     "schedule.num_train_timesteps": 20,
     "network.hidden_size": 8,

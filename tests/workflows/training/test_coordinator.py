@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -160,11 +161,14 @@ def test_a_client_receives_signals_and_reports_progress(coordinator, monkeypatch
     assert "coordinator" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_only_rank_0_requests_periodic_checkpoints(coordinator):
+def test_only_rank_0_requests_periodic_checkpoints(coordinator, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     for is_main in (True, False):
-        with worker.CoordinatorClient(coordinator, is_main, seconds_between_checkpoints=0.05) as client:
+        with worker.CoordinatorClient(coordinator, is_main, seconds_between_checkpoints=60.0) as client:
+            clock[0] += 59.0
             assert client.request() == worker.Request.CONTINUE
-            time.sleep(0.1)
+            clock[0] += 2.0
             assert client.request() == (worker.Request.CHECKPOINT if is_main else worker.Request.CONTINUE)
             client.checkpoint_attempted()
             assert client.request() == worker.Request.CONTINUE

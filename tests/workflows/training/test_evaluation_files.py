@@ -16,11 +16,19 @@ from workflows.training import evaluation_files
 from workflows.training.evaluation_files import pictured_updates, untrained_picture, write_evaluation
 
 
+@pytest.mark.usefixtures("small_reference")
 @pytest.mark.parametrize("name", ["heart", "digits"])
 def test_a_training_does_not_depend_on_whether_its_beginning_was_pictured(name):
-    config = preset(name).with_values({"training.num_updates": 3, "training.num_evaluations": 1})
-    config = config.with_values(
-        {"metrics.num_samples": 20, "metrics.num_examples": 20, "sampler.num_steps": 3}
+    config = preset(name).with_values(
+        {
+            "training.num_updates": 3,
+            "training.num_evaluations": 1,
+            "training.batch_size": 16,
+            "network.hidden_size": 16,
+            "metrics.num_samples": 20,
+            "metrics.num_examples": 20,
+            "sampler.num_steps": 3,
+        }
     )
     dataset = load_dataset(DataConfig(name=name))
     weights = []

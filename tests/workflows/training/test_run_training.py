@@ -25,7 +25,8 @@ from workflows.training.checkpoint_store import CheckpointStore
 
 ROOT = Path(__file__).parents[3]
 SMALL = (
-    "--data heart --training.num-updates 300 --training.num-evaluations 3 --training.batch-size 64 "
+    "--data heart --schedule.num-train-timesteps 20 --schedule.beta-end 0.5 "
+    "--training.num-updates 300 --training.num-evaluations 3 --training.batch-size 64 "
     "--metrics.num-samples 200 --metrics.num-examples 256 --network.hidden-size 32 --sampler.num-steps 10 "
     "--experiment shapes --tracking-uri sqlite:///store/mlflow.db"
 ).split()
