@@ -86,9 +86,8 @@ def run(main: Callable[[Sequence[str]], int], extra: str | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(
-            STOPPED
-        )  # a normal exit would let each of Ray's running threads print that it is being shut down
+        # A normal exit would let each of Ray's running threads print that it is being shut down.
+        os._exit(STOPPED)
     except SystemExit as error:  # of the parser of the command line
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         raise
