@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.contender import CPU_SECONDS, SECONDS, Figures, Measure, since_start
 from benchmarks.programs import watch
+from diffusion.metrics import OBJECTIVE
 
 ROOT = Path(__file__).parents[1]
 # A trial of the heart that takes a fraction of a second.
@@ -86,7 +87,7 @@ def optuna_loop(num_trials: int) -> Measure:
                     Training(config, dataset, report).run()
                 except (InputError, TrainingDiverged) as error:
                     raise optuna.TrialPruned from error
-            return results[-1].metrics["objective"]
+            return results[-1].metrics[OBJECTIVE]
 
         with tempfile.TemporaryDirectory() as folder:
             mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")

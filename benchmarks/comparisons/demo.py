@@ -17,6 +17,7 @@ from benchmarks.comparison import Options, Report
 from benchmarks.contender import CPU_SECONDS, SECONDS, Figures
 from benchmarks.programs import watch
 from benchmarks.table import Unit, not_measured, row
+from diffusion.metrics import TEST_PREFIX
 
 TITLE = "The demo, before and after"
 COMMIT = "5daa953"
@@ -33,7 +34,7 @@ def demo(code: Path, seed: int) -> Figures:
         saved = json.loads((Path(folder) / "runs" / "demo" / "champion" / "config.json").read_text())
     metrics = saved["provenance"]["metrics"]
     return {SECONDS: seen.seconds, CPU_SECONDS: seen.cpu_seconds} | {
-        name: value for name, value in metrics.items() if name.startswith("test/")
+        name: value for name, value in metrics.items() if name.startswith(TEST_PREFIX)
     }
 
 

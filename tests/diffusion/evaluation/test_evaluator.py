@@ -245,9 +245,12 @@ def test_samples_have_the_classes_of_the_training_examples_in_order(
     train = Split(plain.train[:], labels=torch.tensor([2, 0, 2, 1, 2]))
     dataset = replace(plain, spec=replace(plain.spec, classes=("a", "b", "c")), train=train)
     conditions = []
-    monkeypatch.setattr(
-        "diffusion.evaluation.evaluator.generate", lambda *_, condition, **__: conditions.append(condition)
-    )
+
+    def generate(*_, condition, **__):
+        conditions.append(condition)
+        return torch.zeros(7, 2)
+
+    monkeypatch.setattr("diffusion.evaluation.evaluator.generate", generate)
     Evaluator(small_config(sampler={"guidance_scale": 1.5}), dataset).samples(None, num_samples=7, seed=0)
     (condition,) = conditions
     assert condition.labels.tolist() == [2, 0, 2, 1, 2, 2, 0]

@@ -19,6 +19,7 @@ def run_script(body: str) -> subprocess.CompletedProcess[str]:
             "from workflows.cli.process import run",
             "def main(arguments):",
             textwrap.indent(textwrap.dedent(body), "    "),
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)",  # nohup, which may run the tests, ignores it
             "run(main)",
         ]
     )

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-import signal
+from unittest.mock import Mock
 
 import pytest
 
@@ -119,7 +119,7 @@ def test_trials_that_run_when_a_sweep_ends_are_ended_and_run_again_later(open_lo
 
 def test_an_interrupt_of_the_wait_for_the_tracker_still_records_how_the_sweep_ended(open_log, monkeypatch):
     log, tracker = open_log("--num-trials 40", "running")
-    monkeypatch.setattr(tracker, "close", lambda status: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(tracker, "close", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         log.close("stopped")
     assert read_record(log.folder).status == "stopped"

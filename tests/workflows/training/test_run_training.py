@@ -184,7 +184,7 @@ def test_mlflow_has_one_run_with_metrics_and_pictures_by_step(training, run_fold
 
     pictures = [Path(file.path).name for file in client.list_artifacts(mlflow_run.info.run_id, "images")]
     steps = [int(re.search(r"step\D(\d+)", name)[1]) for name in pictures if name.endswith(".png")]
-    assert sorted(steps) == [0, *POINTS]
+    assert sorted(steps) == [0, POINTS[-1]], "those in between would cost more than a tenth of the training"
     files = {Path(file.path).name for file in client.list_artifacts(mlflow_run.info.run_id, "model")}
     assert files >= {"sampler.onnx", "samples.png", "animation.gif", "model.safetensors"}
 
