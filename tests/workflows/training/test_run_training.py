@@ -218,7 +218,8 @@ def test_training_can_start_from_another_models_weights(training, here, run_fold
     for name, weight in first.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], weight, rtol=0.0, atol=1e-9)
     mse = [model.provenance["metrics"]["val/mse"] for model in (first, second)]
-    assert mse[1] == pytest.approx(mse[0], rel=0.05), "a fresh network has about 1"
+    # With other timesteps and examples; a fresh network has about 1.
+    assert mse[1] == pytest.approx(mse[0], rel=0.3)
     assert ray.util.placement_group_table() is not None
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
 
