@@ -77,9 +77,9 @@ def report(folder: Path, path: Path) -> None:
 
 
 def mlflow(folder: Path, path: Path) -> None:
-    """The page that `make ui` opens."""
-    with served(folder) as page:
-        photograph(page, path, (1700, 800), wait_ms=30_000)
+    """The page of the sweep over digits that `make ui` prints."""
+    with served(folder, "digits") as page:
+        photograph(page, path, (2200, 900), wait_ms=30_000)
 
 
 def schedules(folder: Path, path: Path) -> None:
@@ -148,8 +148,8 @@ def photograph(page: str, path: Path, size: tuple[int, int], wait_ms: int = 5_00
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of the page that `python -m workflows.ui` opens, while it serves the runs of a folder."""
+def served(folder: Path, experiment: str) -> Iterator[str]:
+    """The address that `python -m workflows.ui` prints for an experiment, while it serves a folder's runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -158,9 +158,9 @@ def served(folder: Path) -> Iterator[str]:
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        page = next((line.split()[1] for line in server.stdout if line.startswith("open ")), None)
+        page = next((line.split()[1] for line in server.stdout if line.startswith(f"{experiment}: ")), None)
         if page is None:
-            raise SystemExit("error: python -m workflows.ui has opened no page")
+            raise SystemExit(f"error: python -m workflows.ui has printed no page of {experiment}")
         yield page
     finally:
         server.send_signal(signal.SIGINT)

@@ -57,11 +57,13 @@ def hide_columns(columns: dict[str, list[str]], optional: list[str], width: int)
 
 
 def number(value: Any) -> str:
-    """A number with three or four digits; a word as it is, and None as a dash."""
+    """A number with three or four digits, or all of a whole one; a word as it is, and None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
+    if float(value).is_integer() and abs(value) < 1e7:
+        return f"{value:.0f}"
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else f"{value:.4g}"
 
 

@@ -70,7 +70,15 @@ def test_columns_stay_in_the_order_of_their_importance_where_there_is_room(width
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), ("cosine", "cosine"), (1000, "1000"), (1.54321e-05, "1.54e-05"), (0.24171, "0.2417")],
+    [
+        (None, "-"),
+        ("cosine", "cosine"),
+        (1000, "1000"),
+        (20000.0, "20000"),
+        (1.54321e-05, "1.54e-05"),
+        (0.24171, "0.2417"),
+        (float("nan"), "nan"),
+    ],
 )
 def test_numbers_have_the_digits_that_matter(value, text):
     assert number(value) == text
