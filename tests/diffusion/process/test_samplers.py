@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -123,6 +124,12 @@ def test_invariants_of_every_table(schedule, steps):
         np.testing.assert_array_equal(
             table.alphas_cumprod, np.append(schedule.alphas_cumprod[table.timesteps], 1.0)
         )
+
+
+def test_the_last_step_of_a_two_stage_sampler_has_one_row(schedule):
+    table = sampler_table(schedule, "ddim", 7)
+    assert (table.num_rows, table.num_steps) == (7, 7)
+    assert replace(table, rows_per_step=2).num_steps == 4
 
 
 def test_without_a_clip_interval_the_limits_are_infinite(schedule):
