@@ -305,6 +305,19 @@ def test_a_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_on
         assert metrics[result.updates] == pytest.approx(result.metrics, rel=1e-6, nan_ok=True)
 
 
+def test_a_stop_at_the_last_update_leaves_a_finished_training(small_config, gaussian_dataset):
+    config, dataset = small_config(), gaussian_dataset(num_train=64, num_val=32)
+    calls, reported = [], []
+
+    def request():
+        calls.append(training.updates)
+        return Request.STOP if calls.count(config.training.num_updates) == 1 else Request.CONTINUE
+
+    training = Training(config, dataset, reported.append, request=request)
+    training.run()
+    assert reported[-1].updates == training.updates == config.training.num_updates
+
+
 def test_a_stop_interrupts_an_evaluation_which_is_repeated_on_resume(
     small_config, gaussian_dataset, tmp_path
 ):
