@@ -1,5 +1,6 @@
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,12 @@ def test_reading_gives_back_what_was_written(spec):
         assert getattr(actual, name) == json.loads(json.dumps(getattr(spec, name)))
     assert actual.prediction_type == spec.prediction_type
     assert actual.shape == tuple(spec.data["shape"])
+
+
+def test_more_rows_than_steps_need_version_2(spec):
+    assert spec.format_version == "1"
+    two_stages = replace(spec, sampler=spec.sampler | {"num_steps": spec.table.num_rows // 2})
+    assert two_stages.format_version == "2"
 
 
 def test_betas_round_trip_exactly(spec, image_model):

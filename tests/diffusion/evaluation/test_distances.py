@@ -5,6 +5,7 @@ from scipy.linalg import sqrtm
 
 from diffusion.evaluation import distances
 from diffusion.evaluation.distances import (
+    Estimate,
     MultiscaleKernel,
     energy_distance,
     frechet_distance,
@@ -327,3 +328,11 @@ def test_a_reference_whose_numbers_change_in_place_is_measured_anew(distance):
     y += 1.0
     after = distance(x, y)
     assert after == distance(x, y.clone()) and after.value > before.value + 0.01
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "sign"),
+    [(2.1, 1.0, 1), (-2.1, 1.0, -1), (2.0, 1.0, 0), (np.nan, 1.0, 0), (3.0, np.nan, 0), (0.0, 0.0, 0)],
+)
+def test_the_sign_of_an_estimate_is_0_unless_it_exceeds_its_error(value, error, sign):
+    assert Estimate(value, error).sign(2.0) == sign

@@ -88,6 +88,18 @@ def test_errors_of_precision_and_recall_match_their_spread(index):
     assert 0.75 < error / spread < 2.2
 
 
+def test_the_divergence_is_the_formula_computed_row_by_row():
+    generator = torch.Generator().manual_seed(2)
+    x, y = normals(7, 2, generator).double(), normals(9, 2, generator).double()
+
+    def one_way(p, q, k=2):
+        within = torch.cdist(p, p).sort(dim=1).values[:, k]  # the first is the row itself
+        across = torch.cdist(p, q).sort(dim=1).values[:, k - 1]
+        return 2.0 * (across / within).log().mean() + np.log(len(q) / (len(p) - 1))
+
+    assert neighbour_kl(x, y, 2).value == pytest.approx(float(one_way(x, y) + one_way(y, x)), rel=1e-6)
+
+
 @pytest.mark.parametrize(("shift", "scale"), [(0.7, 1.0), (0.0, 1.6)])
 def test_the_divergence_of_normals_is_its_closed_form_and_its_error_matches_the_spread(shift, scale):
     """KL(N(d, s^2) | N(0, 1)): (s^2 + d^2 - 1) / 2 - log s; reverse: (1 + d^2) / (2 s^2) - 1/2 + log s."""
