@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparisons import heart, mnist_mlp, unet_training
-from benchmarks.peers import diffusers_training, tutorial
+from benchmarks.peers import diffusers_sampling, diffusers_training, tutorial
 from benchmarks.training_data import COLOUR_32, GREY_28
 from diffusion.config import Config, DataConfig
 from diffusion.data.dataset import load_dataset
@@ -87,3 +87,9 @@ def test_both_unets_have_equal_parameters_and_flops_and_ours_has_not_fewer(data,
         flops.append(counter.get_total_flops())
     assert 1.0 <= num_parameters(ours) / num_parameters(theirs) < 1.02
     assert 1.0 <= flops[0] / flops[1] < 1.021
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_diffusers_pipelines_draw_in_bf16_too(sampler):
+    figures = diffusers_sampling.sample(sampler, num_steps=2, batch_size=2, bf16=True)()
+    assert figures["samples/s"] > 0.0
