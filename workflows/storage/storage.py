@@ -2,7 +2,6 @@
 
 import errno
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from diffusion.errors import InputError
 from diffusion.files import user_path
 from diffusion.manifest import MANIFEST, write_manifest
+from workflows.storage.attempt import Attempt
 from workflows.storage.local import LocalFolder
 
 if TYPE_CHECKING:  # importing pyarrow takes 0.1 s, and a local folder does not need it
@@ -251,26 +251,10 @@ def _open_bucket(uri: str) -> Backend:
 
 def _failure_reason(action: Callable[[], None]) -> str | None:
     """Run an action, and return why it failed or timed out, or None if it succeeded."""
-    outcome: list[Exception | None] = []
-
-    def attempt() -> None:
-        try:
-            action()
-            outcome.append(None)
-        except Exception as error:
-            outcome.append(error)
-
-    # In a thread: neither access to a dead mount nor the DNS lookup of a dead server accepts a timeout.
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(CHECK_TIMEOUT_SECONDS)
-    match outcome:
-        case []:
-            return f"no answer within {CHECK_TIMEOUT_SECONDS:.0f} s"
-        case [OSError() as error]:
-            return error.strerror or str(error)
-        case [Exception() as error]:
-            raise error
+    try:
+        Attempt(action).wait(CHECK_TIMEOUT_SECONDS)
+    except OSError as error:
+        return error.strerror or str(error)
     return None
 
 

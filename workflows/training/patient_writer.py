@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffusion.files import os_reason
+from workflows.storage.attempt import Attempt
 from workflows.storage.storage import is_permanent
 from workflows.training.checkpoint_store import REMEDY, CheckpointStore, CheckpointWriteError
 
@@ -35,7 +36,7 @@ class PatientWriter:
         self._store, self._retry_seconds, self._notify = store, retry_seconds, notify
         self._failing_since: float | None = None
         self._missed: tuple[Callable[[Path], None], int, float | None] | None = None
-        self._thread: threading.Thread | None = None
+        self._attempt: Attempt | None = None
         self._paused_until, self._problem = 0.0, ""  # after a failed write, and why it failed
 
     def save(self, write: Callable[[Path], None], update: int, objective: float | None) -> None:
@@ -112,7 +113,7 @@ class PatientWriter:
             time.sleep(min(1.0, SECONDS_BETWEEN_RETRIES))
 
     def _run(self, action: Callable[[], None]) -> None:
-        """Run an action in a thread, since access to a dead mount accepts no timeout.
+        """Run an action, and wait for it for a minute.
 
         Raises:
             TimeoutError: it, or an earlier action, has not returned yet, or an earlier one has just failed.
@@ -121,26 +122,16 @@ class PatientWriter:
         started = time.monotonic()
         if started < self._paused_until:
             raise TimeoutError(self._problem)
-        if self._thread is not None and self._thread.is_alive():
+        if self._attempt is not None and self._attempt.is_running:
             raise TimeoutError("an earlier write has not returned yet")
-        outcome: list[Exception | None] = []
-
-        def attempt() -> None:
-            try:
-                action()
-                outcome.append(None)
-            except Exception as error:
-                outcome.append(error)
-
-        self._thread = threading.Thread(target=attempt, name="checkpoint", daemon=True)
-        self._thread.start()
-        self._thread.join(SECONDS_TO_WRITE)
-        error = outcome[0] if outcome else TimeoutError(f"no answer within {SECONDS_TO_WRITE:.0f} s")
-        if error is not None:
+        self._attempt = Attempt(action)
+        try:
+            self._attempt.wait(SECONDS_TO_WRITE)
+        except Exception as error:
             now = time.monotonic()
             self._paused_until = now + PAUSE_FACTOR * max(now - started, SECONDS_BETWEEN_RETRIES / 4)
             self._problem = os_reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
-            raise error
+            raise
 
     def _fail(self, error: CheckpointWriteError) -> None:
         """Count a failed write.
