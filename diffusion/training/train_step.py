@@ -37,6 +37,7 @@ class TrainStep:
 
     Attributes:
         network: the network that the optimizer updates.
+
     Raises:
         InputError: the network does not fit the shape or into memory, or the device does not support the
             precision.

@@ -7,15 +7,13 @@ import logging
 import os
 import shutil
 import sys
+import time
 
 import psutil
 import pytest
 
 from workflows.environment import set_defaults
 
-# Ray's workers would get next to no CPU time beside other tests, since they are nicer than those.
-NO_NICENESS = {"RAY_worker_niceness": "0"}
-os.environ |= NO_NICENESS
 set_defaults(verbose=True)  # before the import: Ray reads RAY_AUTH_MODE when it is imported
 
 import ray  # noqa: E402
@@ -25,8 +23,7 @@ from workflows.cli.process import exit_status  # noqa: E402
 
 def user_environment():
     """Environment of a user's command: no settings of the tests' own MLflow and Ray."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))}
-    return own | NO_NICENESS
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY"))}
 
 
 def is_running(process):
@@ -36,6 +33,14 @@ def is_running(process):
         is_ray_agent = name.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and not is_ray_agent
     return False
+
+
+def left_behind(started, seconds=45.0):
+    """Those of the processes that outlive their command, except two of Ray's; waits for them to end."""
+    deadline = time.monotonic() + seconds
+    while (alive := [each for each in started if is_running(each)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return alive
 
 
 @pytest.fixture(scope="session")

@@ -67,9 +67,9 @@ class MlflowSender:
         client: client of the store.
         uri: URI of the store.
         experiment_id: id of the experiment.
-        folder: folder to which paths in entries are relative.
 
     Attributes:
+        folder: folder to which paths in entries are relative.
         run_id: id of the run; empty before it is started or found.
         children: ids of the runs of trials, by trial id.
     """

@@ -230,9 +230,8 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
                 log.tracker.log(curves, evaluations)
             log.tracker.tag({"best_update": str(update)})
         log.view.step(f"sending the model to {log.tracker.name}")
-        to_send = (
-            published.path if published.is_local else folder
-        )  # which stays, so that it can be sent later
+        # A local folder of the run stays, so it can be sent later, too.
+        to_send = published.path if published.is_local else folder
         upload_model(log.tracker, to_send, "model")
         warnings = log_model(log.tracker, to_send, model.config.flat(), metrics)
         log.tracker.flush()

@@ -49,8 +49,6 @@ POLL_SECONDS = 0.5
 _SECONDS_TO_REACH_COORDINATOR = 60.0
 _SECONDS_TO_ANSWER_POLL = 20.0
 MAX_ATTEMPTS = 3
-
-
 PREEMPTED = "a machine will be taken away (SIGTERM, or a notice to Ray)"
 
 

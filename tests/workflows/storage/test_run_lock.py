@@ -1,8 +1,10 @@
 """A run's folder has one writer, and its lock leaves nothing behind."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,13 +14,22 @@ from workflows.storage.run_lock import RunLock, remove_parts
 ROOT = Path(__file__).parents[3]
 
 
+def can_be_locked(folder):
+    try:
+        RunLock(folder).release()
+    except InputError:
+        return False
+    return True
+
+
 def test_the_second_is_refused_until_the_first_is_done(tmp_path):
     first = RunLock(tmp_path)
     with pytest.raises(InputError, match=f"--name {tmp_path.name}: another process runs it"):
         RunLock(tmp_path)
+    assert not can_be_locked(tmp_path)
     first.release()
     first.release()
-    RunLock(tmp_path).release()
+    assert can_be_locked(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -29,15 +40,17 @@ from workflows.storage.run_lock import RunLock
 lock = RunLock(pathlib.Path({str(tmp_path)!r}))
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=300)
-    RunLock(tmp_path).release()
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, "it had the lock"
+    assert can_be_locked(tmp_path)
 
 
 def test_a_folder_that_does_not_exist_or_cannot_be_locked_is_free(tmp_path, monkeypatch):
-    RunLock(tmp_path / "new").release()
-    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
-    RunLock(tmp_path)
-    RunLock(tmp_path)
+    assert can_be_locked(tmp_path / "new") and not (tmp_path / "new").exists()
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(95, "not supported")))
+    first = RunLock(tmp_path)
+    assert can_be_locked(tmp_path), "though another one has it"
+    first.release()
 
 
 def test_what_a_killed_process_left_half_written_is_removed_but_not_from_under_workers(tmp_path):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.workflows.conftest import is_running, user_environment
+from tests.workflows.conftest import left_behind, user_environment
 from workflows.status import STOPPED
 from workflows.storage.run_lock import RunLock
 
@@ -251,13 +251,8 @@ class Sweep:
         self.wait(lambda: self.process.poll() is not None)
         return self.process.returncode, time.monotonic() - began
 
-    def left_behind(self, seconds=45.0):
-        deadline = time.monotonic() + seconds
-        while alive := [process for process in self.started if is_running(process)]:
-            if time.monotonic() > deadline:
-                return alive
-            time.sleep(0.1)
-        return []
+    def left_behind(self):
+        return left_behind(self.started)
 
 
 @pytest.fixture(scope="module")

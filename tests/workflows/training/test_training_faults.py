@@ -22,7 +22,7 @@ from PIL import Image
 from pyarrow import fs
 
 from diffusion.training.checkpoints import read_checkpoint
-from tests.workflows.conftest import is_running, user_environment
+from tests.workflows.conftest import left_behind, user_environment
 from workflows.status import STOPPED
 from workflows.storage.storage import Storage
 from workflows.training.checkpoint_store import CheckpointStore
@@ -121,14 +121,8 @@ class Training:
             time.sleep(0.05)
         return self.process.returncode, time.monotonic() - started
 
-    def left_behind(self, seconds=45.0):
-        """Processes that outlive the command, except two of Ray's that search its server for a minute."""
-        deadline = time.monotonic() + seconds
-        while alive := [process for process in self.started if is_running(process)]:
-            if time.monotonic() > deadline:
-                return alive
-            time.sleep(0.1)
-        return []
+    def left_behind(self):
+        return left_behind(self.started)
 
     def interrupt(self):
         """Press Ctrl-C, which signals the whole process group."""
