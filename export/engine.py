@@ -1,6 +1,6 @@
 """The network of a sampler.onnx and the sampling loop around it, on the CPU or a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from diffusion.errors import InputError
 from diffusion.process.samplers import COEFFICIENTS, SamplerTable, trajectory
 from export.conditions import ConditionInputs
 from export.contract import BATCH, LABEL, OUTPUT, VARIANCE_OUTPUT, SamplerSpec, X
-from export.gpu_loop import DeviceLoopCache, fits_device_loop
+from export.gpu_loop import DeviceLoopCache, State, fits_device_loop
 from export.labels import network_labels
 from export.limits import RequestGuard
 from export.session import Provider, has_convolutions, open_session
@@ -62,7 +62,7 @@ class Engine:
             return f"CUDA, without CUDA graphs, since {self._gpu_loops.graph_error}"
         return self._runs_on
 
-    def run(
+    def states(
         self,
         table: SamplerTable,
         noise: Callable[[int], NDArray[np.float64]],
@@ -70,9 +70,8 @@ class Engine:
         conditions: ConditionInputs,
         guidance_scale: float,
         guard: RequestGuard,
-        after_row: Callable[[Callable[[], NDArray[np.float64]]], None],
-    ) -> NDArray[np.float64]:
-        """Turn one batch of noise into samples.
+    ) -> Iterator[State]:
+        """Turn one batch of noise into samples, yielding after each row of the table.
 
         Args:
             table: the sampler.
@@ -81,20 +80,20 @@ class Engine:
             conditions: further inputs of the network.
             guidance_scale: strength of classifier-free guidance.
             guard: guard of the request.
-            after_row: called after each row of the table with a function that fetches the row's x0.
 
-        Returns:
-            float64 [batch, *shape], normalised.
+        Yields:
+            The state after each row, valid until the next one is asked for.
 
         Raises:
             InputError, Cancelled, OutOfMemory: as for `RequestGuard.run`.
         """
-        start = noise(-1)
         if self._gpu_loops is not None and table.columns == COEFFICIENTS:
+            start = noise(-1)
             guided = labels is not None and guidance_scale != 1.0
             y = network_labels(labels, len(self.spec.classes), guided=guided)
             loop = self._gpu_loops.loop(len(start), guided=guided)
-            return loop.run(start, table, noise, y, guidance_scale, guard, after_row)
+            yield from loop.states(start, table, noise, y, guidance_scale, guard)
+            return
         learns_variance = "g" in table.columns
         names = [OUTPUT, VARIANCE_OUTPUT] if learns_variance else [OUTPUT]
 
@@ -102,10 +101,8 @@ class Engine:
             outputs = self.outputs(names, x, level, labels, conditions, guidance_scale, guard)
             return outputs if learns_variance else outputs[0]
 
-        for x, x0 in trajectory(denoise, start, table, noise):
-            after_row(x0.view)
-            last = x
-        return last
+        for x, x0 in trajectory(denoise, noise(-1), table, noise):
+            yield State(x.view, x0.view)
 
     def outputs(
         self,

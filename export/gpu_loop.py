@@ -7,10 +7,10 @@ needs it, noise.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -36,6 +36,13 @@ def step_file(*, guided: bool) -> Path:
 def fits_device_loop(spec: SamplerSpec) -> bool:
     """Whether a model's graph has the inputs and outputs of version 1, the only ones that a loop binds."""
     return set(spec.graph_inputs) <= {X, TIMESTEP, LABEL} and set(spec.graph_outputs) == {OUTPUT}
+
+
+class State(NamedTuple):
+    """A batch after a row of the table; each is a function that gives float64 [batch, *shape], normalised."""
+
+    x: Callable[[], NDArray[np.float64]]
+    x0: Callable[[], NDArray[np.float64]]  # the estimate of the finished samples
 
 
 class DeviceLoop:
@@ -111,7 +118,7 @@ class DeviceLoop:
             for _ in range(_CALLS_TO_CAPTURE):
                 RequestGuard().run(self._denoiser.run_with_iobinding, self._denoiser_binding)
 
-    def run(
+    def states(
         self,
         start: NDArray[np.float64],
         table: SamplerTable,
@@ -119,9 +126,8 @@ class DeviceLoop:
         labels: NDArray[np.int64] | None,
         guidance_scale: float,
         guard: RequestGuard,
-        after_row: Callable[[Callable[[], NDArray[np.float64]]], None],
-    ) -> NDArray[np.float64]:
-        """Turn one batch of noise into samples.
+    ) -> Iterator[State]:
+        """Turn one batch of noise into samples, yielding after each row of the table.
 
         Args:
             start: initial noise, float64 [batch, *shape].
@@ -131,10 +137,9 @@ class DeviceLoop:
                 unconditional model.
             guidance_scale: strength of classifier-free guidance; used by a guided loop only.
             guard: guard of the request.
-            after_row: called after each row of the table with a function that fetches the row's x0.
 
-        Returns:
-            float64 [batch, *shape], normalised.
+        Yields:
+            The state after each row, valid until the next one is asked for.
 
         Raises:
             InputError, Cancelled, OutOfMemory: as for `RequestGuard.run`.
@@ -156,8 +161,7 @@ class DeviceLoop:
                 guard.run(self._denoiser.run_with_iobinding, self._denoiser_binding)
                 guard.run(self._step.run_with_iobinding, self._step_bindings[current])
                 current = 1 - current
-                after_row(self._x0[current].numpy)
-            return self._x[current].numpy().copy()
+                yield State(self._x[current].numpy, self._x0[current].numpy)
 
     def _buffer(self, shape: tuple[int, ...], dtype: Any) -> Any:
         value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._device, 0)

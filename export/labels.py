@@ -1,6 +1,7 @@
 """Class labels of the samples of a conditional model. Needs only numpy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ def resolve_labels(
         return None
     if labels is None:
         return np.arange(first_index, first_index + num_samples) % len(classes)
-    label_list = [labels] * num_samples if isinstance(labels, int | str) else list(labels)
+    one_for_all = isinstance(labels, int | str | np.integer)
+    label_list = [labels] * num_samples if one_for_all else _each(labels)
     if len(label_list) != num_samples:
         raise InputError(
             f"{len(label_list)} labels for {num_samples} samples: give one for all, or one per sample"
@@ -61,12 +63,21 @@ def network_labels(
     return np.concatenate([np.full_like(labels, null_label), labels])
 
 
-def _label_number(label: int | str, classes: Sequence[str]) -> int:
+def _each(labels: Any) -> list[Any]:
+    try:
+        return list(labels)
+    except TypeError as error:
+        raise InputError(
+            f"labels {labels!r}: give the name or number of a class, or one per sample"
+        ) from error
+
+
+def _label_number(label: Any, classes: Sequence[str]) -> int:
     """Look up a label. A string is always a name, since class names may look like numbers."""
     if isinstance(label, str):
         if label in classes:
             return list(classes).index(label)
-    elif 0 <= int(label) < len(classes):
+    elif isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(classes):
         return int(label)
     names = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime
 
 from diffusion.errors import InputError
+from export.values import real_number
 
 WATCHER_THREAD = "sampling-request-watcher"
 
@@ -40,7 +41,8 @@ class RequestGuard:
     also terminates the call in progress, through ONNX Runtime's RunOptions.
 
     Args:
-        time_limit: time that the request may take, in seconds, or None for no limit.
+        time_limit: time that the request may take, in seconds from entering the context, or None for no
+            limit.
         stop: event that ends the request when set, or None.
 
     Raises:
@@ -48,16 +50,20 @@ class RequestGuard:
     """
 
     def __init__(self, time_limit: float | None = None, stop: threading.Event | None = None) -> None:
-        if time_limit is not None and not time_limit > 0.0:
-            raise InputError(f"time_limit {time_limit:g}: give a number of seconds greater than 0")
+        if time_limit is not None:
+            time_limit = real_number("time_limit", time_limit)
+            if not time_limit > 0.0:
+                raise InputError(f"time_limit {time_limit:g}: give a number of seconds greater than 0")
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = 4
         self._time_limit, self._stop = time_limit, stop
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self._deadline: float | None = None
         self._finished = threading.Event()
         self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> "RequestGuard":
+        if self._time_limit is not None:
+            self._deadline = time.monotonic() + self._time_limit
         if self._deadline is not None or self._stop is not None:
             self._watcher = threading.Thread(target=self._watch, name=WATCHER_THREAD, daemon=True)
             self._watcher.start()

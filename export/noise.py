@@ -5,6 +5,8 @@ counter = (k, p): k = 0 is the initial noise, k = i + 1 the noise of the sampler
 p is the index of a pair of neighbouring elements of the sample, in C order.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -42,14 +44,23 @@ def threefry(
     return x0, x1
 
 
-def normal_noise(seed: int, sample_indices: ArrayLike, k: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def seed_words(seeds: int | Sequence[int]) -> UInt32Array:
+    """The first word of the key for one seed, [], or several, [batch]: the seed modulo 2^32."""
+    if isinstance(seeds, Sequence):
+        return np.array([int(seed) % 2**32 for seed in seeds], dtype=np.uint32)
+    return np.array(int(seeds) % 2**32, dtype=np.uint32)
+
+
+def normal_noise(
+    seed: int | UInt32Array, sample_indices: ArrayLike, k: int, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
     """Standard normal noise: the Box-Muller transform of Threefry's words.
 
     Two words w0, w1 give u = (w0 + 0.5) / 2^32 and theta = 2 pi (w1 + 0.5) / 2^32; elements 2p and
     2p + 1 of a sample are r cos theta and r sin theta with r = sqrt(-2 ln u).
 
     Args:
-        seed: any integer; only seed mod 2^32 is used.
+        seed: any integer, of which only seed mod 2^32 is used, or one of `seed_words` for each sample.
         sample_indices: indices of the samples within the seed, [batch].
         k: 0 for the initial noise, i + 1 for the noise of row i of the sampler's table.
         shape: shape of one sample.
@@ -60,7 +71,8 @@ def normal_noise(seed: int, sample_indices: ArrayLike, k: int, shape: tuple[int,
     size = int(np.prod(shape))
     pairs = np.arange((size + 1) // 2, dtype=np.uint32)
     indices = np.asarray(sample_indices).astype(np.uint32)[:, None]
-    w0, w1 = threefry((np.uint32(seed % 2**32), indices), (np.uint32(k), pairs))
+    words = seed if isinstance(seed, np.ndarray) else seed_words(seed)
+    w0, w1 = threefry((words.reshape(-1, 1), indices), (np.uint32(k), pairs))
     radius = np.sqrt(-2.0 * np.log((w0 + 0.5) / 2.0**32))
     theta = 2.0 * np.pi * (w1 + 0.5) / 2.0**32
     values = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=-1).reshape(len(indices), -1)

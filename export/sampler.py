@@ -13,11 +13,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,17 +34,19 @@ from diffusion.process.samplers import (
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.cli import sampler_parser, sampling_options
-from export.conditions import read_conditions, resolve_conditions
+from export.conditions import ConditionInputs, read_conditions, resolve_conditions
 from export.contract import FAST, OUTPUT
 from export.doctor import doctor_report
-from export.engine import Engine
+from export.engine import Engine, State
 from export.labels import Labels, resolve_labels
 from export.limits import Cancelled, OutOfMemory, RequestGuard
-from export.noise import normal_noise
+from export.noise import UInt32Array, normal_noise, seed_words
+from export.notebook import notebook_html
 from export.output import check_suffix, save_samples
 from export.session import Provider
+from export.values import real_number, whole_number
 
-__all__ = ["Cancelled", "Sampler"]
+__all__ = ["Cancelled", "Preview", "Sampler"]
 
 _MAX_SAMPLES = 10_000_000  # per call
 _NUM_INDICES = 2**32  # samples of one seed
@@ -53,6 +55,72 @@ _MAX_BATCH_SIZE, _MAX_BATCH_VALUES = 1024, 2**22
 # Convolutions on a CPU make many times as many activations, which leave a core's cache if it has more than
 # these values of x to work on: a batch of 1,024 images takes a quarter more time and 11 times the memory.
 _CACHED_VALUES_PER_CORE = 2**14
+
+
+class StreamOptions(TypedDict, total=False):
+    """Arguments of `Sampler.sample` by name that `Sampler.stream` has too."""
+
+    seed: int
+    seeds: Sequence[int] | None
+    sampler: str | None
+    num_steps: int | None
+    eta: float | None
+    spacing: Spacing | None
+    labels: Labels | None
+    conditions: Mapping[str, ArrayLike] | None
+    guidance_scale: float | None
+    first_index: int
+    batch_size: int | None
+    time_limit: float | None
+    stop: threading.Event | None
+
+
+class Preview(NamedTuple):
+    """How far a request is, as `Sampler.stream` yields it.
+
+    Attributes:
+        rows_done: network calls that have been made.
+        num_rows: network calls of the whole request. It grows if a batch did not fit into memory.
+        samples: float32 [begun, *shape] in data units: the finished samples of earlier batches, then the
+            model's estimates of the finished samples of the batch in progress. When `rows_done` is
+            `num_rows`, all samples, finished.
+    """
+
+    rows_done: int
+    num_rows: int
+    samples: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A checked request; `samples`, in data units, is filled while it is drawn."""
+
+    samples: NDArray[np.float32]
+    seeds: UInt32Array  # one for all, [], or one per sample, [num_samples]
+    first_index: int
+    table: SamplerTable
+    labels: NDArray[np.int64] | None
+    conditions: ConditionInputs
+    guidance_scale: float
+    batch_size: int
+
+    def noise(self, batch: slice, shape: tuple[int, ...]) -> Callable[[int], NDArray[np.float64]]:
+        """Function from a row of the table, or -1 for the start, to the noise of some of the samples."""
+        if self.seeds.ndim == 0:
+            seeds, indices = self.seeds, self.first_index + np.arange(batch.start, batch.stop)
+        else:
+            seeds = self.seeds[batch]
+            indices = np.full(len(seeds), self.first_index)
+        return lambda row: normal_noise(seeds, indices, row + 1, shape)
+
+
+class _State(NamedTuple):
+    """A request after a network call: the calls done and in total, and the batch in progress."""
+
+    rows_done: int
+    num_rows: int
+    first: int  # index of the batch's first sample
+    estimate: Callable[[], NDArray[np.float32]]  # of the batch's finished samples; valid until the next call
 
 
 class Sampler:
@@ -89,8 +157,8 @@ class Sampler:
     def __init__(
         self, model: str | Path | bytes, provider: Provider = "auto", threads: int | None = None
     ) -> None:
-        if threads is not None and not 1 <= threads <= 1024:
-            raise InputError(f"threads {threads}: give 1 to 1024")
+        if threads is not None:
+            threads = whole_number("threads", threads, 1, 1024)
         if provider not in get_args(Provider):
             raise InputError(f"provider {provider!r}: choose one of {', '.join(get_args(Provider))}")
         content = (
@@ -105,7 +173,30 @@ class Sampler:
                 raise
             raise InputError(f"{model}: {error}") from error
         self.spec = self._engine.spec
-        self._threads = threads
+        self._content, self._provider, self._threads = content, provider, threads
+        self._html: str | None = None
+
+    def __reduce__(self) -> tuple[type["Sampler"], tuple[bytes, Provider, int | None]]:
+        """Pickle the file's bytes; the process that reads the pickle opens them on its own device."""
+        return type(self), (self._content, self._provider, self._threads)
+
+    def __repr__(self) -> str:
+        """What the file draws, by which sampler, and where."""
+        spec = self.spec
+        parts = [
+            f"{spec.data['kind']} {list(spec.shape)}",
+            f"{spec.sampler['name']}, {spec.sampler['num_steps']} steps",
+            *([f"{len(spec.classes)} classes"] if spec.classes else []),
+            *([f"conditions {', '.join(each.name for each in spec.conditions)}"] if spec.conditions else []),
+            f"runs on {self.runs_on}",
+        ]
+        return f"<Sampler: {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the text of `repr`, and a picture of some samples if it is quickly drawn."""
+        if self._html is None:
+            self._html = notebook_html(self)
+        return self._html
 
     @property
     def runs_on(self) -> str:
@@ -129,9 +220,10 @@ class Sampler:
 
     def sample(
         self,
-        num_samples: int,
+        num_samples: int | None = None,
         *,
         seed: int = 0,
+        seeds: Sequence[int] | None = None,
         sampler: str | None = None,
         num_steps: int | None = None,
         eta: float | None = None,
@@ -153,8 +245,12 @@ class Sampler:
         stored in the file.
 
         Args:
-            num_samples: number of samples, at least 1.
+            num_samples: number of samples, at least 1; may be left out if `seeds` are given.
             seed: seed of the noise; only seed mod 2^32 is used.
+            seeds: a seed for each sample, instead of `seed`. Sample r is then sample `first_index` of
+                seeds[r], which is the first one unless `first_index` is given: what
+                `sample(1, seed=seeds[r])` draws, except for rounding. Without `labels` all have the label
+                of that index, the first class, as they would have one by one.
             sampler: "ddpm", "ddim", "dpmpp_2m", or one that an installed package adds; "fast" is the file's
                 choice among those with few network evaluations, and sets `num_steps` too.
             num_steps: number of sampling steps, from 1 to the number of training timesteps; each is one
@@ -186,59 +282,163 @@ class Sampler:
                 are not finite, or the time limit was exceeded.
             Cancelled: `stop` was set.
         """
-        current_batch_size = self._default_batch_size() if batch_size is None else batch_size
-        for name, value in (("num_samples", num_samples), ("batch_size", current_batch_size)):
-            if not 1 <= value <= _MAX_SAMPLES:
-                raise InputError(f"{name} {value}: give 1 to {_MAX_SAMPLES}")
-        if not 0 <= first_index <= _NUM_INDICES - num_samples:
-            raise InputError(f"first_index {first_index}: give 0 to {_NUM_INDICES - num_samples}")
+        request = self._request(
+            num_samples,
+            seed=seed,
+            seeds=seeds,
+            sampler=sampler,
+            num_steps=num_steps,
+            eta=eta,
+            spacing=spacing,
+            labels=labels,
+            conditions=conditions,
+            guidance_scale=guidance_scale,
+            first_index=first_index,
+            batch_size=batch_size,
+        )
+        with RequestGuard(time_limit, stop) as guard:
+            for state in self._draw(request, guard):
+                if on_row is not None:
+                    on_row(state.rows_done, state.num_rows)
+                if on_preview is not None:
+                    on_preview(state.estimate())
+        return request.samples
+
+    def stream(
+        self, num_samples: int | None = None, *, every: int = 1, **options: Unpack[StreamOptions]
+    ) -> Generator[Preview, None, NDArray[np.float32]]:
+        """Draw samples as `sample` does, and show them as they come out of the noise.
+
+            for preview in sampler.stream(16, seed=0, every=5):
+                show(preview.samples, f"{preview.rows_done} of {preview.num_rows}")
+            samples = preview.samples
+
+        The work is done while the next preview is asked for, in the thread that asks; nothing goes on in
+        between. Closing the generator, or leaving the loop, ends the request. Arguments are checked when
+        `stream` is called.
+
+        Args:
+            num_samples, options: as for `sample`, without `on_row` and `on_preview`. `time_limit` counts
+                from the first preview that is asked for, with the time that the caller takes.
+            every: number of network calls from one preview to the next.
+
+        Yields:
+            Previews: one every so many network calls, and the last one, which has the finished samples.
+
+        Returns:
+            The samples, which the last preview has too.
+
+        Raises:
+            InputError, Cancelled: as for `sample`.
+        """
+        step = whole_number("every", every, 1, _MAX_SAMPLES)
+        time_limit, stop = options.pop("time_limit", None), options.pop("stop", None)
+        request = self._request(num_samples, **options)
+        guard = RequestGuard(time_limit, stop)
+        return self._previews(request, guard, step)
+
+    def _previews(
+        self, request: _Request, guard: RequestGuard, every: int
+    ) -> Generator[Preview, None, NDArray[np.float32]]:
+        with guard:
+            for state in self._draw(request, guard):
+                if state.rows_done == state.num_rows:
+                    yield Preview(state.rows_done, state.num_rows, request.samples)
+                elif state.rows_done % every == 0:
+                    begun = np.concatenate([request.samples[: state.first], state.estimate()])
+                    yield Preview(state.rows_done, state.num_rows, begun)
+        return request.samples
+
+    def _request(
+        self,
+        num_samples: int | None,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        sampler: str | None = None,
+        num_steps: int | None = None,
+        eta: float | None = None,
+        spacing: Spacing | None = None,
+        labels: Labels | None = None,
+        conditions: Mapping[str, ArrayLike] | None = None,
+        guidance_scale: float | None = None,
+        first_index: int = 0,
+        batch_size: int | None = None,
+    ) -> _Request:
+        """Check the arguments of a request, and find the defaults of those that are missing."""
+        seed_list = None if seeds is None else _seed_list(seeds, seed, num_samples)
+        if num_samples is None and seed_list is None:
+            raise InputError("num_samples: give the number of samples, or seeds, one for each")
+        count = whole_number(
+            "num_samples", len(seed_list) if seed_list is not None else num_samples, 1, _MAX_SAMPLES
+        )
+        size = self._default_batch_size() if batch_size is None else batch_size
+        size = whole_number("batch_size", size, 1, _MAX_SAMPLES)
+        last_index = _NUM_INDICES - (1 if seed_list is not None else count)
+        first = whole_number("first_index", first_index, 0, last_index)
+        words = seed_words(whole_number("seed", seed) if seed_list is None else seed_list)
         check_memory(
-            4.0 * num_samples * self.spec.size,
-            f"num_samples {num_samples}",
+            4.0 * count * self.spec.size,
+            f"num_samples {count}",
             "give fewer, in several calls with first_index",
         )
-        label_numbers = resolve_labels(labels, num_samples, self.spec.classes, first_index)
-        condition_inputs = resolve_conditions(conditions, num_samples, self.spec.conditions)
-        scale = self._guidance_scale(guidance_scale)
-        table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
-        samples = np.empty((num_samples, *self.spec.shape), dtype=np.float32)
-        samples_done = batches_done = calls_done = 0
+        classes = self.spec.classes
+        if seed_list is not None and labels is None and classes:
+            labels = first % len(classes)
+        return _Request(
+            samples=np.empty((count, *self.spec.shape), dtype=np.float32),
+            seeds=words,
+            first_index=first,
+            table=self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing),
+            labels=resolve_labels(labels, count, classes, first),
+            conditions=resolve_conditions(conditions, count, self.spec.conditions),
+            guidance_scale=self._guidance_scale(guidance_scale),
+            batch_size=size,
+        )
 
-        def after_row(x0: Callable[[], NDArray[np.float64]]) -> None:
-            nonlocal calls_done
-            calls_done += 1
-            if on_row is not None:
-                num_batches = batches_done + math.ceil((num_samples - samples_done) / current_batch_size)
-                on_row(calls_done, num_batches * table.num_rows)
-            if on_preview is not None:
-                on_preview(self.spec.denormalise(x0()).astype(np.float32))
+    def _draw(self, request: _Request, guard: RequestGuard) -> Iterator[_State]:
+        """Fill `request.samples` batch by batch, yielding after each network call."""
+        samples, table, batch_size = request.samples, request.table, request.batch_size
+        samples_done = batches_done = 0
+        while samples_done < len(samples):
+            batch = slice(samples_done, min(samples_done + batch_size, len(samples)))
+            states = self._engine.states(
+                table,
+                request.noise(batch, self.spec.shape),
+                None if request.labels is None else request.labels[batch],
+                {name: values[batch] for name, values in request.conditions.items()},
+                request.guidance_scale,
+                guard,
+            )
+            num_batches = batches_done + math.ceil((len(samples) - samples_done) / batch_size)
+            num_rows = num_batches * table.num_rows
+            try:
+                for row, state in enumerate(_without_warnings(states), start=1):
+                    if row == table.num_rows:
+                        samples[batch] = self._finished(state.x())
+                    rows_done = batches_done * table.num_rows + row
+                    yield _State(rows_done, num_rows, batch.start, partial(self._estimate, state.x0))
+            except OutOfMemory as error:
+                if batch.stop - batch.start == 1:
+                    raise InputError(f"one sample does not fit into memory: {error}") from error
+                batch_size = (batch.stop - batch.start) // 2
+                continue
+            samples_done, batches_done = batch.stop, batches_done + 1
 
-        # No warnings from numpy: samples that are not finite raise an error below.
-        with RequestGuard(time_limit, stop) as guard, np.errstate(over="ignore", invalid="ignore"):
-            while samples_done < num_samples:
-                batch = slice(samples_done, min(samples_done + current_batch_size, num_samples))
-                indices = first_index + np.arange(batch.start, batch.stop)
-                noise = partial(self._noise, seed, indices)
-                batch_labels = None if label_numbers is None else label_numbers[batch]
-                batch_conditions = {name: values[batch] for name, values in condition_inputs.items()}
-                try:
-                    x = self._engine.run(
-                        table, noise, batch_labels, batch_conditions, scale, guard, after_row
-                    )
-                except OutOfMemory as error:
-                    if len(indices) == 1:
-                        raise InputError(f"one sample does not fit into memory: {error}") from error
-                    calls_done = batches_done * table.num_rows
-                    current_batch_size = len(indices) // 2
-                    continue
-                samples[batch] = self.spec.denormalise(x)
-                if not np.isfinite(samples[batch]).all():
-                    raise InputError(
-                        "the samples are not finite: the model is broken or diverges with this sampler; "
-                        "choose another sampler or more steps"
-                    )
-                samples_done, batches_done = batch.stop, batches_done + 1
+    def _finished(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            samples = self.spec.denormalise(x)
+            finite = np.isfinite(samples.astype(np.float32)).all()
+        if not finite:
+            raise InputError(
+                "the samples are not finite: the model is broken or diverges with this sampler; "
+                "choose another sampler or more steps"
+            )
         return samples
+
+    def _estimate(self, x0: Callable[[], NDArray[np.float64]]) -> NDArray[np.float32]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.spec.denormalise(x0()).astype(np.float32)
 
     def table(
         self,
@@ -249,6 +449,13 @@ class Sampler:
         spacing: Spacing | None = None,
     ) -> SamplerTable:
         """Compute the table of a sampler; arguments as for `sample`, with the file's values as defaults."""
+        if num_steps is not None:
+            num_steps = whole_number("num_steps", num_steps)
+        if eta is not None:
+            eta = real_number("eta", eta)
+        for argument, text in (("sampler", sampler), ("spacing", spacing)):
+            if not isinstance(text, str | None):
+                raise InputError(f"{argument} {text!r}: give a name")
         if sampler is None and num_steps is None and eta is None and spacing is None:
             return self.spec.table
         spec, own = self.spec, self.spec.sampler
@@ -325,6 +532,7 @@ class Sampler:
     def _guidance_scale(self, requested: float | None) -> float:
         if requested is None:
             return float(self.spec.sampler["guidance_scale"])
+        requested = real_number("guidance_scale", requested)
         if not self.spec.classes:
             raise InputError(f"guidance_scale {requested:g}: this model has no classes; leave it out")
         if not 0.0 <= requested <= 100.0:
@@ -338,8 +546,31 @@ class Sampler:
             values = min(values, _CACHED_VALUES_PER_CORE * (self._threads or os.cpu_count() or 1))
         return max(1, min(_MAX_BATCH_SIZE, values // max(sizes)))
 
-    def _noise(self, seed: int, indices: NDArray[np.int64], row: int) -> NDArray[np.float64]:
-        return normal_noise(seed, indices, row + 1, self.spec.shape)
+
+def _seed_list(seeds: Any, seed: Any, num_samples: Any) -> list[int]:
+    """Check the seeds of a request, one for each sample."""
+    if isinstance(seed, int) and seed != 0:
+        raise InputError(f"seed {seed}: seeds are given too; give one of them")
+    try:
+        numbers = [whole_number(f"seeds[{index}]", each) for index, each in enumerate(seeds)]
+    except TypeError as error:
+        raise InputError(f"seeds {seeds!r}: give a list of whole numbers, one for each sample") from error
+    if num_samples is not None and whole_number("num_samples", num_samples) != len(numbers):
+        raise InputError(
+            f"{len(numbers)} seeds for {num_samples} samples: give one per sample, or leave num_samples out"
+        )
+    return numbers
+
+
+def _without_warnings(states: Iterator[State]) -> Iterator[State]:
+    """Iterate without numpy's warnings: samples that are not finite raise an error of their own."""
+    while True:
+        # Not around the whole loop: the caller's code runs at each yield.
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = next(states, None)
+        if state is None:
+            return
+        yield state
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.sampler") -> int:

@@ -145,9 +145,8 @@ def test_the_loop_on_a_device_draws_the_same(exported, sampler, scale):
     def noise(row):
         return normal_noise(3, np.arange(4), row + 1, spec.shape)
 
-    actual = spec.denormalise(
-        loop.run(noise(-1), sampler.table(), noise, labels, scale, RequestGuard(), lambda x0: None)
-    )
+    *_, last = loop.states(noise(-1), sampler.table(), noise, labels, scale, RequestGuard())
+    actual = spec.denormalise(last.x())
     expected = sampler.sample(4, seed=3, guidance_scale=scale)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
 

@@ -57,7 +57,9 @@ def draw(loop, spec, table, batch_size, seed=3, labels=None, scale=1.0, after_ro
     def noise(row):
         return normal_noise(seed, indices, row + 1, spec.shape)
 
-    return spec.denormalise(loop.run(noise(-1), table, noise, labels, scale, RequestGuard(), after_row))
+    for state in loop.states(noise(-1), table, noise, labels, scale, RequestGuard()):
+        after_row(state.x0)
+    return spec.denormalise(state.x())
 
 
 @pytest.mark.parametrize(

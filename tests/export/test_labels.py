@@ -12,7 +12,9 @@ def test_labels_cycle_through_the_classes_by_default():
     np.testing.assert_array_equal(resolve_labels(None, 7, ANIMALS), [0, 1, 2, 0, 1, 2, 0])
 
 
-@pytest.mark.parametrize("label", ["dog", 1, ["dog", 1, "dog"]])
+@pytest.mark.parametrize(
+    "label", ["dog", 1, np.int64(1), ["dog", 1, "dog"], np.ones(3, dtype=np.uint8)], ids=str
+)
 def test_a_class_is_given_by_name_or_number(label):
     np.testing.assert_array_equal(resolve_labels(label, 3, ANIMALS), [1, 1, 1])
 
@@ -29,8 +31,12 @@ def test_an_unconditional_model_has_no_labels():
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"), [("cow", "cat, dog, eel"), (3, "0 to 2"), (-1, "0 to 2"), ([1, 2], "2 labels for 3")]
-)
+    ("labels", "words"),
+    [
+        ("cow", "cat, dog, eel"), (3, "0 to 2"), (-1, "0 to 2"), ([1, 2], "2 labels for 3"),
+        (1.5, "labels 1.5"), ([1, 1.5, 1], "label 1.5"), ([1, True, 1], "label True"), (True, "label True"),
+    ],
+)  # fmt: skip
 def test_invalid_labels_give_a_one_line_error(labels, words):
     with pytest.raises(InputError, match=words) as caught:
         resolve_labels(labels, 3, ANIMALS)

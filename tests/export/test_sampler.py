@@ -1,4 +1,7 @@
 import inspect
+import pickle
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +11,8 @@ import torch
 from diffusion.errors import InputError
 from diffusion.process.generate import sample_states
 from diffusion.process.samplers import sampler_table
+from export.engine import Engine
+from export.limits import WATCHER_THREAD, Cancelled
 from export.noise import normal_noise
 from export.output import save_samples
 from export.sampler import Sampler
@@ -227,6 +232,28 @@ def test_batch_size_limits_the_networks_batch(point_sampler):
         ({"eta": float("nan")}, "nan"),
         ({"sampler": "euler"}, "'euler'"),
         ({"spacing": "even"}, "'even'"),
+        ({"num_samples": None}, "num_samples"),
+        ({"num_samples": 2.5}, "num_samples 2.5: give a whole number"),
+        ({"num_samples": True}, "num_samples True"),
+        ({"num_samples": "2"}, "num_samples '2'"),
+        ({"seed": 1.5}, "seed 1.5: give a whole number"),
+        ({"seed": np.float64(2.0)}, "seed 2.0: give a whole number"),
+        ({"seed": False}, "seed False"),
+        ({"seed": "1"}, "seed '1'"),
+        ({"seed": None}, "seed None"),
+        ({"batch_size": 2.5}, "batch_size 2.5"),
+        ({"first_index": 0.5}, "first_index 0.5"),
+        ({"num_steps": 2.5}, "num_steps 2.5: give a whole number"),
+        ({"eta": "1"}, "eta '1': give a number"),
+        ({"time_limit": "1"}, "time_limit '1': give a number"),
+        ({"guidance_scale": "1"}, "guidance_scale '1': give a number"),
+        ({"sampler": ["ddim"]}, "sampler ['ddim']"),
+        ({"seeds": [1, 2.5]}, "seeds[1] 2.5: give a whole number"),
+        ({"seeds": [1, True]}, "seeds[1] True"),
+        ({"seeds": [1]}, "1 seeds for 2 samples"),
+        ({"seeds": []}, "0 seeds for 2 samples"),
+        ({"seeds": 3}, "seeds 3: give a list"),
+        ({"seeds": [1, 2], "seed": 3}, "seed 3"),
     ],
     ids=str,
 )
@@ -252,6 +279,9 @@ def test_the_public_arguments_and_their_defaults():
     assert {name: parameters[name].default for name in ("seed", "sampler", "num_steps")} == {
         "seed": 0, "sampler": None, "num_steps": None,
     }  # fmt: skip
+    streamed = Sampler.stream.__annotations__["options"].__args__[0].__annotations__
+    only_sample = {"self", "num_samples", "on_row", "on_preview"}
+    assert set(streamed) == set(parameters) - only_sample, "stream takes what sample takes"
     assert list(inspect.signature(Sampler).parameters) == ["model", "provider", "threads"]
     assert inspect.signature(Sampler).parameters["provider"].default == "auto"
 
@@ -265,6 +295,104 @@ def test_points_without_column_names_get_default_ones(
     assert sampler.spec.data["columns"] is None
     save_samples(sampler.sample(2), sampler.spec, tmp_path / "points.csv")
     assert (tmp_path / "points.csv").read_text().splitlines()[0] == "x0,x1"
+
+
+def test_whole_numbers_may_be_numpys(image_sampler):
+    expected = image_sampler.sample(2, seed=3, num_steps=4)
+    actual = image_sampler.sample(np.int64(2), seed=np.uint8(3), num_steps=np.int32(4))
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("first_index", [0, 5])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_seed_for_each_sample_draws_what_they_draw_one_by_one(sampler, batch_size, first_index):
+    seeds = [7, -1, 7, 2**40 + 3, 0]
+    actual = sampler.sample(seeds=seeds, batch_size=batch_size, first_index=first_index)
+    expected = np.concatenate([sampler.sample(1, seed=seed, first_index=first_index) for seed in seeds])
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.std())
+    np.testing.assert_array_equal(sampler.sample(5, seeds=np.array(seeds), first_index=first_index)[2:4],
+                                  sampler.sample(5, seeds=seeds, first_index=first_index)[2:4])  # fmt: skip
+    assert np.abs(expected[0] - expected[1]).max() > 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_stream_shows_estimates_and_ends_with_the_samples(sampler, batch_size, every):
+    estimates, expected = [], None
+    expected = sampler.sample(3, seed=1, batch_size=batch_size, on_preview=estimates.append)
+    previews = list(sampler.stream(3, seed=1, batch_size=batch_size, every=every))
+    total = len(estimates)
+    assert [each.rows_done for each in previews] == sorted({*range(every, total + 1, every), total})
+    assert {each.num_rows for each in previews} == {total}
+    for preview in previews:
+        num_current = len(estimates[preview.rows_done - 1])
+        np.testing.assert_array_equal(preview.samples[-num_current:], estimates[preview.rows_done - 1])
+        finished = len(preview.samples) - num_current
+        np.testing.assert_array_equal(preview.samples[:finished], expected[:finished])
+    np.testing.assert_array_equal(previews[-1].samples, expected)
+    returned = []
+
+    def read():
+        returned.append((yield from sampler.stream(3, seed=1, batch_size=batch_size)))
+
+    list(read())
+    np.testing.assert_array_equal(returned[0], expected)
+
+
+def test_a_stream_works_only_while_it_is_read(image_sampler, monkeypatch):
+    """A paused one leaves the sampler free, and a closed one is over, its watching thread too."""
+    calls, real = [], Engine.outputs
+    monkeypatch.setattr(Engine, "outputs", lambda *inputs: calls.append(1) or real(*inputs))
+    stream = image_sampler.stream(2, seed=3, time_limit=60.0)
+    assert not calls
+    first, second = next(stream), next(stream)
+    assert (first.rows_done, second.rows_done, len(calls)) == (1, 2, 2)
+    inside = image_sampler.sample(2, seed=3)
+    assert len(calls) == 12
+    np.testing.assert_array_equal(list(stream)[-1].samples, inside)
+    other = image_sampler.stream(2, stop=threading.Event())
+    next(other)
+    assert [each for each in threading.enumerate() if each.name == WATCHER_THREAD]
+    other.close()
+    assert not [each for each in threading.enumerate() if each.name == WATCHER_THREAD]
+    assert list(other) == []
+
+
+def test_a_stream_refuses_bad_arguments_at_once_and_obeys_its_limits(image_sampler):
+    with pytest.raises(InputError, match="seed 1.5"):
+        image_sampler.stream(2, seed=1.5)
+    with pytest.raises(InputError, match="every 0"):
+        image_sampler.stream(2, every=0)
+    stop = threading.Event()
+    stream = image_sampler.stream(2, stop=stop)
+    next(stream)
+    stop.set()
+    with pytest.raises(Cancelled):
+        next(stream)
+    slow = image_sampler.stream(2, time_limit=0.2)
+    next(slow)
+    time.sleep(0.25)
+    with pytest.raises(InputError, match="time_limit 0.2"):
+        next(slow)
+
+
+def test_numpys_settings_are_the_callers_while_a_stream_is_paused(image_sampler):
+    with np.errstate(invalid="raise", over="raise"):
+        stream = image_sampler.stream(1)
+        next(stream)
+        assert (np.geterr()["over"], np.geterr()["invalid"]) == ("raise", "raise")
+        stream.close()
+
+
+def test_a_sampler_can_be_pickled(sampler):
+    copy = pickle.loads(pickle.dumps(sampler))
+    assert repr(copy) == repr(sampler)
+    np.testing.assert_array_equal(copy.sample(3, seed=1), sampler.sample(3, seed=1))
+
+
+def test_its_text_says_what_it_draws(image_sampler, point_sampler):
+    assert repr(image_sampler) == "<Sampler: image [1, 8, 8]; ddpm, 10 steps; runs on CPU>"
+    assert repr(point_sampler) == "<Sampler: points [2]; ddim, 8 steps; runs on CPU>"
 
 
 def test_requests_from_several_threads_do_not_disturb_each_other(image_sampler):
