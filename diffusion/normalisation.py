@@ -10,6 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion.json_values import fits, short_repr
 
 
+def normalise(values: ArrayLike, mean: Sequence[Any], std: Sequence[Any]) -> NDArray[np.float64]:
+    """Convert values [batch, *shape] in data units to normalised ones, float64; mean and std broadcast."""
+    return (np.asarray(values, dtype=np.float64) - np.array(mean)) / np.array(std)
+
+
 def denormalise(
     x: ArrayLike, mean: Sequence[Any], std: Sequence[Any], value_range: Sequence[float] | None
 ) -> NDArray[np.float64]:

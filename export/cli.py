@@ -26,11 +26,16 @@ def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:
     parser.add_argument(
         "--output", type=Path, default=Path("samples.png"), help=".png, .npy or .csv (points only)"
     )
-    parser.add_argument("--num-samples", type=int, default=64)
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        help="default: 64; with a table or array of known or given rows 1 for each row; 8 frames between two",
+    )
     parser.add_argument(
         "--first-index", type=int, default=0, help="index of the first sample of the seed; default: 0"
     )
     add_sampling_flags(parser)
+    _add_given_flags(parser)
     parser.add_argument(
         "--condition",
         action="append",
@@ -63,6 +68,60 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, help="1: the class as learned, more: exaggerated, 0: no class"
     )
     parser.add_argument("--provider", choices=get_args(Provider), default="auto")
+
+
+def _add_given_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about known parts of the samples and samples to start from."""
+    group = parser.add_argument_group(
+        "what is given of the samples",
+        "Images have the size of the model's; a .npy array is in data units, of one sample or of rows.",
+    )
+    group.add_argument(
+        "--known",
+        type=Path,
+        metavar="FILE",
+        help="what the samples shall have: an image, with --mask; for points a .csv table, whose empty cells "
+        "and missing columns are drawn; or a .npy array, in which NaN is drawn",
+    )
+    group.add_argument(
+        "--mask",
+        type=Path,
+        metavar="IMAGE",
+        help="which pixels of --known are drawn anew: white; those that are black are kept, as in diffusers. "
+        "Grey counts as the nearer of the two, and transparent pixels as white",
+    )
+    group.add_argument(
+        "--resampling",
+        type=int,
+        metavar="N",
+        help="with --known: run each step N times, which fits the drawn part better to the known one, for N "
+        "times as many network calls (RePaint); default: 1",
+    )
+    group.add_argument(
+        "--jump-length",
+        type=int,
+        metavar="N",
+        help="with --resampling: repeat N steps together; default: 1",
+    )
+    group.add_argument(
+        "--start-from-image",
+        type=Path,
+        metavar="FILE",
+        help="noise this image, or .csv or .npy rows for points, and denoise it, instead of pure noise",
+    )
+    group.add_argument(
+        "--interpolate",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="draw --num-samples frames on a path from one image or point to another",
+    )
+    group.add_argument(
+        "--strength",
+        type=float,
+        help="with --start-from-image or --interpolate: fraction of the steps that run, above 0 and up to "
+        "1, by default 0.6: the smaller, the closer to what is given",
+    )
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:

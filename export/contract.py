@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from diffusion.errors import InputError
 from diffusion.json_values import check_types, fits, parse_json
-from diffusion.normalisation import check_description, check_normalisation, denormalise, is_interval
+from diffusion.normalisation import (
+    check_description,
+    check_normalisation,
+    denormalise,
+    is_interval,
+    normalise,
+)
 from diffusion.process.posterior import Variance
 from diffusion.process.prediction_types import PredictionType
 from diffusion.process.samplers import COEFFICIENTS, EXTRA_COEFFICIENTS, SamplerTable
@@ -81,7 +87,7 @@ class ConditionSpec:
 
     def normalise(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
         """Convert values [batch, *shape] in the condition's units to the network's input."""
-        return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        return normalise(values, self.mean, self.std).astype(np.float32)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "ConditionSpec":
@@ -173,6 +179,10 @@ class SamplerSpec:
     def classes(self) -> list[str]:
         """Class names, indexed by label; empty if the model is unconditional."""
         return self.data.get("classes") or []
+
+    def normalise(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert values [batch, *shape] in data units to normalised ones."""
+        return normalise(values, self.data["mean"], self.data["std"])
 
     def denormalise(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert normalised samples [batch, *shape] to data units; images are clipped to their range."""

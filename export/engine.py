@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
+from diffusion.process.inpainting import Inpainting
 from diffusion.process.samplers import COEFFICIENTS, SamplerTable, trajectory
 from export.conditions import ConditionInputs
 from export.contract import BATCH, LABEL, OUTPUT, VARIANCE_OUTPUT, SamplerSpec, X
@@ -70,16 +71,19 @@ class Engine:
         conditions: ConditionInputs,
         guidance_scale: float,
         guard: RequestGuard,
+        inpainting: Inpainting | None = None,
     ) -> Iterator[State]:
         """Turn one batch of noise into samples, yielding after each row of the table.
 
         Args:
             table: the sampler.
-            noise: function from a row index to float64 noise [batch, *shape]; -1 gives the initial noise.
+            noise: function from a row index to float64 noise [batch, *shape]; -1 gives what sampling starts
+                from.
             labels: int64 [batch] for a conditional model, otherwise None.
             conditions: further inputs of the network.
             guidance_scale: strength of classifier-free guidance.
             guard: guard of the request.
+            inpainting: the known part of the samples. The loop then runs on the host.
 
         Yields:
             The state after each row, valid until the next one is asked for.
@@ -87,7 +91,7 @@ class Engine:
         Raises:
             InputError, Cancelled, OutOfMemory: as for `RequestGuard.run`.
         """
-        if self._gpu_loops is not None and table.columns == COEFFICIENTS:
+        if self._gpu_loops is not None and table.columns == COEFFICIENTS and inpainting is None:
             start = noise(-1)
             guided = labels is not None and guidance_scale != 1.0
             y = network_labels(labels, len(self.spec.classes), guided=guided)
@@ -101,7 +105,7 @@ class Engine:
             outputs = self.outputs(names, x, level, labels, conditions, guidance_scale, guard)
             return outputs if learns_variance else outputs[0]
 
-        for x, x0 in trajectory(denoise, noise(-1), table, noise):
+        for x, x0 in trajectory(denoise, noise(-1), table, noise, inpainting):
             yield State(x.view, x0.view)
 
     def outputs(

@@ -38,6 +38,8 @@ from export.conditions import ConditionInputs, read_conditions, resolve_conditio
 from export.contract import FAST, OUTPUT
 from export.doctor import doctor_report
 from export.engine import Engine, State
+from export.known import Given, GivenOptions, path_between, resolve_given
+from export.known_files import check_given_flags, read_given
 from export.labels import Labels, resolve_labels
 from export.limits import Cancelled, OutOfMemory, RequestGuard
 from export.noise import UInt32Array, normal_noise, seed_words
@@ -57,7 +59,7 @@ _MAX_BATCH_SIZE, _MAX_BATCH_VALUES = 1024, 2**22
 _CACHED_VALUES_PER_CORE = 2**14
 
 
-class StreamOptions(TypedDict, total=False):
+class StreamOptions(GivenOptions, total=False):
     """Arguments of `Sampler.sample` by name that `Sampler.stream` has too."""
 
     seed: int
@@ -73,6 +75,23 @@ class StreamOptions(TypedDict, total=False):
     batch_size: int | None
     time_limit: float | None
     stop: threading.Event | None
+
+
+class InterpolationOptions(TypedDict, total=False):
+    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
+
+    sampler: str | None
+    num_steps: int | None
+    eta: float | None
+    spacing: Spacing | None
+    labels: Labels | None
+    conditions: Mapping[str, ArrayLike] | None
+    guidance_scale: float | None
+    first_index: int
+    batch_size: int | None
+    time_limit: float | None
+    stop: threading.Event | None
+    on_row: Callable[[int, int], None] | None
 
 
 class Preview(NamedTuple):
@@ -103,6 +122,7 @@ class _Request:
     conditions: ConditionInputs
     guidance_scale: float
     batch_size: int
+    given: Given
 
     def noise(self, batch: slice, shape: tuple[int, ...]) -> Callable[[int], NDArray[np.float64]]:
         """Function from a row of the table, or -1 for the start, to the noise of some of the samples."""
@@ -231,6 +251,12 @@ class Sampler:
         labels: Labels | None = None,
         conditions: Mapping[str, ArrayLike] | None = None,
         guidance_scale: float | None = None,
+        known: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resampling: int = 1,
+        jump_length: int = 1,
+        start_from: ArrayLike | None = None,
+        strength: float | None = None,
         first_index: int = 0,
         batch_size: int | None = None,
         time_limit: float | None = None,
@@ -263,6 +289,17 @@ class Sampler:
                 the condition: [num_samples, *shape], or [*shape] for all samples.
             guidance_scale: for a conditional model, the strength of classifier-free guidance, from 0 to
                 100: 0 ignores the class, 1 draws the class as learned, and more exaggerates it.
+            known: values that the samples shall have, in data units: [num_samples, *shape], or [*shape] for
+                all samples. Without a mask, NaN stands for a value that is to be drawn.
+            mask: which values are drawn: True, or 1; False or 0 where they are known. Of the same shapes as
+                `known`, or [H, W] for images.
+            resampling: with `known`, the number of times that each step runs, from 1 to 1024: more bring the
+                drawn values into harmony with the known ones, see `diffusion.process.inpainting`.
+            jump_length: number of consecutive steps that resampling repeats together.
+            start_from: samples in data units that are noised and denoised instead of pure noise:
+                [num_samples, *shape], or [*shape] for all samples.
+            strength: with `start_from`, the fraction of the steps that run, above 0 and up to 1: the smaller,
+                the closer to `start_from`. None is 0.6.
             first_index: index of the first sample: draws samples first_index, first_index + 1, ... of the
                 seed.
             batch_size: number of samples that go through the network at a time; None chooses it by the
@@ -293,6 +330,12 @@ class Sampler:
             labels=labels,
             conditions=conditions,
             guidance_scale=guidance_scale,
+            known=known,
+            mask=mask,
+            resampling=resampling,
+            jump_length=jump_length,
+            start_from=start_from,
+            strength=strength,
             first_index=first_index,
             batch_size=batch_size,
         )
@@ -333,7 +376,7 @@ class Sampler:
         """
         step = whole_number("every", every, 1, _MAX_SAMPLES)
         time_limit, stop = options.pop("time_limit", None), options.pop("stop", None)
-        request = self._request(num_samples, **options)
+        request = self._request(num_samples, **options)  # type: ignore[misc]  # without the two
         guard = RequestGuard(time_limit, stop)
         return self._previews(request, guard, step)
 
@@ -364,6 +407,7 @@ class Sampler:
         guidance_scale: float | None = None,
         first_index: int = 0,
         batch_size: int | None = None,
+        **given: Unpack[GivenOptions],
     ) -> _Request:
         """Check the arguments of a request, and find the defaults of those that are missing."""
         seed_list = None if seeds is None else _seed_list(seeds, seed, num_samples)
@@ -394,30 +438,82 @@ class Sampler:
             conditions=resolve_conditions(conditions, count, self.spec.conditions),
             guidance_scale=self._guidance_scale(guidance_scale),
             batch_size=size,
+            given=resolve_given(count, self.spec, **given),
+        )
+
+    def interpolate(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        num_frames: int = 8,
+        *,
+        seed: int = 0,
+        strength: float | None = None,
+        **options: Unpack[InterpolationOptions],
+    ) -> NDArray[np.float32]:
+        """Draw a path of samples from one like `a` to one like `b`.
+
+        `a` and `b` are noised with the same noise, blended linearly, and denoised with the same noise in
+        every frame. The ends are not `a` and `b`, but what `sample(start_from=a)` draws: the smaller the
+        strength, the closer they are; the larger it is, the less the frames look like two samples that are
+        shown through each other. Deterministic samplers noise in the same way: their frames differ by `a`
+        and `b` alone too.
+
+        Args:
+            a, b: samples in data units, [*shape].
+            num_frames: number of frames, at least 2, of which the first is that of `a` and the last that of
+                `b`.
+            seed: seed of the noise.
+            strength: as for `sample`.
+            options: as for `sample`. A conditional model needs `labels`, or the guidance scale 0.
+
+        Returns:
+            float32 [num_frames, *shape] in data units.
+
+        Raises:
+            InputError, Cancelled: as for `sample`.
+
+        Source: DDPM, arXiv:2006.11239, Section 4.3.
+        """
+        frames = whole_number("num_frames", num_frames, 2, _MAX_SAMPLES)
+        labels, scale = options.get("labels"), options.get("guidance_scale")
+        if self.spec.classes and labels is None and self._guidance_scale(scale) != 0.0:
+            raise InputError(
+                "labels: every frame needs the same class; give labels, or the guidance scale 0 for no class"
+            )
+        return self.sample(
+            seeds=[seed] * frames,
+            start_from=path_between(a, b, frames, self.spec),
+            strength=strength,
+            **options,
         )
 
     def _draw(self, request: _Request, guard: RequestGuard) -> Iterator[_State]:
         """Fill `request.samples` batch by batch, yielding after each network call."""
-        samples, table, batch_size = request.samples, request.table, request.batch_size
+        samples, given, batch_size = request.samples, request.given, request.batch_size
+        num_calls = given.num_calls(request.table)
         samples_done = batches_done = 0
         while samples_done < len(samples):
             batch = slice(samples_done, min(samples_done + batch_size, len(samples)))
+            table, noise = given.rows(request.table, request.noise(batch, self.spec.shape), batch)
             states = self._engine.states(
                 table,
-                request.noise(batch, self.spec.shape),
+                noise,
                 None if request.labels is None else request.labels[batch],
                 {name: values[batch] for name, values in request.conditions.items()},
                 request.guidance_scale,
                 guard,
+                given.inpainting(batch),
             )
             num_batches = batches_done + math.ceil((len(samples) - samples_done) / batch_size)
-            num_rows = num_batches * table.num_rows
+            num_rows = num_batches * num_calls
             try:
                 for row, state in enumerate(_without_warnings(states), start=1):
-                    if row == table.num_rows:
-                        samples[batch] = self._finished(state.x())
-                    rows_done = batches_done * table.num_rows + row
-                    yield _State(rows_done, num_rows, batch.start, partial(self._estimate, state.x0))
+                    if row == num_calls:
+                        samples[batch] = given.restore(self._finished(state.x()), batch)
+                    rows_done = batches_done * num_calls + row
+                    estimate = partial(self._estimate, state.x0, given, batch)
+                    yield _State(rows_done, num_rows, batch.start, estimate)
             except OutOfMemory as error:
                 if batch.stop - batch.start == 1:
                     raise InputError(f"one sample does not fit into memory: {error}") from error
@@ -436,9 +532,11 @@ class Sampler:
             )
         return samples
 
-    def _estimate(self, x0: Callable[[], NDArray[np.float64]]) -> NDArray[np.float32]:
+    def _estimate(
+        self, x0: Callable[[], NDArray[np.float64]], given: Given, batch: slice
+    ) -> NDArray[np.float32]:
         with np.errstate(over="ignore", invalid="ignore"):
-            return self.spec.denormalise(x0()).astype(np.float32)
+            return given.restore(self.spec.denormalise(x0()), batch).astype(np.float32)
 
     def table(
         self,
@@ -589,23 +687,30 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
     if options.model is None:
         parser.error("give the path of a sampler.onnx")
     try:
+        check_given_flags(options)
         sampler = Sampler(options.model, options.provider, options.threads)
         check_suffix(options.output, sampler.spec)
+        given = read_given(options, sampler.spec)
         print(
             f"{printable(str(options.model))}: {sampler.spec.data['kind']} of shape "
             f"{list(sampler.spec.shape)}, runs on {sampler.runs_on}"
         )
+        for note in given.notes:
+            print(printable(note))
         started = time.perf_counter()
-        samples = sampler.sample(
-            options.num_samples,
+        draw: Any = sampler.sample if given.ends is None else partial(sampler.interpolate, *given.ends)
+        samples = draw(
+            given.num_samples,
             first_index=options.first_index,
             conditions=read_conditions(options.condition),
             time_limit=options.time_limit,
             on_row=_print_progress if sys.stderr.isatty() else None,
+            **given.arguments,
             **sampling_options(options),
         )
         seconds = time.perf_counter() - started
-        save_samples(samples, sampler.spec, options.output, labels_cycle=options.label is None)
+        labels_cycle = options.label is None and given.ends is None
+        save_samples(samples, sampler.spec, options.output, labels_cycle=labels_cycle)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,8 @@ from torch import nn
 
 from diffusion.evaluation.sampler_choice import PROVENANCE, SamplerChoice
 from diffusion.process.generate import MAX_VALUES_PER_CPU_BATCH
+from diffusion.process.image_start import start_from
+from diffusion.process.inpainting import Inpainting
 from diffusion.process.samplers import SamplerTable, trajectory
 from diffusion.training.checkpoints import TrainedModel
 from export.contract import FAST, LABEL, SamplerSpec, X
@@ -113,7 +115,14 @@ class TorchSampler:
         return self._guided_outputs(x, level, labels, guidance_scale)[0]
 
     def states(
-        self, num_samples: int, table: SamplerTable | None = None, guidance_scale: float | None = None
+        self,
+        num_samples: int,
+        table: SamplerTable | None = None,
+        guidance_scale: float | None = None,
+        *,
+        inpainting: Inpainting | None = None,
+        x_0: NDArray[np.float64] | None = None,
+        strength: float = 1.0,
     ) -> Iterator[NDArray[np.float64]]:
         """The first samples of the seed from noise to the end: the initial noise, then x after each row.
 
@@ -121,6 +130,9 @@ class TorchSampler:
             num_samples: number of samples.
             table: the sampler; None: the spec's.
             guidance_scale: strength of guidance; None: the spec's.
+            inpainting: the known part of the samples.
+            x_0: samples to start from instead of pure noise, [num_samples, *shape], normalised.
+            strength: with x_0, the fraction of the steps that run, see `diffusion.process.image_start`.
 
         Yields:
             float64 [num_samples, *shape], normalised.
@@ -131,8 +143,12 @@ class TorchSampler:
             outputs = self._guided_outputs(x, level, None, scale)
             return outputs if len(outputs) > 1 else outputs[0]
 
-        yield self.noise(num_samples)
-        yield from self.run(denoise, num_samples, table or self.spec.table)
+        table = self.spec.table if table is None else table
+        noise: Callable[[int], NDArray[np.float64]] = partial(self.noise, num_samples)
+        if x_0 is not None:
+            table, noise = start_from(x_0, strength, table, noise)
+        yield noise(-1)
+        yield from (x for x, _ in trajectory(denoise, noise(-1), table, noise, inpainting))
 
     def draw(self, num_samples: int, num_shown: int = 0) -> DrawnSamples:
         """Draw samples as `states` does, by the spec's sampler, and keep all states of the first ones.

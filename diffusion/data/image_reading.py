@@ -13,18 +13,20 @@ from diffusion.errors import InputError
 
 # No camera takes larger images: a larger file is probably made to exhaust memory.
 _MAX_PIXELS = 150_000_000
+_REMEDY = "fix or remove it, or skip such images with --skip-bad-images"
 _DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 _GREY_MODES = {"1", "L", "LA", "La"} | _DEEP_MODES
 
 
 @contextmanager
-def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]:
+def open_image(path: Path, min_side: int | None = None, remedy: str = _REMEDY) -> Iterator[Image.Image]:
     """Open an image file and load its first frame.
 
     Args:
         path: path of the file.
         min_side: decode formats that allow it (JPEG) at a reduced size, with sides of at least this many
             pixels; by default images are decoded at full size.
+        remedy: end of the message if the image cannot be read.
 
     Raises:
         InputError: the image cannot be read or is too large, or the `with` block raised any error.
@@ -44,19 +46,11 @@ def open_image(path: Path, min_side: int | None = None) -> Iterator[Image.Image]
     except InputError:
         raise
     except Exception as error:  # Pillow's parsers raise all kinds of exceptions on damaged files
-        raise InputError(
-            f"{path} cannot be read as an image ({_reason(error)}): fix or remove it, or skip such images "
-            "with --skip-bad-images"
-        ) from error
+        raise InputError(f"{path} cannot be read as an image ({_reason(error)}): {remedy}") from error
 
 
 def read_square(path: Path, size: int) -> Image.Image:
     """Read an image as a square: the shorter side is resized, the longer one centre-cropped.
-
-    Images are turned upright by their EXIF orientation, transparent pixels become white, and of an
-    animation only the first frame is read. Grey images of more than 8 bits are scaled to 8 bits: 16-bit
-    modes are divided by 257, 32-bit modes only if they have values above 255, and floats of at most 1 are
-    multiplied by 255.
 
     Args:
         path: path of the file.
@@ -69,14 +63,35 @@ def read_square(path: Path, size: int) -> Image.Image:
         InputError: the image cannot be read or is too large.
     """
     with open_image(path, 2 * size) as image:
-        image = ImageOps.exif_transpose(image)
-        grey = image.mode in _GREY_MODES
-        if image.mode in _DEEP_MODES:
-            image = _eight_bits(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return ImageOps.fit(image.convert("L" if grey else "RGB"), (size, size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(_upright(image), (size, size), Image.Resampling.LANCZOS)
+
+
+def read_pixels(path: Path) -> Image.Image:
+    """Read an image at its own size, otherwise as `read_square` does.
+
+    Raises:
+        InputError: the image cannot be read or is too large.
+    """
+    with open_image(path, remedy="give another image") as image:
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image in mode "L" if it is grey, else "RGB".
+
+    Images are turned upright by their EXIF orientation, transparent pixels become white, and of an
+    animation only the first frame is read. Grey images of more than 8 bits are scaled to 8 bits: 16-bit
+    modes are divided by 257, 32-bit modes only if they have values above 255, and floats of at most 1 are
+    multiplied by 255.
+    """
+    image = ImageOps.exif_transpose(image)
+    grey = image.mode in _GREY_MODES
+    if image.mode in _DEEP_MODES:
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if grey else "RGB")
 
 
 def channels_of(square: Image.Image) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion.process.image_start import start_from
+from diffusion.process.inpainting import Inpainting
 from diffusion.process.samplers import SamplerTable, last_sample, trajectory
 
 # On the CPU a batch whose activations do not fit into the caches is several times slower.
@@ -48,6 +50,7 @@ def sample_states(
     x: Tensor,
     noise: Callable[[int], Tensor],
     condition: "Condition | None" = None,
+    inpainting: Inpainting | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run a sampler's table with a network, yielding (x, x0) after each row in normalised units.
 
@@ -58,8 +61,9 @@ def sample_states(
             network's inputs are float32.
         noise: function (row index) -> standard normal noise of x's shape.
         condition: labels and guidance, only for a conditional network.
+        inpainting: the known part of the samples, as tensors of x's dtype and device.
     """
-    return trajectory(denoiser(network, condition), x, table, noise)
+    return trajectory(denoiser(network, condition), x, table, noise, inpainting)
 
 
 def denoiser(network: nn.Module, condition: "Condition | None" = None) -> Callable[[Tensor, int], Tensor]:
@@ -125,15 +129,34 @@ def generate(
     device: torch.device | str = "cpu",
     condition: Condition | None = None,
     rows: slice = slice(None),
+    inpainting: Inpainting | None = None,
+    x_0: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Draw samples, float32 [num_samples, *shape] in normalised units, or those of `rows` alone.
 
     The noise comes from a `torch.Generator` on the CPU with the given seed, so that it is the same on
-    every device. The condition has the labels of the rows that are drawn.
+    every device. The condition, the known part and `x_0` are those of the rows that are drawn.
+
+    Args:
+        network, table, condition, inpainting: as for `sample_states`.
+        shape: shape of one sample.
+        num_samples: number of samples.
+        seed: seed of the noise.
+        device: device of the network.
+        rows: which of the samples to draw.
+        x_0: samples to start from instead of pure noise, [batch, *shape], normalised.
+        strength: with x_0, the fraction of the steps that run, see `diffusion.process.image_start`.
+
+    Raises:
+        ValueError: strength is not in (0, 1].
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(_row: int) -> Tensor:
+    def fresh_noise(_row: int) -> Tensor:
         return torch.randn(num_samples, *shape, generator=generator)[rows].to(device)
 
-    return last_sample(sample_states(network, table, noise(-1), noise, condition))
+    noise: Callable[[int], Tensor] = fresh_noise
+    if x_0 is not None:
+        table, noise = start_from(x_0, strength, table, fresh_noise)
+    return last_sample(sample_states(network, table, noise(-1), noise, condition, inpainting))

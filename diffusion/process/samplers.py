@@ -28,11 +28,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.process.inpainting import JUMP_NOISE, KNOWN_NOISE, Inpainting, RowRun, noised
 from diffusion.process.posterior import Variance
 from diffusion.process.prediction_types import (
     PredictionType,
@@ -102,6 +104,32 @@ class SamplerTable:
         if name in EXTRA_COEFFICIENTS and name not in self.columns:
             return np.zeros(self.num_rows)
         return self.coefficients[:, self.columns.index(name)]
+
+    def from_row(self, row: int) -> "SamplerTable":
+        """The table of the rows from `row` on.
+
+        Its first rows lack the predictions of the rows before: the first takes its own x0 for them, and the
+        second that of the first for the one before it, which makes multistep samplers first order there.
+        """
+        coefficients = self.coefficients[row:].copy()
+        index = {name: place for place, name in enumerate(self.columns)}
+
+        def move(of_row: int, source: str, target: str) -> None:
+            if source in index and of_row < len(coefficients):
+                coefficients[of_row, index[target]] += coefficients[of_row, index[source]]
+                coefficients[of_row, index[source]] = 0.0
+
+        if row > 0:
+            move(0, "e", "c")
+            move(0, "e2", "c")
+            move(1, "e2", "e")
+        return replace(
+            self,
+            timesteps=self.timesteps[row:],
+            coefficients=coefficients,
+            alphas_cumprod=self.alphas_cumprod[row:],
+            noise_levels=None if self.noise_levels is None else self.noise_levels[row:],
+        )
 
 
 def sampler_table(
@@ -250,7 +278,11 @@ def step(
 
 
 def trajectory(
-    denoise: Callable[[Any, Any], Any], x: Any, table: SamplerTable, noise: Callable[[int], Any]
+    denoise: Callable[[Any, Any], Any],
+    x: Any,
+    table: SamplerTable,
+    noise: Callable[[int], Any],
+    inpainting: Inpainting | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Run a table from noise to samples, yielding after every row.
 
@@ -261,22 +293,30 @@ def trajectory(
         x: [batch, ...], standard normal noise to start from.
         table: table of the sampler.
         noise: function (row index) -> fresh standard normal noise of x's shape. Called only for rows in
-            which s is not 0.
+            which s is not 0. Inpainting adds `KNOWN_NOISE`, `JUMP_NOISE` and multiples of `REPETITION` to
+            the index, see `diffusion.process.inpainting`.
+        inpainting: the known part of the samples, if there is any.
 
     Yields:
         (x, x0) after each row; the last x is the sample.
     """
     x0 = x0_previous = 0.0 * x
     variance: Any = 0.0
-    rows = zip(table.network_levels, table.coefficients, table.column("s"), strict=True)
-    for index, (level, row, s) in enumerate(rows):
-        z = noise(index) if s else 0.0
-        out = denoise(x, level)
+    runs = map(RowRun, range(table.num_rows)) if inpainting is None else inpainting.runs(table)
+    levels, s = table.network_levels, table.column("s")
+    if inpainting is not None:
+        x = inpainting.replace(x, table.alphas_cumprod[0], lambda: noise(KNOWN_NOISE - 1))
+    for run in runs:
+        index = run.noise_index
+        if run.signal is not None:
+            x = noised(x, run.signal, noise(JUMP_NOISE + index))
+        z = noise(index) if s[run.row] else 0.0
+        out = denoise(x, levels[run.row])
         if "g" in table.columns:
             out, variance = out
         x0_previous_2, x0_previous = x0_previous, x0
         x, x0 = step(
-            row,
+            table.coefficients[run.row],
             x,
             out,
             x0_previous,
@@ -285,6 +325,9 @@ def trajectory(
             x0_previous_2=x0_previous_2,
             variance=variance,
         )
+        if inpainting is not None:
+            level = table.alphas_cumprod[run.row + 1]
+            x = inpainting.replace(x, level, partial(noise, KNOWN_NOISE + index))
         yield x, x0
 
 
