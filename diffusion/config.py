@@ -9,6 +9,7 @@ This module imports neither torch, ray nor mlflow, so that command lines can che
 import dataclasses
 import functools
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -32,6 +33,9 @@ FeatureNetwork = Literal["auto", "classifier", "degradations", "random", "incept
 
 # Data that a program passes to `run_training` or `run_sweep` have a name that starts like this.
 IN_MEMORY = "memory://"
+
+# Values that tell a network how an image was augmented, see `diffusion.data.augmentation`.
+AUGMENTATION_SIZE = 9
 
 MAX_SEED = 2**32 - 1  # numpy's limit, which also holds for the search algorithms
 
@@ -217,6 +221,9 @@ class SamplerConfig:
     0 ignores the label, 1 samples the class as learned, larger values emphasise the class."""
     clip: bool = True
     """Clip the predicted x_0 to the range of the data in every step."""
+    low_resolution_noise: float = 0.1
+    """Super-resolution only: standard deviation of the noise that is added to the low-resolution image,
+    from 0 to training.low_resolution_noise."""
 
     def __post_init__(self) -> None:
         SAMPLERS.check(self.name, "sampler.name")
@@ -226,6 +233,8 @@ class SamplerConfig:
         _require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
         scale = self.guidance_scale
         _require(0.0 <= scale <= 100.0, "sampler.guidance_scale", scale, "0 to 100, such as 3")
+        noise = self.low_resolution_noise
+        _require(0.0 <= noise <= 10.0, "sampler.low_resolution_noise", noise, "0 to 10, such as 0.1")
         if self.eta > 0.0 and not SAMPLERS[self.name].uses_eta:
             users = samplers_with_eta()
             raise InputError(
@@ -263,8 +272,11 @@ class DataConfig:
     """A named data set, or the absolute path of a folder of images or of a table of points.
     memory://KIND stands for data that were passed from Python."""
     image_size: int | None = None
-    """Side in pixels, 8 to 4096, to which images of a folder are resized and cropped.
-    By default the shorter side of the first image, at most 64."""
+    """Side in pixels, 4 to 4096, to which images of a folder are resized and cropped, or those of a named
+    data set are reduced. By default the shorter side of the first image, at most 64."""
+    super_resolution: str | None = None
+    """LOW:HIGH, such as 7:28: train the second model of a cascade, which receives images reduced to LOW
+    pixels and draws them with HIGH pixels, a multiple of LOW."""
     skip_bad_images: bool = False
     """Skip unreadable images of a folder instead of failing."""
     horizontal_flips: bool = False
@@ -289,12 +301,26 @@ class DataConfig:
         """Whether models of these data are conditional: they receive the class of each example."""
         return self.conditional or self.label_column is not None
 
+    @property
+    def low_resolution(self) -> int | None:
+        """Side in pixels of the images that a super-resolution model receives; None for other models."""
+        return None if self.super_resolution is None else int(self.super_resolution.partition(":")[0])
+
+    @property
+    def image_side(self) -> int | None:
+        """Side in pixels that images are to have; None: that of the data."""
+        if self.super_resolution is None:
+            return self.image_size
+        return int(self.super_resolution.partition(":")[2])
+
     def __post_init__(self) -> None:
         is_path = Path(self.name).is_absolute()
         if not (is_path or is_data_name(self.name) or self.name.startswith(IN_MEMORY)):
             raise InputError(f"--data {self.name}: give {allowed_data()}")
         if self.image_size is not None:
-            _check_integer("image_size", self.image_size, 8, 4096)
+            _check_integer("image_size", self.image_size, 4, 4096)
+        if self.super_resolution is not None:
+            self._check_super_resolution(self.super_resolution)
         columns = [self.label_column, self.split_column, self.group_column]
         for flag, column in zip(("label", "split", "group"), columns, strict=True):
             _require(column != "", f"{flag}_column", '""', "the name of a column")
@@ -309,6 +335,22 @@ class DataConfig:
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             _require(0.01 <= value <= 0.4, f"data.{name}", value, "0.01 to 0.4")
+
+    def _check_super_resolution(self, text: str) -> None:
+        flag = f"--super-resolution {text}"
+        if not re.fullmatch("[0-9]{1,4}:[0-9]{1,4}", text):
+            raise InputError(f"{flag}: give LOW:HIGH, the two sides in pixels, such as 7:28")
+        low, high = map(int, text.split(":"))
+        if not (4 <= low < high <= 4096 and high >= 8 and high % low == 0):
+            raise InputError(
+                f"{flag}: the images have to become larger by a whole factor, from 4 pixels or more to 8 or "
+                "more; give a low and a high side such as 7:28"
+            )
+        if self.image_size not in (None, high):
+            raise InputError(
+                f"--image-size {self.image_size} and {flag}, which makes images of {high} pixels: leave out "
+                "--image-size"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -347,6 +389,12 @@ class TrainingConfig:
     label_dropout: float = 0.1
     """Probability of hiding a label from a conditional model in training, from 0 to below 1.
     Classifier-free guidance needs it above 0."""
+    augment: float = 0.0
+    """Images only: probability of each random change of a training image (flips, scale, rotation, stretch and
+    shift), from 0 (none) to 1. The network is told the changes, and samples are drawn with none."""
+    low_resolution_noise: float = 0.5
+    """Super-resolution only: largest standard deviation, 0 to 10, of the noise that is added to
+    low-resolution images, in units of the data's. Each example has its own, and the network is told it."""
     num_evaluations: int = 8
     """Evaluations on the validation split, evenly spaced over the updates; the last is at the end."""
     checkpoint_minutes: float = 5.0
@@ -385,6 +433,9 @@ class TrainingConfig:
         _require(
             0.0 <= self.label_dropout < 1.0, "training.label_dropout", self.label_dropout, "0 to below 1"
         )
+        noise = self.low_resolution_noise
+        _require(0.0 <= self.augment <= 1.0, "training.augment", self.augment, "0 to 1, such as 0.1")
+        _require(0.0 <= noise <= 10.0, "training.low_resolution_noise", noise, "0 to 10, such as 0.5")
         _require(norm > 0.0, "training.max_gradient_norm", norm, "above 0")
         _require(0.0 <= self.ema_decay < 1.0, "training.ema_decay", self.ema_decay, "0 to below 1")
 
@@ -436,6 +487,22 @@ class Config:
             raise InputError(
                 "--schedule.zero-terminal-snr makes x_T pure noise, where epsilon says nothing about the "
                 "data: add --network.prediction-type v_prediction"
+            )
+        if self.data.super_resolution is not None:
+            self._check_super_resolution()
+
+    def _check_super_resolution(self) -> None:
+        if self.network.kind != "unet":
+            raise InputError(
+                f"--network.kind {self.network.kind}: only a U-Net receives low-resolution images; give "
+                "unet, or leave out --super-resolution"
+            )
+        largest, used = self.training.low_resolution_noise, self.sampler.low_resolution_noise
+        if used > largest:
+            raise InputError(
+                f"--sampler.low-resolution-noise {used:g} is more than the {largest:g} of "
+                "--training.low-resolution-noise: the network would not know it; give less, or train with "
+                "more"
             )
 
     @property

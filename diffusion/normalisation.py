@@ -71,7 +71,7 @@ def check_normalisation(shape: Any, mean: Any, std: Any) -> None:
         ValueError: a size is not positive, the shape is too large, or the others are no finite numbers that
             broadcast against it, or a standard deviation is not positive.
     """
-    if not fits(shape, list[int]) or not shape or min(shape) < 1:
+    if not fits(shape, list[int]) or min(shape, default=1) < 1:
         raise ValueError(f"shape {short_repr(shape)}")
     if math.prod(shape) > _MAX_VALUES:
         raise ValueError(f"shape {short_repr(shape)} is too large")

@@ -30,7 +30,8 @@ def preset(data: str, image_size: int | None = None, *, alone: bool = False) -> 
 
 
 def source_preset(source: DataSource, *, alone: bool = False) -> Config:
-    """Default config of a data source: an MLP for points and images up to 8x8, a U-Net for larger images.
+    """Default config of a data source: an MLP for points and images up to 8x8, a U-Net for larger images
+    and for super-resolution.
 
     Images in colour get v_prediction, all other data epsilon. The colour of a ground is a few numbers among
     hundreds of pixels. It is decided where x_t is nearly noise, and there an error of epsilon is multiplied
@@ -55,7 +56,7 @@ def source_preset(source: DataSource, *, alone: bool = False) -> Config:
             metrics=MetricsConfig(num_samples=4000, choose_sampler=True),
         )
     prediction_type: PredictionType = "v_prediction" if source.image_channels == 3 else "epsilon"
-    if side <= 8:
+    if side <= 8 and source.config.super_resolution is None:
         network = NetworkConfig(
             prediction_type=prediction_type, hidden_size=384, num_blocks=3, output_norm=False, dropout=0.05
         )

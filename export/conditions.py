@@ -11,6 +11,14 @@ from diffusion.errors import InputError
 from diffusion.files import user_path
 from export.contract import ConditionSpec
 
+# Conditions of a super-resolution model: the image, and the standard deviation of the noise in it.
+LOW_RESOLUTION, LOW_RESOLUTION_NOISE = "low_resolution", "low_resolution_noise"
+
+_OF_A_CASCADE = (
+    "; or let a model of low-resolution images draw them: "
+    "python -m export.sampler FIRST.onnx --then SECOND.onnx"
+)
+
 # Name of a graph's input -> float32 [batch, *shape].
 ConditionInputs = dict[str, NDArray[np.float32]]
 
@@ -66,6 +74,7 @@ def resolve_conditions(
         raise InputError(
             f"conditions: this model needs {', '.join(missing)}, for all samples or one per sample; "
             "give them as --condition NAME=FILE.npy, or in Python as conditions={NAME: ARRAY}"
+            + (_OF_A_CASCADE if LOW_RESOLUTION in needed else "")
         )
     return {spec.input_name: _values(given[spec.name], num_samples, spec) for spec in specs}
 

@@ -161,8 +161,8 @@ def compare_samples(model: TrainedModel, content: bytes, cases: list[ParityCase]
     if dataset.spec.fingerprint != model.data.fingerprint:
         return f"{not_compared}: {model.data.name} differs from the data that the model was trained on"
     features = fit_features(dataset, model.config.metrics.features)
-    reference, sampler = TorchSampler.of(model), Sampler(content, provider="cpu")
+    reference, sampler = TorchSampler.of(model, dataset), Sampler(content, provider="cpu")
     samples = reference.draw(num_compared_samples(reference.spec)).samples
-    cases += check_samples(samples, sampler, dataset, features)
+    cases += check_samples(samples, sampler, dataset, features, reference.conditions)
     require(cases)
     return None

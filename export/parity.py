@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -110,11 +110,12 @@ def check_parity(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]:
 
     # First all of PyTorch, then all of ONNX Runtime, whose threads would slow PyTorch's down.
     expected = {name: run(reference.denoise) for name, (_, run) in runs.items()}
-    actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
+    denoise = _with_conditions(sampler, reference)
+    actual = {name: run(denoise) for name, (_, run) in runs.items()}
     cases = [compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
     samples = next(values for name, values in expected.items() if name.startswith(_DEPLOYED))
     run = partial(_every_timestep, reference, samples)
-    cases.append(compare(_EVERY_TIMESTEP, run(sampler.denoise), run(reference.denoise), STEP_TOLERANCE))
+    cases.append(compare(_EVERY_TIMESTEP, run(denoise), run(reference.denoise), STEP_TOLERANCE))
     diverged = {case.name for case in cases if not case.output_scale <= _DIVERGED}
     return [case for case in cases if case.name not in diverged & may_diverge]
 
@@ -166,13 +167,11 @@ def check_storage(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]
     root mean square difference of samples, since a sample between two modes may end in either.
     """
     spec = reference.spec
-    scale = float(spec.sampler["guidance_scale"])
+    scale, denoise = float(spec.sampler["guidance_scale"]), _with_conditions(sampler, reference)
     calls = partial(_single_calls, reference, _BATCH_SIZES[-1], scale)
     samples = partial(_trajectories, reference, spec.table, scale)
     step, end = (
-        compare(
-            f"weights in 16 bits, {name}", run(sampler.denoise), run(reference.denoise), STORAGE_TOLERANCE
-        )
+        compare(f"weights in 16 bits, {name}", run(denoise), run(reference.denoise), STORAGE_TOLERANCE)
         for name, run in (("one step", calls), ("deployed sampler", samples))
     )
     passed = end.rms_error <= STORAGE_TOLERANCE * end.output_scale
@@ -185,7 +184,11 @@ def num_compared_samples(spec: SamplerSpec) -> int:
 
 
 def check_samples(
-    samples: NDArray[np.float64], sampler: Sampler, dataset: Dataset, features: Features | None
+    samples: NDArray[np.float64],
+    sampler: Sampler,
+    dataset: Dataset,
+    features: Features | None,
+    conditions: Callable[[int], Mapping[str, NDArray[np.float64]]] = lambda count: {},
 ) -> list[ParityCase]:
     """Compare the quality of samples by PyTorch and ONNX Runtime: their `sample/distance` to the data.
 
@@ -195,6 +198,7 @@ def check_samples(
         sampler: the file, on the CPU.
         dataset: the data set that the model was trained on.
         features: features that images are compared by; None for points.
+        conditions: number of samples -> conditions that PyTorch's samples have.
 
     Returns:
         One comparison. It passes if the two distances differ by at most the standard error of PyTorch's
@@ -202,7 +206,7 @@ def check_samples(
     """
     num_samples = min(num_compared_samples(sampler.spec), len(samples), len(dataset.train))
     spec, metrics = sampler.spec, SampleMetrics(dataset, dataset.val[:], features)
-    actual = sampler.sample(num_samples, seed=0)
+    actual = sampler.sample(num_samples, seed=0, conditions=conditions(num_samples))
     expected = spec.denormalise(samples[:num_samples])
     mean, std = np.array(spec.data["mean"]), np.array(spec.data["std"])
     by_torch, by_onnx = (
@@ -240,6 +244,20 @@ def compare(
     error = float(np.abs(actual - expected).max())
     passed = bool(np.isfinite(scale) and error <= tolerance * max(scale, 1e-6))
     return ParityCase(name, error, scale, passed, float(np.sqrt(np.square(actual - expected).mean())))
+
+
+def _with_conditions(sampler: Sampler, reference: TorchSampler) -> DenoiseFunction:
+    """The denoiser of a file, with the conditions that PyTorch's has."""
+
+    def denoise(
+        x: NDArray[np.float64],
+        level: float | NDArray[np.int64],
+        labels: NDArray[np.int64] | None,
+        guidance_scale: float,
+    ) -> NDArray[np.float64]:
+        return sampler.denoise(x, level, labels, guidance_scale, reference.conditions(len(x)))
+
+    return denoise
 
 
 def _tables(spec: SamplerSpec) -> dict[str, SamplerTable]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from diffusion.data.dataset import Dataset
+from diffusion.data.low_resolution import LowResolution
+from diffusion.evaluation.evaluator import Evaluator
 from diffusion.evaluation.sampler_choice import PROVENANCE, SamplerChoice
 from diffusion.process.generate import MAX_VALUES_PER_CPU_BATCH
 from diffusion.process.image_start import start_from
 from diffusion.process.inpainting import Inpainting
 from diffusion.process.samplers import SamplerTable, trajectory
 from diffusion.training.checkpoints import TrainedModel
-from export.contract import FAST, LABEL, SamplerSpec, X
+from export.conditions import LOW_RESOLUTION, LOW_RESOLUTION_NOISE
+from export.contract import FAST, LABEL, ConditionSpec, SamplerSpec, X
 from export.noise import normal_noise
 
 
@@ -38,25 +42,41 @@ class DrawnSamples:
 class TorchSampler:
     """Draws with PyTorch, from the same noise, the samples that `export.Sampler` draws from a file.
 
-    Labels cycle through the classes, and each condition input has some value.
+    Labels cycle through the classes.
 
     Args:
         network: network in evaluation mode on the CPU, with the positional arguments
             `SamplerSpec.graph_inputs` and the outputs `SamplerSpec.graph_outputs`.
         spec: what sampling needs besides the network.
         seed: seed of the noise.
+        conditions: number of samples -> values of each condition for each sample, in the condition's units;
+            None: random values.
 
     Attributes:
         network, spec, seed: as given.
     """
 
-    def __init__(self, network: nn.Module, spec: SamplerSpec, seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: SamplerSpec,
+        seed: int = 0,
+        conditions: Callable[[int], dict[str, NDArray[np.float64]]] | None = None,
+    ) -> None:
         self.network, self.spec, self.seed = network, spec, seed
+        self.conditions = cache(conditions or self._random_conditions)
 
     @classmethod
-    def of(cls, model: TrainedModel) -> "TorchSampler":
-        """The samples of a trained model, with seed 0."""
-        return cls(model.network, sampler_spec(model))
+    def of(cls, model: TrainedModel, dataset: Dataset | None = None) -> "TorchSampler":
+        """The samples of a trained model, with seed 0.
+
+        Args:
+            model: the model.
+            dataset: the data, whose validation examples are the low-resolution images of a super-resolution
+                model; None: it gets random ones.
+        """
+        conditions = None if dataset is None else partial(held_out_conditions, model, dataset)
+        return cls(model.network, sampler_spec(model), conditions=conditions)
 
     def noise(self, count: int, row: int = -1) -> NDArray[np.float64]:
         """Noise of the first `count` samples, [count, *shape]: of a row of the table, or the initial one."""
@@ -66,8 +86,7 @@ class TorchSampler:
         """Label of each sample; None without classes."""
         return np.arange(count) % len(self.spec.classes) if self.spec.classes else None
 
-    def conditions(self, count: int) -> dict[str, NDArray[np.float64]]:
-        """Values of each condition for each sample, in the condition's units."""
+    def _random_conditions(self, count: int) -> dict[str, NDArray[np.float64]]:
         return {
             each.name: normal_noise(self.seed + 1, np.arange(count), index, each.shape) * np.array(each.std)
             + np.array(each.mean)
@@ -195,9 +214,22 @@ class TorchSampler:
         return [out, *others]
 
 
+def held_out_conditions(model: TrainedModel, dataset: Dataset, count: int) -> dict[str, NDArray[np.float64]]:
+    """Conditions that validation examples make for a model's samples, in their units; empty without any."""
+    side = model.config.data.low_resolution
+    if side is None:
+        return {}
+    images, noise_levels = Evaluator(model.config, dataset).low_resolution(count)
+    return {
+        LOW_RESOLUTION: LowResolution(model.data, side).denormalised(images),
+        LOW_RESOLUTION_NOISE: noise_levels.double().cpu().numpy(),
+    }
+
+
 def sampler_spec(model: TrainedModel) -> SamplerSpec:
     """Collect the metadata of a model's ONNX file."""
     data, sampler, schedule = model.data, model.config.sampler, model.config.schedule
+    side = model.config.data.low_resolution
     choice = SamplerChoice.of(model.provenance)
     fast = choice.fast if choice else None
     return SamplerSpec(
@@ -221,6 +253,7 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
             "clip": list(data.clip) if sampler.clip else None,
             "guidance_scale": sampler.guidance_scale,
             **({FAST: {"name": fast.name, "num_steps": fast.num_steps}} if fast else {}),
+            **({LOW_RESOLUTION_NOISE: sampler.low_resolution_noise} if side else {}),
         },
         provenance={
             "run_id": model.provenance.get("run_id"),
@@ -230,4 +263,10 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
             **({PROVENANCE: choice.to_dict()} if choice else {}),
         },
         table=model.table,
+        conditions=(
+            ConditionSpec(LOW_RESOLUTION, (data.shape[0], side, side), data.mean, data.std),
+            ConditionSpec(LOW_RESOLUTION_NOISE, (), 0.0, 1.0),
+        )
+        if side
+        else (),
     )

@@ -227,6 +227,12 @@ def load_source(source: DataSource, notify: Callable[[str], None] = lambda line:
             f"{type(source).__name__} has kind {source.kind} but loads {raw.kind}: "
             "images have a value_range, points have none"
         )
+    if config.super_resolution is not None and raw.values.shape[2:] != (config.image_side, config.image_side):
+        height, width = raw.values.shape[2:]
+        raise InputError(
+            f"--super-resolution {config.super_resolution}: --data {config.name} has images of "
+            f"{height}x{width} pixels; give images of the second size, and square"
+        )
     values = raw.values
     example_digests = list(digests(values))
     splits = split_indices(

@@ -50,11 +50,11 @@ class ImageFolder(DataSource):
         """Side of the images in pixels: the shorter side of the first readable image, if none is given.
 
         Raises:
-            InputError: the side is below 8, or no image can be read.
+            InputError: the side is below 4, or no image can be read.
         """
-        size = self.config.image_size or self._first_image[0]
-        if size < 8:
-            raise InputError(f"--image-size {size}: give 8 or more")
+        size = self.config.image_side or self._first_image[0]
+        if size < 4:
+            raise InputError(f"--image-size {size}: give 4 or more")
         return size
 
     @property

@@ -1,9 +1,10 @@
-"""Reads an image file as a square with 8 bits per channel. Needs only numpy and Pillow."""
+"""Reads image files as squares with 8 bits per channel, and reduces images. Needs only numpy and Pillow."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,32 @@ def to_array(square: Image.Image, channels: int) -> NDArray[np.uint8]:
     if channels == 1:
         return np.asarray(square.convert("L"))[None]
     return np.ascontiguousarray(np.asarray(square.convert("RGB")).transpose(2, 0, 1))
+
+
+def reduced(images: NDArray[Any], side: int, value_range: Sequence[float]) -> NDArray[Any]:
+    """Images with a side of fewer pixels, as Pillow's Lanczos filter makes them.
+
+    Args:
+        images: [examples, C, H, W], in data units.
+        side: side of the result.
+        value_range: smallest and largest value, to which the result is clipped.
+
+    Returns:
+        [examples, C, side, side]; if all images are whole numbers, so is the result.
+    """
+    down, across = (reduction_matrix(size, side) for size in images.shape[-2:])
+    values = np.empty((*images.shape[:2], side, side), dtype=images.dtype)
+    is_whole = images.dtype.kind in "iu" or bool((np.rint(images) == images).all())
+    for index, image in enumerate(images):  # all at a time would need the memory of float64
+        result = (down @ image @ across.T).clip(*value_range)
+        values[index] = np.rint(result) if is_whole else result
+    return values
+
+
+def reduction_matrix(size: int, side: int) -> NDArray[np.float64]:
+    """Weights [side, size] of the old pixels of a line in the new ones, by Pillow's Lanczos filter."""
+    identity = Image.fromarray(np.eye(size, dtype=np.float32))
+    return np.asarray(identity.resize((size, side), Image.Resampling.LANCZOS), dtype=np.float64)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

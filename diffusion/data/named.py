@@ -1,20 +1,53 @@
 """Data sets that are known by a name: digits, heart, and those of torchvision."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from diffusion.config import DataConfig
+from diffusion.data.image_reading import reduced
 from diffusion.data.sources import CACHE, PIXEL_RANGE, DataSource, RawData
 from diffusion.errors import InputError
 from diffusion.files import user_path
 
 
-class Digits(DataSource):
-    """1,797 handwritten digits of 8x8 pixels, which come with scikit-learn."""
+class _NamedImages(DataSource):
+    """Images of one size, which are reduced to a smaller one on request.
+
+    Attributes:
+        own_side: side of the images in pixels.
+    """
 
     kind = "image"
-    image_side = 8
+    own_side: ClassVar[int]
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        side = config.image_side
+        if side is not None and side > self.own_side:
+            flag = "super-resolution" if config.super_resolution else "image-size"
+            raise InputError(
+                f"--{flag} {config.super_resolution or side}: --data {config.name} has images of "
+                f"{self.own_side} pixels; give at most as many"
+            )
+
+    @property
+    def image_side(self) -> int:
+        """Side of the images in pixels."""
+        return self.config.image_side or self.own_side
+
+    def _sized(self, images: NDArray[Any], value_range: tuple[float, float]) -> NDArray[Any]:
+        """The images [examples, C, H, W] with sides of `image_side`."""
+        side = self.image_side
+        return images if side == self.own_side else reduced(images, side, value_range)
+
+
+class Digits(_NamedImages):
+    """1,797 handwritten digits of 8x8 pixels, which come with scikit-learn."""
+
+    own_side = 8
 
     def load(self) -> RawData:
         """Load the digits and their classes."""
@@ -23,7 +56,9 @@ class Digits(DataSource):
         digits = load_digits()
         classes = tuple(str(name) for name in digits.target_names)
         labels = digits.target.astype(np.int64)
-        return RawData(values=digits.images[:, None], value_range=(0.0, 16.0), classes=classes, labels=labels)
+        value_range = (0.0, 16.0)
+        values = self._sized(digits.images[:, None], value_range)
+        return RawData(values=values, value_range=value_range, classes=classes, labels=labels)
 
 
 class Heart(DataSource):
@@ -44,14 +79,13 @@ def heart_curve(u: float) -> tuple[float, float]:
     return 16.0 * math.sin(u) ** 3, 13.0 * cos(u) - 5.0 * cos(2.0 * u) - 2.0 * cos(3.0 * u) - cos(4.0 * u)
 
 
-class _TorchvisionSource(DataSource):
+class _TorchvisionSource(_NamedImages):
     """A data set of torchvision, downloaded to a cache when it is first loaded.
 
     Attributes:
         dataset_class: name of its class in torchvision.datasets.
     """
 
-    kind = "image"
     dataset_class: ClassVar[str]
 
     def load(self) -> RawData:
@@ -86,6 +120,7 @@ class _TorchvisionSource(DataSource):
         pixels = np.asarray(dataset.data)
         images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         labels = np.asarray(dataset.targets, dtype=np.int64)
+        images = self._sized(images, PIXEL_RANGE)
         return RawData(values=images, value_range=PIXEL_RANGE, classes=tuple(dataset.classes), labels=labels)
 
 
@@ -93,19 +128,19 @@ class Mnist(_TorchvisionSource):
     """60,000 handwritten digits, 28x28 pixels, grey."""
 
     dataset_class = "MNIST"
-    image_side = 28
+    own_side = 28
 
 
 class FashionMnist(_TorchvisionSource):
     """60,000 pictures of clothes, 28x28 pixels, grey."""
 
     dataset_class = "FashionMNIST"
-    image_side = 28
+    own_side = 28
 
 
 class Cifar10(_TorchvisionSource):
     """50,000 photos of ten kinds of things, 32x32 pixels, in colour."""
 
     dataset_class = "CIFAR10"
-    image_side = 32
+    own_side = 32
     image_channels = 3

@@ -97,6 +97,11 @@ class DataSource(ABC):
                 f"--horizontal-flips: --data {config.name} holds points, and only images can be flipped; "
                 "leave it out"
             )
+        if config.super_resolution is not None and self.kind != "image":
+            raise InputError(
+                f"--super-resolution {config.super_resolution}: --data {config.name} holds points, and only "
+                "images have a resolution; leave it out"
+            )
 
     @property
     def name(self) -> str:

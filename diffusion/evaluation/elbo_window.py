@@ -4,6 +4,7 @@ The bound over a schedule's own discrete steps is in `diffusion.evaluation.varia
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ def elbo_window(
     clip: tuple[float, float] | None = None,
     seed: int = 0,
     max_points: int | None = None,
-    labels: Tensor | None = None,
+    inputs: Sequence[Tensor] = (),
     workers: Workers = ALONE,
 ) -> ElboWindow:
     """Half the integral of E|epsilon - epsilon_hat|^2 / d over log-SNR in `window`, in nats/dim.
@@ -82,7 +83,7 @@ def elbo_window(
         clip: the sampler's clip interval for x0, or None.
         seed: seed of the noise.
         max_points: number of grid points in the window; by default six for each unit of log-SNR.
-        labels: int64 [examples] for a conditional network.
+        inputs: further inputs of the network, such as labels, each [examples, ...].
         workers: share the calls of the network, which are independent of each other.
 
     Source: VDM, arXiv:2107.00630, Eq. 15 (continuous time; the integrand over log-SNR is half the
@@ -98,7 +99,7 @@ def elbo_window(
     def error(call: tuple[int, int]) -> Float64Array:
         timestep, point = call
         noise_seed = _noise_seed(seed, point)
-        return _epsilon_error(network, schedule, x_0, timestep, prediction_type, clip, noise_seed, labels)
+        return _epsilon_error(network, schedule, x_0, timestep, prediction_type, clip, noise_seed, inputs)
 
     each = iter(workers.map(error, [(t, point) for t, points in measured.items() for point in points]))
     errors = np.stack([np.mean([next(each) for _ in points], axis=0) for points in measured.values()])
@@ -182,7 +183,7 @@ def _epsilon_error(
     prediction_type: PredictionType,
     clip: tuple[float, float] | None,
     seed: int,
-    labels: Tensor | None,
+    inputs: Sequence[Tensor],
 ) -> Float64Array:
     """Squared epsilon error of each example, averaged over dimensions: float64 [examples].
 
@@ -192,7 +193,7 @@ def _epsilon_error(
     noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
     timesteps = torch.full((len(x_0),), timestep, dtype=torch.int64, device=x_0.device)
     x_t = q_sample(schedule, x_0, timesteps, noise)
-    output = to_float64(apply_in_batches(network, x_t, timesteps, labels))
+    output = to_float64(apply_in_batches(network, x_t, timesteps, *inputs))
     x0_hat = to_x_0(schedule, prediction_type, output, to_float64(x_t), timesteps)
     if clip is not None:
         x0_hat = x0_hat.clip(*clip)

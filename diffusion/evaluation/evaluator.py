@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffusion import metrics as names
 from diffusion.config import Config
 from diffusion.data.dataset import Dataset
+from diffusion.data.low_resolution import LowResolution, noised_by_seed
 from diffusion.devices import to_float64
 from diffusion.evaluation.elbo_window import ElboWindow, elbo_window
 from diffusion.evaluation.features import Features
@@ -24,12 +25,14 @@ from diffusion.evaluation.variational_bound import (
 from diffusion.process.forward import q_sample, to_epsilon
 from diffusion.process.generate import Condition, apply_in_batches, generate, rows_per_batch
 from diffusion.process.samplers import SamplerTable
+from diffusion.seeding import seed_of
 
 # val/mse uses more rows than there are examples, so that every timestep contributes evenly.
 _MAX_MSE_ROWS, _MAX_MSE_ROWS_PER_EXAMPLE = 4096, 16
 _MSE_BATCH_SIZE = 512
 # Calls of the network for val/bits_per_dim, in addition to the one for L_0: fewer than for val/elbo_window.
 _BOUND_TERMS = 24
+_STREAM = 31  # of the noise of low-resolution images
 
 
 class Evaluator:
@@ -63,7 +66,7 @@ class Evaluator:
         the schedule. It is interpolated between the timesteps at which val/elbo_window measured it, so x0
         is clipped as in the sampler.
         """
-        examples, labels = self._held_out()
+        examples, inputs = self._held_out()
         bound = elbo_window(
             network,
             self.schedule,
@@ -72,11 +75,11 @@ class Evaluator:
             prediction_type=self.config.prediction_type,
             clip=self.clip,
             seed=self.config.metrics.seed,
-            labels=labels,
+            inputs=inputs,
             workers=self._workers,
         )
         metrics = {
-            names.VAL_MSE: self._mean_squared_error(network, examples, labels),
+            names.VAL_MSE: self._mean_squared_error(network, examples, inputs),
             names.VAL_ELBO_WINDOW: bound.value,
             names.VAL_ELBO_WINDOW + names.STANDARD_ERROR: bound.standard_error,
             names.VAL_ELBO_WINDOW + "_above": bound.above,
@@ -99,7 +102,7 @@ class Evaluator:
         decoder: Decoder = gaussian_decoder
         if spec.range is not None:
             decoder = DiscretisedGaussian(spec.mean, spec.std, spec.range)
-        examples, labels = self._held_out()
+        examples, inputs = self._held_out()
         bound = variational_bound(
             network,
             self.schedule,
@@ -110,7 +113,7 @@ class Evaluator:
             variance=self.config.sampler.variance,
             num_terms=_BOUND_TERMS,
             seed=self.config.metrics.seed,
-            labels=labels,
+            inputs=inputs,
             workers=self._workers,
         )
         if spec.range is None:
@@ -123,17 +126,36 @@ class Evaluator:
             names.VAL_BITS_PER_DIM + names.STANDARD_ERROR: bound.standard_error / math.log(2.0),
         }
 
-    def _held_out(self) -> tuple[Tensor, Tensor | None]:
-        """The validation examples used for every model, and their labels for a conditional one."""
-        count = self.config.metrics.num_examples
+    def _held_out(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The validation examples used for every model, and the further inputs of the network for them."""
+        examples = self.dataset.val[: self.config.metrics.num_examples]
         labels = self.dataset.val.labels if self.dataset.spec.num_classes else None
-        return self.dataset.val[:count], None if labels is None else labels[:count]
+        own = () if labels is None else (labels[: len(examples)],)
+        return examples, own + self.low_resolution(len(examples))
+
+    def low_resolution(self, count: int) -> tuple[Tensor, ...]:
+        """Low-resolution images of the validation examples, again from the first if there are fewer.
+
+        They have noise as in the deployed sampler, always the same.
+
+        Returns:
+            What a super-resolution network receives, see `noised`; nothing for other networks.
+        """
+        side, val = self.config.data.low_resolution, self.dataset.val
+        if side is None:
+            return ()
+        examples = val[torch.arange(count, device=val.device) % len(val)]
+        images = LowResolution(self.dataset.spec, side).of(examples)
+        return noised_by_seed(
+            images, self.config.sampler.low_resolution_noise, seed_of(self.config.metrics.seed, _STREAM)
+        )
 
     def samples(self, network: nn.Module, *, num_samples: int, seed: int) -> Tensor:
         """Normalised samples [num_samples, *shape] of the deployed sampler.
 
         For one number of samples and one seed, sample i of every model comes from the same noise. Classes of
-        a conditional model are those of the training examples, in order.
+        a conditional model are those of the training examples, in order; low-resolution images are those of
+        the validation examples.
 
         Args:
             network: the denoiser, in evaluation mode.
@@ -144,6 +166,7 @@ class Evaluator:
         labels = self.dataset.train.labels
         if labels is not None:
             labels = labels[torch.arange(num_samples, device=labels.device) % len(labels)]
+        low_resolution = self.low_resolution(num_samples)
 
         def draw(rows: slice) -> Tensor:
             condition = None
@@ -158,6 +181,7 @@ class Evaluator:
                 seed=seed,
                 device=device,
                 condition=condition,
+                inputs=[each[rows] for each in low_resolution],
                 rows=rows,
             ).cpu()
 
@@ -213,24 +237,24 @@ class Evaluator:
         return {names.SAMPLE_PREFIX + name: float(value) for name, value in metrics.items()}
 
     @torch.no_grad()
-    def _mean_squared_error(self, network: nn.Module, examples: Tensor, labels: Tensor | None) -> float:
+    def _mean_squared_error(self, network: nn.Module, examples: Tensor, inputs: tuple[Tensor, ...]) -> float:
         """Mean squared epsilon error over dimensions and uniform t."""
         generator = torch.Generator().manual_seed(self.config.metrics.seed)
         count = min(_MAX_MSE_ROWS, _MAX_MSE_ROWS_PER_EXAMPLE * len(examples))
         indices = torch.arange(count, device=examples.device) % len(examples)
         rows = examples[indices]
-        row_labels = [None] * count if labels is None else labels[indices].split(_MSE_BATCH_SIZE)
         evenly_spaced = torch.from_numpy(np.arange(count) * self.schedule.num_train_timesteps // count)
         timesteps = evenly_spaced[torch.randperm(count, generator=generator)].to(examples.device)
         noise = torch.randn(rows.shape, generator=generator).to(examples.device)
-        batches = (each.split(_MSE_BATCH_SIZE) for each in (rows, timesteps, noise))
+        each_row = (rows, timesteps, noise, *(each[indices] for each in inputs))
+        batches = zip(*(each.split(_MSE_BATCH_SIZE) for each in each_row), strict=True)
 
-        def squared_error(batch: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> float:
-            x_0, t, z, y = batch
+        def squared_error(batch: tuple[Tensor, ...]) -> float:
+            x_0, t, z, *inputs = batch
             x_t = q_sample(self.schedule, x_0, t, z)
-            output = apply_in_batches(network, x_t, t, y)
+            output = apply_in_batches(network, x_t, t, *inputs)
             epsilon = to_epsilon(self.schedule, self.config.prediction_type, output, x_t, t)
             return float(to_float64(epsilon - z).square().sum())
 
-        errors = self._workers.map(squared_error, list(zip(*batches, row_labels, strict=False)))
+        errors = self._workers.map(squared_error, list(batches))
         return sum(errors) / noise.numel()

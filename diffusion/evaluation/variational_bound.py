@@ -123,7 +123,7 @@ def variational_bound(
     variance: Variance = "beta_tilde",
     num_terms: int | None = None,
     seed: int = 0,
-    labels: Tensor | None = None,
+    inputs: Sequence[Tensor] = (),
     workers: Workers = ALONE,
 ) -> VariationalBound:
     """Bound on -ln p(x_0) / d under the reverse chain of ancestral sampling over all T timesteps.
@@ -154,7 +154,7 @@ def variational_bound(
         num_terms: calls of the network, at least 1, for the estimate of L_1 + ... + L_{T-1}; None, or
             T - 1 and more, measures every term.
         seed: seed of the noise and of the timesteps.
-        labels: int64 [examples] for a conditional network.
+        inputs: further inputs of the network, such as labels, each [examples, ...].
         workers: share the calls of the network, which are independent of each other.
 
     Raises:
@@ -172,7 +172,7 @@ def variational_bound(
         generator = torch.Generator().manual_seed(seed_of(seed, _NOISE_STREAM, call))
         noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
         x_t = q_sample(schedule, x_0, timesteps, noise)
-        output = to_float64(apply_in_batches(network, x_t, timesteps, labels))
+        output = to_float64(apply_in_batches(network, x_t, timesteps, *inputs))
         predicted = to_x_0(schedule, prediction_type, output, to_float64(x_t), timesteps)
         return predicted if clip is None else predicted.clip(*clip)
 

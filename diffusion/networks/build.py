@@ -1,11 +1,13 @@
 """Construction of the network that a config describes, and how much memory it needs."""
 
+import inspect
 import math
 
 import torch
 from torch import nn
 
 from diffusion.config import Config, NetworkConfig
+from diffusion.errors import InputError
 from diffusion.memory_limit import check_memory
 from diffusion.registry import NETWORKS
 
@@ -18,7 +20,9 @@ def build_network(config: Config, shape: tuple[int, ...], num_classes: int = 0) 
     """A newly initialised network: (x [batch, *shape], t int64 [batch]) -> [batch, *shape].
 
     If num_classes is not 0, the network is conditional and takes a third argument, labels y
-    int64 [batch], from 0 to num_classes - 1, or num_classes for "no class".
+    int64 [batch], from 0 to num_classes - 1, or num_classes for "no class". A super-resolution network takes
+    two more, see `diffusion.networks.super_resolution`. If images are augmented, it takes `augmentation` by
+    name.
 
     Raises:
         InputError: the network does not fit the shape, or its weights do not fit into memory.
@@ -29,6 +33,10 @@ def build_network(config: Config, shape: tuple[int, ...], num_classes: int = 0) 
 
 def check_network(config: Config, shape: tuple[int, ...], num_classes: int = 0) -> None:
     """Check what `build_network` checks, without building the network."""
+    if config.training.augment and len(shape) != 3:
+        raise InputError(
+            f"--training.augment {config.training.augment:g}: only images are augmented; leave it out"
+        )
     _check_weights(config, shape, num_classes, 1)
 
 
@@ -87,11 +95,20 @@ def _check_weights(
         )
 
 
+def _check_augmentation(config: Config, network: nn.Module) -> None:
+    if config.training.augment and "augmentation" not in inspect.signature(network.forward).parameters:
+        raise InputError(
+            f"--training.augment {config.training.augment:g}: the network {config.network.kind} is not told "
+            "how images are augmented, and samples would be, too; leave it out"
+        )
+
+
 def _num_weights(config: Config, shape: tuple[int, ...], num_classes: int) -> int | None:
     """Number of weights; None for a network of another package that cannot be built without memory."""
     try:
         with torch.device("meta"):  # tensors of a shape, without values
             built = NETWORKS[config.network.kind](config, shape, num_classes)
+        _check_augmentation(config, built)
         return sum(weight.numel() for weight in built.state_dict().values())
     except (NotImplementedError, RuntimeError):
         return None

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffusion.config import Config
+from diffusion.config import AUGMENTATION_SIZE, Config
 from diffusion.errors import InputError
 from diffusion.networks.embeddings import SinusoidalEmbedding
 
@@ -43,6 +43,7 @@ class JointMLP(nn.Module):
         dropout: dropout probability for the update of each block.
         num_classes: number of classes of a conditional network, which takes labels; this number itself
             is the label for "no class". 0: an unconditional network.
+        augmentation_size: number of values that describe how an image was augmented, or 0.
 
     Attributes:
         static_graph: that inputs of one shape always go through the same operations.
@@ -65,6 +66,7 @@ class JointMLP(nn.Module):
         timestep_scale: float = 1.0,
         dropout: float = 0.0,
         num_classes: int = 0,
+        augmentation_size: int = 0,
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -79,6 +81,10 @@ class JointMLP(nn.Module):
             data_size = num_values * (data_embedding_size + int(raw_coordinates))
             self.embed_data = SinusoidalEmbedding(data_embedding_size, data_embedding_scale, torch.float32)
         self.label = nn.Embedding(num_classes + 1, time_embedding_size) if num_classes else None
+        # Without a bias, so that a description of zeros is the same as none.
+        self.augmentation = (
+            nn.Linear(augmentation_size, hidden_size, bias=False) if augmentation_size else None
+        )
         condition_size = time_embedding_size * (2 if num_classes else 1)
         self.inward = nn.Linear(condition_size + data_size, hidden_size)
         self.activation = nn.GELU() if input_activation else nn.Identity()
@@ -88,13 +94,17 @@ class JointMLP(nn.Module):
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, augmentation: Tensor | None = None
+    ) -> Tensor:
         """Compute the network's prediction.
 
         Args:
             x: float32 [batch, *shape].
             t: int64 [batch], 0-based timesteps.
             y: int64 [batch], labels, if the network is conditional.
+            augmentation: float32 [batch, augmentation_size], how x_0 was augmented, see
+                `diffusion.data.augmentation`; None is the same as zeros, which is not at all.
 
         Returns:
             float32 [batch, *shape].
@@ -102,7 +112,10 @@ class JointMLP(nn.Module):
         time_embedding = self.embed_timestep(t)
         label_embedding = [self.label(y)] if self.label is not None else []
         joint = torch.cat([time_embedding, *label_embedding, *self._embed_data(x)], dim=-1)
-        hidden = self.blocks(self.activation(self.inward(joint)))
+        hidden = self.inward(joint)
+        if self.augmentation is not None and augmentation is not None:
+            hidden = hidden + self.augmentation(augmentation)
+        hidden = self.blocks(self.activation(hidden))
         return self.outward(self.norm(hidden)).reshape(x.shape)
 
     def _embed_data(self, x: Tensor) -> list[Tensor]:
@@ -135,4 +148,5 @@ def build(config: Config, shape: tuple[int, ...], num_classes: int) -> JointMLP:
         timestep_scale=config.timestep_scale,
         dropout=network.dropout,
         num_classes=num_classes,
+        augmentation_size=AUGMENTATION_SIZE if config.training.augment else 0,
     )

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from diffusion.config import Config, NetworkConfig
+from diffusion.config import AUGMENTATION_SIZE, Config, NetworkConfig
 from diffusion.errors import InputError
 from diffusion.networks.embeddings import SinusoidalEmbedding
+from diffusion.networks.super_resolution import super_resolution_network
 
 _GROUPS = 8
 
@@ -31,6 +32,8 @@ class UNet(nn.Module):
         gradient_checkpointing: whether blocks are recomputed in the backward pass to save memory.
         num_classes: number of classes of a conditional network, which takes labels; this number itself
             is the label for "no class". 0: an unconditional network.
+        in_channels: channels of the input, if there are more than those of an image.
+        context_size: number of values that the network is told besides; see `forward`.
 
     Source: DDPM, arXiv:2006.11239, Appendix B; order of the blocks from arXiv:2102.09672.
     """
@@ -48,6 +51,8 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
         num_classes: int = 0,
+        in_channels: int | None = None,
+        context_size: int = 0,
     ) -> None:
         super().__init__()
         channels, height, width = shape
@@ -62,6 +67,8 @@ class UNet(nn.Module):
             nn.Linear(time_embedding_size, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
         self.label = nn.Embedding(num_classes + 1, time_channels) if num_classes else None
+        # Without a bias, so that a context of zeros is the same as none.
+        self.context = nn.Linear(context_size, time_channels, bias=False) if context_size else None
 
         def block(in_channels: int, out_channels: int, side: int) -> UNetBlock:
             has_attention = side in attention_resolutions
@@ -69,7 +76,7 @@ class UNet(nn.Module):
 
         side = max(height + self.padding[1], width + self.padding[0])
         current = base_channels
-        self.inward = nn.Conv2d(channels, current, 3, padding=1)
+        self.inward = nn.Conv2d(in_channels or channels, current, 3, padding=1)
         skip_channels = [current]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(channel_multipliers):
@@ -93,13 +100,24 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(_GROUPS, current)
         self.outward = _zeroed(nn.Conv2d(current, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        augmentation: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Compute the network's prediction.
 
         Args:
-            x: float32 [batch, C, H, W].
+            x: float32 [batch, in_channels, H, W].
             t: int64 [batch], 0-based timesteps.
             y: int64 [batch], labels, if the network is conditional.
+            augmentation: float32 [batch, AUGMENTATION_SIZE], how x_0 was augmented, see
+                `diffusion.data.augmentation`; None is the same as zeros, which is not at all.
+            context: float32 [batch, at most context_size], in place of `augmentation`.
 
         Returns:
             float32 [batch, C, H, W].
@@ -108,6 +126,10 @@ class UNet(nn.Module):
         time_embedding = self.time(self.embed_timestep(t))
         if self.label is not None:
             time_embedding = time_embedding + self.label(y)
+        context = augmentation if context is None else context
+        if self.context is not None and context is not None:
+            weight = self.context.weight[:, : context.shape[1]]  # what is left out is 0
+            time_embedding = time_embedding + F.linear(context, weight)
         hidden = self.inward(F.pad(x, (0, self.padding[0], 0, self.padding[1])))
         skips = [hidden]
         for module in self.down:
@@ -134,7 +156,7 @@ def max_levels(height: int, width: int) -> int:
     return max(1, int(math.log2(min(height, width) / 4)) + 1)
 
 
-def build(config: Config, shape: tuple[int, ...], num_classes: int) -> UNet:
+def build(config: Config, shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build the U-Net of a config, see `diffusion.networks.build.build_network`.
 
     Raises:
@@ -142,7 +164,9 @@ def build(config: Config, shape: tuple[int, ...], num_classes: int) -> UNet:
     """
     network = config.network
     _check_shape(network, shape)
-    return UNet(
+    low_resolution = config.data.low_resolution
+    augmentation_size = AUGMENTATION_SIZE if config.training.augment else 0
+    unet = UNet(
         shape,
         base_channels=network.base_channels,
         channel_multipliers=network.channel_multipliers,
@@ -153,7 +177,12 @@ def build(config: Config, shape: tuple[int, ...], num_classes: int) -> UNet:
         dropout=network.dropout,
         gradient_checkpointing=network.gradient_checkpointing,
         num_classes=num_classes,
+        in_channels=2 * shape[0] if low_resolution else None,
+        context_size=augmentation_size + (1 if low_resolution else 0),
     )
+    if low_resolution is None:
+        return unet
+    return super_resolution_network(unet, shape[-1] // low_resolution, num_classes)
 
 
 def _check_shape(network: NetworkConfig, shape: tuple[int, ...]) -> None:

@@ -16,22 +16,20 @@ MAX_VALUES_PER_CPU_BATCH = 2**17
 _MAX_VALUES_PER_GPU_BATCH = 2**18  # its memory is limited
 
 
-def apply_in_batches(
-    network: nn.Module, x: Tensor, timesteps: Tensor, labels: Tensor | None = None
-) -> Tensor:
-    """Compute `network(x, timesteps)` in batches of at most `rows_per_batch` rows.
+def apply_in_batches(network: nn.Module, x: Tensor, timesteps: Tensor, *inputs: Tensor) -> Tensor:
+    """Compute `network(x, timesteps, *inputs)` in batches of at most `rows_per_batch` rows.
 
     Args:
         network: network in evaluation mode, whose outputs do not depend on the rest of the batch.
         x: [batch, *shape].
         timesteps: int64 [batch].
-        labels: int64 [batch], only for a conditional network.
+        inputs: further inputs of the network, such as labels, each [batch, ...].
 
     Returns:
         [batch, *shape].
     """
     batch_size = rows_per_batch(x.shape[1:], x.device)
-    arguments = (x, timesteps) if labels is None else (x, timesteps, labels)
+    arguments = (x, timesteps, *inputs)
     if len(x) <= batch_size:
         return network(*arguments)
     batches = zip(*(argument.split(batch_size) for argument in arguments), strict=True)
@@ -51,6 +49,7 @@ def sample_states(
     noise: Callable[[int], Tensor],
     condition: "Condition | None" = None,
     inpainting: Inpainting | None = None,
+    inputs: Sequence[Tensor] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run a sampler's table with a network, yielding (x, x0) after each row in normalised units.
 
@@ -62,11 +61,14 @@ def sample_states(
         noise: function (row index) -> standard normal noise of x's shape.
         condition: labels and guidance, only for a conditional network.
         inpainting: the known part of the samples, as tensors of x's dtype and device.
+        inputs: further inputs of the network after the labels, each [batch, ...].
     """
-    return trajectory(denoiser(network, condition), x, table, noise, inpainting)
+    return trajectory(denoiser(network, condition, inputs), x, table, noise, inpainting)
 
 
-def denoiser(network: nn.Module, condition: "Condition | None" = None) -> Callable[[Tensor, int], Tensor]:
+def denoiser(
+    network: nn.Module, condition: "Condition | None" = None, inputs: Sequence[Tensor] = ()
+) -> Callable[[Tensor, int], Tensor]:
     """Function (x of any real dtype, timestep) -> the network's output in that dtype, without gradients.
 
     With a condition the output is guided: out_uncond + guidance_scale * (out_cond - out_uncond).
@@ -79,14 +81,17 @@ def denoiser(network: nn.Module, condition: "Condition | None" = None) -> Callab
     @torch.no_grad()
     def denoise(x: Tensor, timestep: int) -> Tensor:
         timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
+
+        def output(*labels: Tensor) -> Tensor:
+            return apply_in_batches(network, x.float(), timesteps, *labels, *inputs).to(x.dtype)
+
         if condition is None:
-            return apply_in_batches(network, x.float(), timesteps).to(x.dtype)
+            return output()
         labels, scale = condition.labels.to(x.device), condition.guidance_scale
-        out = apply_in_batches(network, x.float(), timesteps, labels).to(x.dtype)
+        out = output(labels)
         if scale == 1.0:
             return out
-        null = torch.full_like(labels, condition.null_label)
-        unconditional = apply_in_batches(network, x.float(), timesteps, null).to(x.dtype)
+        unconditional = output(torch.full_like(labels, condition.null_label))
         return unconditional + scale * (out - unconditional)
 
     return denoise
@@ -128,6 +133,7 @@ def generate(
     seed: int,
     device: torch.device | str = "cpu",
     condition: Condition | None = None,
+    inputs: Sequence[Tensor] = (),
     rows: slice = slice(None),
     inpainting: Inpainting | None = None,
     x_0: Tensor | None = None,
@@ -136,10 +142,11 @@ def generate(
     """Draw samples, float32 [num_samples, *shape] in normalised units, or those of `rows` alone.
 
     The noise comes from a `torch.Generator` on the CPU with the given seed, so that it is the same on
-    every device. The condition, the known part and `x_0` are those of the rows that are drawn.
+    every device. The condition, the further inputs of the network, the known part and `x_0` are those of the
+    rows that are drawn.
 
     Args:
-        network, table, condition, inpainting: as for `sample_states`.
+        network, table, condition, inputs, inpainting: as for `sample_states`.
         shape: shape of one sample.
         num_samples: number of samples.
         seed: seed of the noise.
@@ -159,4 +166,4 @@ def generate(
     noise: Callable[[int], Tensor] = fresh_noise
     if x_0 is not None:
         table, noise = start_from(x_0, strength, table, fresh_noise)
-    return last_sample(sample_states(network, table, noise(-1), noise, condition, inpainting))
+    return last_sample(sample_states(network, table, noise(-1), noise, condition, inpainting, inputs))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffusion.config import Config
 from diffusion.data.dataset import DataSpec
+from diffusion.data.low_resolution import LowResolution, noised_by_seed
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
 from diffusion.files import FormatError, check_format, path_kind, replacing, user_path
@@ -28,6 +29,7 @@ from diffusion.networks.build import build_network
 from diffusion.process.generate import cycling_condition, generate
 from diffusion.process.samplers import SamplerTable
 from diffusion.process.schedules import NoiseSchedule
+from diffusion.seeding import seed_of
 from diffusion.training.best_evaluation import BestEvaluation
 
 FORMAT_VERSION = 1
@@ -80,6 +82,7 @@ class TrainedModel:
         seed: int = 0,
         labels: Sequence[int] | None = None,
         guidance_scale: float | None = None,
+        low_resolution: NDArray[Any] | None = None,
     ) -> NDArray[np.float32]:
         """Draw samples with PyTorch, on the network's device, by the sampler of the config.
 
@@ -90,12 +93,15 @@ class TrainedModel:
             seed: seed of the noise.
             labels: for a conditional model, the class number of each sample; None cycles through them.
             guidance_scale: for a conditional model, strength of classifier-free guidance; None: the config's.
+            low_resolution: for a super-resolution model, the image of each sample, [num_samples, C, H, W] in
+                data units. Noise is added as the config says.
 
         Returns:
             float32 [num_samples, *shape] in data units.
 
         Raises:
-            InputError: labels or guidance are given for an unconditional model, or the labels do not fit.
+            InputError: labels, guidance or low-resolution images are given for a model that takes none, or
+                they do not fit.
         """
         num_classes = self.data.num_classes
         if num_samples < 1:
@@ -111,6 +117,7 @@ class TrainedModel:
         if condition is not None and labels is not None:
             condition = replace(condition, labels=torch.tensor(labels))
         device = next(self.network.parameters()).device
+        inputs = self._low_resolution_inputs(low_resolution, num_samples, seed)
         samples = generate(
             self.network,
             self.table,
@@ -119,8 +126,25 @@ class TrainedModel:
             seed=seed,
             device=device,
             condition=condition,
+            inputs=[each.to(device) for each in inputs],
         )
         return self.data.denormalise(samples.cpu().numpy()).astype(np.float32)
+
+    def _low_resolution_inputs(
+        self, images: NDArray[Any] | None, num_samples: int, seed: int
+    ) -> tuple[Tensor, ...]:
+        side = self.config.data.low_resolution
+        if side is None:
+            if images is not None:
+                raise InputError("low_resolution: this is no super-resolution model; leave it out")
+            return ()
+        low_resolution = LowResolution(self.data, side)
+        shape = (num_samples, *low_resolution.shape)
+        if images is None or images.shape != shape:
+            raise InputError(f"low_resolution: this is a super-resolution model; give images {list(shape)}")
+        return noised_by_seed(
+            low_resolution.normalised(images), self.config.sampler.low_resolution_noise, seed_of(seed, 1)
+        )
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "TrainedModel":
         """A copy with a network of its own that has these weights, on the CPU."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from diffusion import metrics as names
 from diffusion.config import Config, TrainingConfig
+from diffusion.data.augmentation import augment
 from diffusion.data.dataset import Dataset
+from diffusion.data.low_resolution import LowResolution, noised
 from diffusion.devices import widest_float
 from diffusion.evaluation.elbo_window import ElboWindow
 from diffusion.evaluation.evaluator import Evaluator
@@ -66,6 +68,7 @@ class EvaluationResult:
         elbo: the windowed bound of each example, for comparing trials example by example.
         model: the denoiser with averaged weights; valid until training continues.
         best: the best evaluation so far, which may be this one.
+        low_resolution: `Training.low_resolution`, for pictures of samples.
     """
 
     updates: int
@@ -73,6 +76,7 @@ class EvaluationResult:
     elbo: ElboWindow
     model: TrainedModel
     best: BestEvaluation
+    low_resolution: Callable[[int], tuple[Tensor, ...]] = lambda count: ()
 
 
 class Training:
@@ -132,7 +136,8 @@ class Training:
         self._batch_sampler = ShuffledBatchSampler(
             len(dataset.train), config.training.batch_size, config.seed
         )
-        device = self._distributed.device
+        device, side = self._distributed.device, config.data.low_resolution
+        self._low_resolution = None if side is None else LowResolution(dataset.spec, side)
         self._draws = RandomDraws(
             config.seed,
             self._distributed.rank,
@@ -141,6 +146,8 @@ class Training:
             self._draw_timesteps,
             ahead=self._loss_history is None,
             device=device,
+            low_resolution_shape=None if self._low_resolution is None else self._low_resolution.shape,
+            augment=config.training.augment,
         )
         # Of the updates since the last evaluation.
         self._loss_sum = torch.zeros((), dtype=widest_float(device), device=device)
@@ -159,6 +166,10 @@ class Training:
     def train_step(self) -> TrainStep:
         """The network in training, with its averaged weights and optimizer."""
         return self._train_step
+
+    def low_resolution(self, count: int) -> tuple[Tensor, ...]:
+        """See `Evaluator.low_resolution`."""
+        return Evaluator(self.config, self._dataset).low_resolution(count)
 
     def run(self) -> None:
         """Train to the end.
@@ -185,10 +196,24 @@ class Training:
         importance = None if draws.importance is None else draws.importance[shard]
         if self.config.data.horizontal_flips:
             x_0 = torch.where(draws.flips[shard, None, None, None] < 0.5, x_0.flip(-1), x_0)
+        augmentations = None if draws.augmentations is None else draws.augmentations[shard]
+        if augmentations is not None:
+            x_0 = augment(x_0, augmentations, self._dataset.spec.clip)
         labels = self._visible_labels(draws.labels, shard)
+        inputs: tuple[Tensor, ...] = () if labels is None else (labels,)
+        if self._low_resolution is not None and draws.low_resolution is not None:
+            noise, u = (each[shard] for each in draws.low_resolution)
+            levels = u * self.config.training.low_resolution_noise
+            inputs += noised(self._low_resolution.of(x_0), noise, levels)
         seed_dropout(draws.dropout_seed, self._distributed.device)
         self._loss_sum += self._train_step.run(
-            self.updates, x_0, draws.timesteps[shard], draws.noise[shard], labels, importance
+            self.updates,
+            x_0,
+            draws.timesteps[shard],
+            draws.noise[shard],
+            inputs,
+            importance,
+            augmentations,
         )
         if self._loss_history is not None:
             batch_size = self.config.training.batch_size
@@ -255,7 +280,9 @@ class Training:
         self._num_losses = 0
         # Reported before it is saved: every evaluation in a checkpoint's history has been reported.
         if self._distributed.is_main:
-            self._report(EvaluationResult(self.updates, metrics, elbo, self._model, best))
+            self._report(
+                EvaluationResult(self.updates, metrics, elbo, self._model, best, self.low_resolution)
+            )
         self._save_checkpoint()
 
     def _compute_metrics(self, loss_sum: float) -> tuple[dict[str, float], ElboWindow, BestEvaluation]:

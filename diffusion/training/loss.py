@@ -94,8 +94,9 @@ class DenoisingLoss:
         x_0: Tensor,
         timesteps: Tensor,
         noise: Tensor,
-        labels: Tensor | None = None,
         importance: Tensor | None = None,
+        augmentation: Tensor | None = None,
+        *inputs: Tensor,
     ) -> BatchLoss:
         """Loss of the network on a batch that is noised here.
 
@@ -104,11 +105,13 @@ class DenoisingLoss:
             x_0: [batch, ...] clean data in normalised units.
             timesteps: int64 [batch], each in 0..T-1.
             noise: standard normal, of x_0's shape.
-            labels: int64 [batch] for a conditional network, which takes them as a third argument.
             importance: [batch], importance weights 1 / (T p(t)) if t was drawn with probability p(t).
+            augmentation: how each example was augmented, see `diffusion.data.augmentation`.
+            inputs: further inputs of the network after the timesteps, such as labels, each [batch, ...].
         """
         x_t = q_sample(self._schedule, x_0, timesteps, noise)
-        output = network(x_t, timesteps) if labels is None else network(x_t, timesteps, labels)
+        told = {} if augmentation is None else {"augmentation": augmentation}
+        output = network(x_t, timesteps, *inputs, **told)
         output = output.to(x_0.dtype)
         target = training_target(self._schedule, self._prediction_type, x_0, timesteps, noise)
         error = _LOSSES[self._loss](output, target, reduction="none")

@@ -1,4 +1,4 @@
-"""The random numbers of each update: timesteps, noise, horizontal flips, hidden labels and dropout."""
+"""The random numbers of each update: timesteps, noise, changes of the images, hidden labels and dropout."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.data.augmentation import draw_augmentations
 from diffusion.seeding import dropout_seeds, noise_generator
 
 # Updates of small batches share a generator, whose seeding would take longer than the draws.
@@ -23,6 +24,9 @@ class Draws:
         noise: standard normal, [batch, *shape].
         flips: uniform on [0, 1), [batch], for horizontal flips.
         labels: uniform on [0, 1), [batch], for hiding labels.
+        low_resolution: for low-resolution images, standard normal noise [batch, *shape] and values uniform on
+            [0, 1), [batch], for its standard deviation; None if there are none.
+        augmentations: see `diffusion.data.augmentation`; None without.
         dropout_seed: seed of this worker's dropout.
     """
 
@@ -31,6 +35,8 @@ class Draws:
     noise: Tensor
     flips: Tensor
     labels: Tensor
+    low_resolution: tuple[Tensor, Tensor] | None
+    augmentations: Tensor | None
     dropout_seed: int
 
 
@@ -47,6 +53,8 @@ class RandomDraws:
         draw_timesteps: draws the timesteps of one update, and their importance weights or None.
         ahead: whether timesteps can be drawn before the updates that come before theirs are done.
         device: device of the draws.
+        low_resolution_shape: shape of a low-resolution image, or None.
+        augment: probability of each augmentation.
     """
 
     def __init__(
@@ -59,7 +67,10 @@ class RandomDraws:
         *,
         ahead: bool,
         device: torch.device,
+        low_resolution_shape: Sequence[int] | None = None,
+        augment: float = 0.0,
     ) -> None:
+        self._low_resolution_shape, self._augment = low_resolution_shape, augment
         self._seed, self._rank, self._device = seed, rank, device
         self._shape, self._draw_timesteps = (batch_size, *shape), draw_timesteps
         self._updates = min(_MAX_UPDATES, max(1, _MAX_VALUES // math.prod(self._shape))) if ahead else 1
@@ -80,10 +91,26 @@ class RandomDraws:
         flips, labels = (
             torch.rand(count, batch_size, generator=generator, device=self._device) for _ in range(2)
         )
+        # Last, so that a training without them has the same draws as ever.
+        low_resolution, augmentations = (
+            [draw(generator) for _ in range(count)]
+            for draw in (self._draw_low_resolution, self._draw_changes)
+        )
         seeds = dropout_seeds(self._seed, number, self._rank, count)
+        columns = noise, flips, labels, low_resolution, augmentations, seeds
         return [
-            Draws(*drawn, *values, seed)
-            for drawn, values, seed in zip(
-                timesteps, zip(noise, flips, labels, strict=True), seeds, strict=True
-            )
+            Draws(*drawn, *values)
+            for drawn, values in zip(timesteps, zip(*columns, strict=True), strict=True)
         ]
+
+    def _draw_low_resolution(self, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        if self._low_resolution_shape is None:
+            return None
+        batch_size = self._shape[0]
+        noise = torch.randn(batch_size, *self._low_resolution_shape, generator=generator, device=self._device)
+        return noise, torch.rand(batch_size, generator=generator, device=self._device)
+
+    def _draw_changes(self, generator: torch.Generator) -> Tensor | None:
+        if not self._augment:
+            return None
+        return draw_augmentations(self._shape[0], self._augment, generator)

@@ -45,8 +45,8 @@ class TracedLoss:
             for number, each in zip(given, inputs, strict=False):
                 arguments[number] = each
 
-            def with_weights(*arguments: Tensor) -> Tensor:
-                return functional_call(network, dict(zip(names, leaves, strict=True)), arguments)
+            def with_weights(*arguments: Tensor, **named: Tensor) -> Tensor:
+                return functional_call(network, dict(zip(names, leaves, strict=True)), arguments, named)
 
             result = loss(with_weights, *arguments)  # type: ignore[arg-type]
             gradients = weights.join(torch.autograd.grad(result.loss, leaves))

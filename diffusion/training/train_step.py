@@ -1,7 +1,7 @@
 """One optimizer update, and the state that it changes: network, averaged weights and optimizer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -102,8 +102,9 @@ class TrainStep:
         x_0: Tensor,
         timesteps: Tensor,
         noise: Tensor,
-        labels: Tensor | None = None,
+        inputs: Sequence[Tensor] = (),
         importance: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """Update the weights once, from this worker's shard of the batch.
 
@@ -112,14 +113,15 @@ class TrainStep:
             x_0: [examples, *shape] clean data, normalised.
             timesteps: int64 [examples].
             noise: standard normal, of x_0's shape.
-            labels: int64 [examples] for a conditional network.
+            inputs: further inputs of the network after the timesteps, such as labels, each [examples, ...].
             importance: [examples], weights that correct for timesteps that were not drawn uniformly.
+            augmentation: [examples, AUGMENTATION_SIZE], how they were augmented, or None.
 
         Returns:
             This worker's contribution to the batch's `BatchLoss.mse`, a scalar; the sum over the workers
             is that of the batch.
         """
-        batch = x_0, timesteps, noise, labels, importance
+        batch = x_0, timesteps, noise, importance, augmentation, *inputs
         if self._worth_tracing and self._training.num_updates - update > _MIN_TRACED_UPDATES:
             self._worth_tracing = False
             self._traced = TracedLoss(self._loss, self.network, self._weights, batch)
@@ -128,7 +130,7 @@ class TrainStep:
             self._last = [batch_loss]
             self._apply(gradients, update)
             return batch_loss.mse
-        chunks = self._chunks(*batch)
+        chunks = self._chunks(x_0, *batch[1:])
         self._last, contributions = [], []
         for number, chunk in enumerate(chunks, start=1):
             # Workers exchange gradients once per update, after the last chunk.

@@ -72,7 +72,7 @@ def test_samples_that_are_not_finite_leave_valid_json(folder, capsys):
         (["good.npy", "--data", "data.csv", "--output", "page.pdf"], "--output page.pdf: give a file ending"),
         (["good.npy", "--data", "data.csv", "--output", "no/a.html"], "the folder no does not exist"),
         (["good.npy", "--data", "data.csv", "--num-samples", "19"], "--num-samples 19: give 20 to 1,000,000"),
-        (["good.npy", "--data", "data.csv", "--image-size", "7"], "--image-size 7: give"),
+        (["good.npy", "--data", "data.csv", "--image-size", "3"], "--image-size 3: give"),
         (["good.npy", "--data", "digits"], "holds points, and the data are images"),
         (["sampler.onnx", "--data", "data.csv", "--steps", "0"], "num_inference_steps 0"),
         (["good.npy", "--data", "data.csv", "--label-column", "age"], "no such column"),

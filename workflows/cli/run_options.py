@@ -42,8 +42,8 @@ class RunFlags:
     """digits, heart, mnist, fashion-mnist, cifar10, or the path of a folder of images or a table of points.
     Tables are .csv, .parquet or .npy files."""
     image_size: int | None = None
-    """Side in pixels, 8 to 4096, to which images of a folder are resized and cropped.
-    By default the shorter side of the first image, at most 64."""
+    """Side in pixels, 4 to 4096, to which images of a folder are resized and cropped, or those of a named
+    data set are reduced. By default the shorter side of the first image, at most 64."""
     horizontal_flips: bool = False
     """Mirror each training image left to right with probability 0.5."""
     conditional: bool = False
@@ -200,7 +200,13 @@ class RunOptions(RunFlags):
         config = source_preset(source, alone=self.trains_one_model)
         keeps_sampler = any(name.startswith("sampler.") for name in given)
         choice = {"metrics.choose_sampler": False} if keeps_sampler else {}
-        return replace(self, **sections(config.with_values({**choice, **given})))
+        config = config.with_values({**choice, **given})
+        if config.training.augment and source.kind != "image":
+            raise InputError(
+                f"--training.augment {config.training.augment:g}: --data {self.data} holds points, and only "
+                "images are augmented; leave it out"
+            )
+        return replace(self, **sections(config))
 
     def config(self) -> Config:
         """Return the config of a training."""
@@ -252,6 +258,9 @@ class TrainFlags(RunFlags):
     starts from."""
     keep_checkpoints: int = 3
     """Number of recent checkpoints to keep, in addition to the best one."""
+    super_resolution: str | None = None
+    """LOW:HIGH, such as 7:28: train the second model of a cascade, which draws images of HIGH pixels for
+    those that a model of --image-size LOW draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -265,6 +274,10 @@ class TrainFlags(RunFlags):
         for flag, value in (("--config", self.config_file), ("--init-from", self.init_from)):
             if self.resume and value is not None:
                 raise InputError(f"{flag} starts a new run: leave out --resume, or {flag}")
+
+    def data_config(self) -> DataConfig:
+        """Return the data config, with a path made absolute."""
+        return replace(super().data_config(), super_resolution=self.super_resolution)
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -293,7 +306,7 @@ class TrainOptions(TrainFlags, RunOptions):
     @classmethod
     def for_config(cls, config: Config, **flags: Any) -> "TrainOptions":
         """Return the options that reproduce an earlier run's config."""
-        data = {name: getattr(config.data, name) for name in DATA_FLAGS}
+        data = {name: getattr(config.data, name) for name in (*DATA_FLAGS, "super_resolution")}
         return cls(data=config.data.name, seed=config.seed, **data, **sections(config), **flags)
 
 

@@ -35,7 +35,7 @@ def write_model_artifacts(
     """
     notify("exporting it to ONNX and comparing its trajectories with PyTorch's")
     num_shown = samples_per_picture(model.data.kind, model.data.num_classes)
-    sampler = TorchSampler.of(model)
+    sampler = TorchSampler.of(model, dataset)
     drawn = sampler.draw(max(num_compared_samples(sampler.spec), num_shown), num_shown)
     write_export(model, drawn.samples, dataset, features, directory)
     notify("drawing samples and the animation")

@@ -38,10 +38,11 @@ def write_export(
     Raises:
         ParityError: a comparison with PyTorch failed; nothing is written.
     """
-    reference = TorchSampler.of(model)
+    reference = TorchSampler.of(model, dataset)
     content = onnx_model(reference).SerializeToString()
     sampler = Sampler(content, provider="cpu")
-    cases = check_parity(reference, sampler) + check_samples(samples, sampler, dataset, features)
+    cases = check_parity(reference, sampler)
+    cases += check_samples(samples, sampler, dataset, features, reference.conditions)
     require(cases)
     model.save(directory)
     with replacing(directory / SAMPLER) as part:

@@ -14,7 +14,7 @@ from diffusion.plots import draw_samples, plane_limits, rows_of_images, save_ani
 from diffusion.process.forward import q_sample
 from diffusion.training.checkpoints import TrainedModel
 from export.sampler import Sampler
-from export.torch_sampler import DrawnSamples
+from export.torch_sampler import DrawnSamples, held_out_conditions
 from workflows.publishing.export import SAMPLER
 
 _MAX_FRAMES = {"image": 24, "points": 40}  # in each direction; frames of noisy images are large files
@@ -37,7 +37,9 @@ def write_pictures(model: TrainedModel, drawn: DrawnSamples, dataset: Dataset, d
     data, max_frames = model.data, _MAX_FRAMES[model.data.kind]
     states = [data.denormalise(x) for x in _evenly_thinned(drawn.states, max_frames)]
     samples = states[-1]
-    onnx_samples = Sampler(directory / SAMPLER, provider="cpu").sample(len(samples), seed=0)
+    conditions = held_out_conditions(model, dataset, len(samples))
+    sampler = Sampler(directory / SAMPLER, provider="cpu")
+    onnx_samples = sampler.sample(len(samples), seed=0, conditions=conditions)
     noised: list[np.ndarray] = []
     limits = None
     if data.kind == "points":

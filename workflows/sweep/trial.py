@@ -321,7 +321,7 @@ def _train_in_process(config: Config, context: TrialContext, progress: _Progress
             request=progress.request,
         )
         if resume is None:
-            untrained = untrained_picture(training.model)
+            untrained = untrained_picture(training.model, training.low_resolution)
         training.run()
     except TrainingStopped:
         progress.finish()

@@ -151,12 +151,14 @@ def _seconds_of_training(config: Config, data: LoadedData, resources: WorkerReso
     x_0 = dataset.train[:batch_size].to(device)
     timesteps = torch.randint(config.schedule.num_train_timesteps, (len(x_0),), device=device)
     noise = torch.randn_like(x_0)
-    labels = torch.zeros_like(timesteps) if num_classes else None
-    float(train_step.run(0, x_0, timesteps, noise, labels))  # warm-up: the first step is slow
+    low_resolution = Evaluator(config, dataset).low_resolution(len(x_0))
+    inputs = [torch.zeros_like(timesteps)] if num_classes else []
+    inputs += [each.to(device) for each in low_resolution]
+    float(train_step.run(0, x_0, timesteps, noise, inputs))  # warm-up: the first step is slow
     started, steps = time.monotonic(), 0
     while time.monotonic() - started < SECONDS_OF_STEPS:
         steps += 1
-        float(train_step.run(steps, x_0, timesteps, noise, labels))
+        float(train_step.run(steps, x_0, timesteps, noise, inputs))
     seconds_per_step = (time.monotonic() - started) / steps
     data = data.to(device)
     evaluator = Evaluator(config, data.dataset, data.features)

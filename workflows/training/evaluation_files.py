@@ -6,12 +6,13 @@ in any case. The first evaluation of a training also has one of what the network
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from diffusion.config import Config
 from diffusion.evaluation.measured_objective import MeasuredObjective
@@ -53,7 +54,8 @@ def write_evaluation(
     if result.updates in pictured_updates(model):
         if best.update != result.updates:
             model = model.with_weights(best.weights)
-        _draw(model, _num_samples(model), f"{best.update} updates").save(folder / PICTURE)
+        inputs = result.low_resolution(_num_samples(model))
+        _draw(model, _num_samples(model), f"{best.update} updates", inputs).save(folder / PICTURE)
     if untrained:
         (folder / UNTRAINED).write_bytes(untrained)
 
@@ -88,27 +90,43 @@ def _evaluations_per_sample(config: Config) -> int:
     return config.sampler.num_steps * (2 if guided else 1)
 
 
-def untrained_picture(model: TrainedModel) -> bytes:
+def untrained_picture(
+    model: TrainedModel, low_resolution: Callable[[int], tuple[Tensor, ...]] = lambda count: ()
+) -> bytes:
     """Picture of samples of a network that has not been trained, as a PNG file.
 
     There is little to see, so it takes a tenth of the time of a later picture: fewer samples, fewer steps.
     The noise comes from a generator of its own, so the training is the same with and without it.
+
+    Args:
+        model: the model.
+        low_resolution: `diffusion.training.loop.Training.low_resolution` of its training.
     """
     sampler = dataclasses.replace(
         model.config.sampler, num_steps=min(model.config.sampler.num_steps, _UNTRAINED_STEPS)
     )
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampler=sampler))
     file = io.BytesIO()
-    _draw(model, _FEWEST_SAMPLES[model.data.kind], "not trained").save(file, "png")
+    count = _FEWEST_SAMPLES[model.data.kind]
+    _draw(model, count, "not trained", low_resolution(count)).save(file, "png")
     return file.getvalue()
 
 
-def _draw(model: TrainedModel, count: int, title: str) -> Image.Image:
-    """Picture of samples by the sampler of the model's config."""
+def _draw(model: TrainedModel, count: int, title: str, inputs: Sequence[Tensor]) -> Image.Image:
+    """Picture of samples by the sampler of the model's config; inputs: those after the labels."""
     data, shape = model.data, model.data.shape
     device = next(model.network.parameters()).device
     condition = cycling_condition(count, data.num_classes, model.config.sampler.guidance_scale)
-    samples = generate(model.network, model.table, shape, count, seed=0, device=device, condition=condition)
+    samples = generate(
+        model.network,
+        model.table,
+        shape,
+        count,
+        seed=0,
+        device=device,
+        condition=condition,
+        inputs=inputs,
+    )
     pixels = data.denormalise(samples.cpu().numpy())
     return draw_samples(pixels, data.range, title=title, num_classes=data.num_classes)
 

@@ -198,7 +198,7 @@ def train(
         )
         client.follow(training)
         if distributed.is_main and resume is None:
-            untrained = untrained_picture(training.model)
+            untrained = untrained_picture(training.model, training.low_resolution)
         try:
             training.run()
         except TrainingStopped:

@@ -187,8 +187,8 @@ def test_a_subfolder_that_may_not_be_read_is_named(folder, monkeypatch):
 
 def test_an_image_size_too_small_for_any_network_is_refused(folder):
     for number in range(40):
-        random_image("L", (5, 4)).save(folder / f"class{number % 2}" / f"{number:02}.png")
-    with pytest.raises(InputError, match="--image-size 4: give 8 or more"):
+        random_image("L", (4, 3)).save(folder / f"class{number % 2}" / f"{number:02}.png")
+    with pytest.raises(InputError, match="--image-size 3: give 4 or more"):
         pixels_of(folder, None)
-    with pytest.raises(InputError, match="--image-size 4: give a whole number from 8"):
-        opened(folder, 4)
+    with pytest.raises(InputError, match="--image-size 3: give a whole number from 4"):
+        opened(folder, 3)

@@ -268,7 +268,7 @@ def test_x0_is_clipped(gaussian_denoiser):
 def test_labels_reach_the_network(gaussian_denoiser):
     seen = []
     labels = torch.arange(7)
-    variational_bound(lambda x, t, y: seen.append(y) or 0.1 * x, SHORT, normal(7, 2), labels=labels)
+    variational_bound(lambda x, t, y: seen.append(y) or 0.1 * x, SHORT, normal(7, 2), inputs=[labels])
     assert len(seen) == 12
     assert all(torch.equal(each, labels) for each in seen)
 

@@ -179,7 +179,7 @@ def test_importance_weights_loss_and_mse_but_not_the_losses_per_example(schedule
 def test_labels_reach_the_network(schedule):
     x_0, timesteps, noise = mixed_batch()
     labels, seen = torch.arange(len(x_0)), []
-    DenoisingLoss(schedule)(lambda x, t, y: seen.append(y) or x, x_0, timesteps, noise, labels)
+    DenoisingLoss(schedule)(lambda x, t, y: seen.append(y) or x, x_0, timesteps, noise, None, None, labels)
     assert torch.equal(seen[0], labels)
 
 

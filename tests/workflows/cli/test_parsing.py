@@ -417,8 +417,14 @@ def test_help_imports_nothing_heavy(tmp_path):
         ("--training.precision fp8", ["--training.precision", "fp8", "fp32", "bf16", "fp16"]),
         ("--training.checkpoint-minutes 0", ["--training.checkpoint-minutes", "0", "above 0"]),
         ("--training.learning-rate nan", ["--training.learning-rate", "nan"]),
-        ("--image-size 4", ["--image-size", "4", "from 8"]),
+        ("--image-size 3", ["--image-size", "3", "from 4"]),
         ("--image-size big", ["--image-size", "big", "whole number"]),
+        ("--super-resolution 7:27", ["--super-resolution 7:27", "whole factor"]),
+        ("--super-resolution 28:7", ["--super-resolution 28:7", "low and a high side such as 7:28"]),
+        ("--super-resolution two:four", ["--super-resolution two:four", "LOW:HIGH"]),
+        ("--super-resolution 7:28 --image-size 32", ["--image-size 32", "images of 28 pixels"]),
+        ("--training.augment 2", ["--training.augment 2", "0 to 1"]),
+        ("--training.low-resolution-noise nan", ["--training.low-resolution-noise nan", "0 to 10"]),
         ("--memory-limit-gb 0", ["--memory-limit-gb", "0", "above 0"]),
         ("--init-from nowhere", ["--init-from", "nowhere", "no model there"]),
         ("--resume", ["--resume", "no unfinished run"]),
@@ -523,7 +529,7 @@ def test_train_py_imports_nothing_heavy_before_its_input_is_checked(arguments, t
 def places(tmp_path_factory):
     """Folders of images with sides of 8, 14 and 28 pixels, a table, an empty folder and a model."""
     root = tmp_path_factory.mktemp("places")
-    for side in (4, 8, 14, 28):
+    for side in (3, 8, 14, 28):
         folder = root / f"side{side}"
         folder.mkdir()
         for number in range(3):
@@ -654,9 +660,13 @@ def test_init_from_gives_the_network_and_the_data_give_the_rest(places, monkeypa
         ("--data heart --num-workers 257", "--training.batch-size 256 is smaller than --num-workers 257"),
         ("--data side14 --training.accumulation-steps 33", "at most the batch size, which is 32"),
         ("--data empty", "empty holds no images"),
-        ("--data side4", "--image-size 4: give 8 or more"),
+        ("--data side3", "--image-size 3: give 4 or more"),
         ("--data heart --horizontal-flips", "--horizontal-flips: --data heart holds points"),
         ("--data digits --label-column x", "--label-column x: only tables have columns"),
+        ("--data heart --training.augment 0.1", "--training.augment 0.1: --data heart holds points"),
+        ("--data table.csv --super-resolution 7:28", "holds points, and only images have a resolution"),
+        ("--data digits --super-resolution 7:28", "--data digits has images of 8 pixels; give at most"),
+        ("--data digits --super-resolution 4:8 --network.kind mlp", "only a U-Net receives low-resolution"),
         ("--data empty --seed -1", "--seed -1"),  # an error in a flag comes first
     ],
 )

@@ -78,7 +78,7 @@ def batch_sizes(monkeypatch):
     """Make a training step take 20 ms, and list the batch size of each."""
     sizes = []
 
-    def run(self, update, x_0, timesteps, noise, labels=None):
+    def run(self, update, x_0, timesteps, noise, inputs):
         time.sleep(0.02)
         sizes.append(len(x_0))
         assert len(timesteps) == len(noise) == len(x_0)

@@ -81,7 +81,7 @@ def test_a_long_training_has_a_picture_of_each_evaluation_and_a_tiny_one_of_the_
 def test_a_picture_shows_the_best_model_so_far(tmp_path, monkeypatch):
     drawn = []
 
-    def draw(model, count, title):
+    def draw(model, count, title, inputs):
         drawn.append((model.network.state_dict(), title))
         return Image.new("L", (1, 1))
 

@@ -65,8 +65,8 @@ def too_few_images(data):
     images(data, count=9)
 
 
-def images_of_6(data):
-    images(data, size=6)
+def images_of_3(data):
+    images(data, size=3)
 
 
 def not_a_number(data):
@@ -83,8 +83,8 @@ def not_a_table(data):
         (empty_folder, "photos", "", ["photos holds no images"]),
         (corrupt_image, "photos", "", ["30.png", "--skip-bad-images"]),
         (too_few_images, "photos", "", ["9 examples: too few"]),
-        (images_of_6, "photos", "", ["--image-size 6", "8 or more"]),
-        (images, "photos", "--image-size 4", ["--image-size 4", "from 8"]),
+        (images_of_3, "photos", "", ["--image-size 3", "4 or more"]),
+        (images, "photos", "--image-size 3", ["--image-size 3", "from 4"]),
         (
             images,
             "photos",
