@@ -2,16 +2,18 @@
 
 import errno
 import importlib.metadata
+import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from diffusion.errors import InputError
 
+_T = TypeVar("_T", dict[str, Any], list[Any])
 # A file of settings, records or prices that is larger was made by mistake or to fill the memory.
 MAX_TEXT_BYTES = 2**26
 _MAX_NAME_BYTES = 255  # of a file, on all common file systems
@@ -94,6 +96,49 @@ def read_file(path: Path, wanted: str, max_bytes: int = MAX_TEXT_BYTES) -> bytes
             f"{shown} has {size} bytes, more than the {max_bytes} that it may have: give {wanted}"
         )
     return content
+
+
+def parse_json(
+    content: bytes | str, kind: type[_T], where: str | Path, remedy: str, *, allow_nan: bool = True
+) -> _T:
+    """Parse a JSON object or array.
+
+    Args:
+        content: the JSON, in UTF-8 if it is bytes.
+        kind: dict or list, which the outermost value must be.
+        where: path or address of the file, for the message.
+        remedy: what to do if it is damaged, for the message.
+        allow_nan: whether numbers may be NaN and Infinity, which the standard of JSON lacks.
+
+    Raises:
+        InputError: the content is no JSON, or another kind of value.
+    """
+    try:
+        tree = json.loads(content, parse_constant=None if allow_nan else _refuse_constant)
+    except (ValueError, RecursionError) as error:  # ValueError covers JSON, its encoding and huge numbers
+        reason = "it is empty" if not content.strip() else f"it is no JSON: {error}"
+        raise InputError(f"{where} is damaged ({reason[:150]}): {remedy}") from error
+    if not isinstance(tree, kind):
+        needed = "an object" if kind is dict else "an array"
+        raise InputError(f"{where} is damaged (it is not {needed} in JSON): {remedy}")
+    return tree
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """Read a file with a JSON object.
+
+    Args:
+        path: the path.
+        wanted: what to give instead, for the message.
+
+    Raises:
+        InputError: as for `read_file`, or the content is no JSON object.
+    """
+    return parse_json(read_file(path, wanted), dict, path, f"give {wanted}")
 
 
 def os_reason(error: Exception) -> str:

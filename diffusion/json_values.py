@@ -1,59 +1,12 @@
-"""JSON from files that may be damaged or made by others: parsing it, and checking the types of its values."""
+"""Checks of the types of values from JSON that may be damaged or made by others."""
 
-import json
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from diffusion.errors import InputError
-from diffusion.files import read_file
 
-_T = TypeVar("_T", dict[str, Any], list[Any])
 _MAX_INTEGER = 2**63  # larger ones overflow in numpy, torch and databases
-
-
-def parse_json(
-    content: bytes | str, kind: type[_T], where: str | Path, remedy: str, *, allow_nan: bool = True
-) -> _T:
-    """Parse a JSON object or array.
-
-    Args:
-        content: the JSON, in UTF-8 if it is bytes.
-        kind: dict or list, which the outermost value must be.
-        where: path or address of the file, for the message.
-        remedy: what to do if it is damaged, for the message.
-        allow_nan: whether numbers may be NaN and Infinity, which the standard of JSON lacks.
-
-    Raises:
-        InputError: the content is no JSON, or another kind of value.
-    """
-    try:
-        tree = json.loads(content, parse_constant=None if allow_nan else _refuse_constant)
-    except (ValueError, RecursionError) as error:  # ValueError covers JSON, its encoding and huge numbers
-        reason = "it is empty" if not content.strip() else f"it is no JSON: {error}"
-        raise InputError(f"{where} is damaged ({reason[:150]}): {remedy}") from error
-    if not isinstance(tree, kind):
-        needed = "an object" if kind is dict else "an array"
-        raise InputError(f"{where} is damaged (it is not {needed} in JSON): {remedy}")
-    return tree
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def read_json(path: Path, wanted: str) -> dict[str, Any]:
-    """Read a file with a JSON object.
-
-    Args:
-        path: the path.
-        wanted: what to give instead, for the message.
-
-    Raises:
-        InputError: as for `diffusion.files.read_file`, or the content is no JSON object.
-    """
-    return parse_json(read_file(path, wanted), dict, path, f"give {wanted}")
 
 
 def check_types(tree: Mapping[str, Any], hints: Mapping[str, Any], prefix: str = "") -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
-from diffusion.json_values import check_types, fits, parse_json
+from diffusion.files import parse_json
+from diffusion.json_values import check_types, fits
 from diffusion.normalisation import (
     check_description,
     check_normalisation,

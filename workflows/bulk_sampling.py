@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
 from diffusion.errors import InputError
-from diffusion.files import read_file, user_path
-from diffusion.json_values import parse_json
+from diffusion.files import parse_json, read_file, user_path
 from diffusion.memory_limit import check_memory
 from diffusion.process.schedules import Spacing
 from export.contract import SamplerSpec

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import InputError
-from diffusion.json_values import read_json
+from diffusion.files import read_json
 
 STORAGE = "RAY_DDPM_STORAGE"
 CLUSTER_CONFIG = "RAY_DDPM_CLUSTER_CONFIG"

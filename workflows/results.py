@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import path_kind, user_path
-from diffusion.json_values import fits, parse_json, read_json
+from diffusion.files import parse_json, path_kind, read_json, user_path
+from diffusion.json_values import fits
 from diffusion.metrics import DISTANCE, FLOOR, TEST_ELBO_WINDOW, TEST_SAMPLE_PREFIX
 from export.sampler import Sampler
 from workflows.status import Status

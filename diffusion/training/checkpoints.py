@@ -21,8 +21,8 @@ from diffusion.data.dataset import DataSpec
 from diffusion.data.low_resolution import LowResolution, noised_by_seed
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
-from diffusion.files import FormatError, check_format, path_kind, replacing, user_path
-from diffusion.json_values import check_types, read_json
+from diffusion.files import FormatError, check_format, path_kind, read_json, replacing, user_path
+from diffusion.json_values import check_types
 from diffusion.manifest import DamagedError, read_manifest, write_manifest
 from diffusion.metrics import OBJECTIVE
 from diffusion.networks.build import build_network

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.json_values import check_types, fits, in_words, parse_json, read_json
+from diffusion.files import parse_json, read_json
+from diffusion.json_values import check_types, fits, in_words
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -23,7 +23,8 @@ from diffusion.data.memory import Examples, memory_name, memory_source
 from diffusion.data.sources import resolve
 from diffusion.errors import InputError, nearest
 from diffusion.json_values import fits, in_words
-from workflows.cli.request import OptionsT, RunRequest, keep, train_defaults, tune_defaults
+from workflows.cli.model_reference import find_start
+from workflows.cli.request import OptionsT, RunRequest, keep
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import RunFlags, TrainOptions, sections
 from workflows.cli.search_space import search_flag_for
@@ -62,10 +63,10 @@ def tune_request(
             f"{name} is searched by a sweep: use {search_flag_for(name)} with one value to fix it"
         )
     record = _record_to_resume(data, flags, "tune")
-    defaults, kept = tune_defaults(record, limits_time="time_budget" in flags)
+    defaults, kept = TuneOptions.defaults(record, limits_time="time_budget" in flags)
     options = replace(defaults, **flags, search=replace(defaults.search, **search))
-    given = {**kept, **values} | ({"num_trials": options.num_trials} if "num_trials" in flags else {})
-    return _request(options, data, labels, values, given, record)
+    given = values | ({"num_trials": options.num_trials} if "num_trials" in flags else {})
+    return _request(options, data, labels, kept, given, record)
 
 
 def train_request(
@@ -91,8 +92,12 @@ def train_request(
         flags = {"seed": of_config.pop("seed")} | flags
         values = keep(of_config, values)
     record = _record_to_resume(data, flags, "train")
-    defaults, kept = train_defaults(record, flags.get("init_from"), tracking_uri=flags.get("tracking_uri"))
-    return _request(replace(defaults, **flags), data, labels, values, keep(kept, values), record)
+    init_from = None if flags.get("resume") else flags.get("init_from")  # as the options will say
+    start = find_start(None, init_from, flags.get("tracking_uri"), is_new=record is None)
+    if init_from is not None:
+        flags["init_from"] = start.init_from
+    defaults, kept = TrainOptions.defaults(record, start)
+    return _request(replace(defaults, **flags), data, labels, kept, values, record)
 
 
 def in_python(text: str) -> str:
@@ -207,20 +212,21 @@ def _request(
     options: OptionsT,
     data: Data,
     labels: Sequence[int | str] | None,
-    values: Mapping[str, Any],
+    kept: Mapping[str, Any],
     given: Mapping[str, Any],
     record: RunRecord | None,
 ) -> RunRequest[OptionsT]:
     if record is not None:
-        options = replace(options, **sections(options.config().with_values(dict(values))))
+        values = {name: value for name, value in given.items() if name != "num_trials"}
+        options = replace(options, **sections(options.config().with_values(values)))
     if isinstance(data, (str, os.PathLike)):
         if labels is not None:
             raise InputError(f"labels: data {os.fspath(data)} are not in memory; leave labels out")
         options = replace(options, data=os.fspath(data))
         options.data_config()  # fails if the data do not exist
-        return RunRequest(options, given, record)
+        return RunRequest(options, kept, given, record)
     source = memory_source(data, options.data_config(), labels)
-    return RunRequest(replace(options, data=source.config.name), given, record, source)
+    return RunRequest(replace(options, data=source.config.name), kept, given, record, source)
 
 
 def _record_to_resume(data: Data, flags: Mapping[str, Any], command: Command) -> RunRecord | None:
@@ -228,10 +234,10 @@ def _record_to_resume(data: Data, flags: Mapping[str, Any], command: Command) ->
         return None
     names = ("name", "experiment", "output_dir", "resume", "start_or_resume")
     known = {name: flags[name] for name in names if name in flags}
+    known["data"] = resolve(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else memory_name(data)
     options = TrainOptions(**known) if command == "train" else TuneOptions(**known)
-    name = resolve(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else memory_name(data)
     extends = "num_trials" in flags or "time_budget" in flags
-    return run_to_resume(options, name, command, extends=extends)
+    return run_to_resume(options, command, extends=extends)
 
 
 def _duration(value: object) -> object:

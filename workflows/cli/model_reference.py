@@ -6,14 +6,12 @@ Imports neither torch nor ray, and mlflow only for the registry.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusion.config import Config
+from diffusion.config import Config, NetworkConfig
 from diffusion.errors import InputError
-from diffusion.files import path_kind, user_path
-from diffusion.json_values import read_json
+from diffusion.files import path_kind, read_json, user_path
 from export.registered import REGISTRY
 
 _CONFIG = "config.json"
@@ -52,23 +50,39 @@ class SavedConfig:
             )
 
 
-def read_saved_config(flag: str, where: str, tracking_uri: str | None = None) -> SavedConfig:
+def local_model(where: str, tracking_uri: str | None) -> str:
+    """The value of a flag that refers to a model, with a path in place of models:/NAME@ALIAS.
+
+    Args:
+        where: value of the flag.
+        tracking_uri: value of --tracking-uri.
+
+    Raises:
+        InputError: the registry cannot be used, or has no such model.
+    """
+    if not where.startswith(REGISTRY):
+        return where
+    from workflows.terminal import waiting
+
+    with waiting(f"downloading {where}"):
+        from workflows.tracking.registered_files import download_model
+
+        return str(download_model(where, tracking_uri))
+
+
+def read_saved_config(flag: str, where: str) -> SavedConfig:
     """Read the config of a trial, of a champion or of another model.
 
     Args:
         flag: the flag that refers to it, for messages.
-        where: path of a config.json, of a folder with one or of a run; or models:/NAME@ALIAS.
-        tracking_uri: value of --tracking-uri, for the registry.
+        where: path of a config.json, of a folder with one or of a run.
 
     Raises:
         InputError: there is no such file, or it holds no config.
     """
-    if where.startswith(REGISTRY):
-        file = _registered(where, tracking_uri) / _CONFIG
-    else:
-        given = user_path(where)
-        files = [given / folder / _CONFIG for folder in MODEL_FOLDERS]
-        file = next((each for each in files if path_kind(each) == "file"), given)
+    given = user_path(where)
+    files = [given / folder / _CONFIG for folder in MODEL_FOLDERS]
+    file = next((each for each in files if path_kind(each) == "file"), given)
     try:
         tree = read_json(file, "a config.json")
         config = Config.from_dict(tree.get("config", tree))
@@ -82,19 +96,16 @@ def read_saved_config(flag: str, where: str, tracking_uri: str | None = None) ->
         ) from error
 
 
-def model_folder(path: str, tracking_uri: str | None = None) -> Path:
+def model_folder(path: str) -> Path:
     """Find the folder of the model that `--init-from` refers to.
 
     Args:
-        path: folder of a model, of a checkpoint or of a run, or models:/NAME@ALIAS. A run gives its final
-            model or champion, or else its newest checkpoint.
-        tracking_uri: value of --tracking-uri, for the registry.
+        path: folder of a model, of a checkpoint or of a run. A run gives its final model or champion, or
+            else its newest checkpoint.
 
     Raises:
         InputError: there is no model.
     """
-    if path.startswith(REGISTRY):
-        return _registered(path, tracking_uri)
     if not path.strip():
         raise InputError("--init-from is empty: give the folder of a run or a model, or leave the flag out")
     root = user_path(path)
@@ -111,38 +122,63 @@ def model_folder(path: str, tracking_uri: str | None = None) -> Path:
     )
 
 
-def read_network(init_from: str, tracking_uri: str | None = None) -> Config:
-    """Read the network of the model that `--init-from` refers to, in a config of defaults.
+def read_network(init_from: str) -> NetworkConfig:
+    """Read the config of the network of the model that `--init-from` refers to.
 
     Args:
-        init_from: value of --init-from, as for `model_folder`.
-        tracking_uri: value of --tracking-uri, for the registry.
+        init_from: path, as for `model_folder`.
 
     Raises:
         InputError: there is no such model, or its config.json describes no network.
     """
-    file = model_folder(init_from, tracking_uri) / _CONFIG
+    file = model_folder(init_from) / _CONFIG
     tree = read_json(file, "the folder of a model for --init-from")
     try:
-        return Config.from_dict({"network": tree["config"]["network"]})
+        return Config.from_dict({"network": tree["config"]["network"]}).network
     except (KeyError, TypeError, InputError) as error:
         raise InputError(
             f"--init-from {init_from}: {file} describes no network ({error}); give another model"
         ) from error
 
 
-@cache
-def _registered(uri: str, tracking_uri: str | None) -> Path:
-    """Folder with the files of a registered model, which are downloaded once."""
-    from workflows.terminal import waiting
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a new training starts from, with its files on this machine.
 
-    with waiting(f"downloading {uri}"):
-        from workflows.tracking.mlflow_tracker import open_store
-        from workflows.tracking.registered_files import download_model
-        from workflows.tracking.tracker import resolve_tracking_uri
+    Attributes:
+        config_file: path that --config refers to, or None.
+        init_from: path that --init-from refers to, or None.
+        saved: the config, or None.
+        network: config of the network of the model of `init_from`, or None.
+    """
 
-        client = open_store(resolve_tracking_uri(tracking_uri))
-        return download_model(client, uri)
+    config_file: str | None = None
+    init_from: str | None = None
+    saved: SavedConfig | None = None
+    network: NetworkConfig | None = None
+
+
+def find_start(
+    config: str | None, init_from: str | None, tracking_uri: str | None, *, is_new: bool = True
+) -> StartingPoint:
+    """Download what is in the registry, and read what a new training starts from.
+
+    Args:
+        config: value of --config, or None.
+        init_from: value of --init-from, or None.
+        tracking_uri: value of --tracking-uri.
+        is_new: whether the training is new. One that is resumed keeps its config, and starts from the model
+            only if it has no checkpoint yet.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    config_file, model = (
+        where and local_model(where, tracking_uri) for where in (config if is_new else None, init_from)
+    )
+    saved = read_saved_config("--config", config_file) if config_file else None
+    network = read_network(model) if is_new and model is not None else None
+    return StartingPoint(config_file, model, saved, network)
 
 
 def describe_examples(kind: str, shape: tuple[int, ...]) -> str:

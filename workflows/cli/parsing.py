@@ -12,8 +12,9 @@ from tyro import _errors as tyro_errors  # private: tyro is pinned in constraint
 from diffusion.data.sources import open_source, resolve
 from diffusion.errors import InputError
 from diffusion.registry import DATA_SOURCES, NETWORKS, OBJECTIVES, SAMPLERS, SCHEDULES
-from workflows.cli.request import OptionsT, RunRequest, keep, saved_config, train_defaults, tune_defaults
-from workflows.cli.run_options import RunFlags, TrainFlags, TrainOptions
+from workflows.cli.model_reference import find_start
+from workflows.cli.request import OptionsT, RunRequest
+from workflows.cli.run_options import RunFlags, RunOptions, TrainFlags, TrainOptions, flag_name
 from workflows.cli.search_space import search_flag_for
 from workflows.cli.short_help import SHORT_FORMS, SHORT_FORMS_OF_SWEEPS, print_short_help, suggestion
 from workflows.cli.tune_options import TuneFlags, TuneOptions
@@ -50,7 +51,7 @@ def parse_tune_options(arguments: Sequence[str], prog: str = "tune.py") -> RunRe
         if search_flag := search_flag_for(flag):
             raise InputError(f"{flag} is searched by a sweep: use {search_flag} with one value to fix it")
     record = _record_to_resume(arguments, early_flags, "tune")
-    defaults, kept = tune_defaults(record, limits_time=_is_given("--time-budget", arguments))
+    defaults, kept = TuneOptions.defaults(record, limits_time=_is_given("--time-budget", arguments))
     return _request(TuneOptions, prog, arguments, early_flags, defaults, record, kept)
 
 
@@ -70,13 +71,14 @@ def parse_train_options(arguments: Sequence[str], prog: str = "train.py") -> Run
     arguments = _expand_short_forms(with_hyphens(arguments), SHORT_FORMS)
     early_flags = _parse_early_flags(arguments, prog, TrainFlags)
     record = _record_to_resume(arguments, early_flags, "train")
-    config = None
-    if record is None and early_flags.config:
-        config = saved_config(early_flags.config, early_flags.data, early_flags.tracking_uri)
-        if _is_given("--training.num-updates", arguments):
-            config = config.with_values({"training.num_epochs": None})
-    defaults, kept = train_defaults(record, early_flags.init_from, config, early_flags.tracking_uri)
-    return _request(TrainOptions, prog, arguments, early_flags, defaults, record, kept)
+    if _is_given("--resume", arguments):  # neither is allowed, as the options will say
+        early_flags.config = early_flags.init_from = None
+    is_new = record is None
+    start = find_start(early_flags.config, early_flags.init_from, early_flags.tracking_uri, is_new=is_new)
+    defaults, kept = TrainOptions.defaults(record, start, early_flags.data)
+    request = _request(TrainOptions, prog, arguments, early_flags, defaults, record, kept)
+    options = dataclasses.replace(request.options, config_file=start.config_file, init_from=start.init_from)
+    return dataclasses.replace(request, options=options)
 
 
 def _request(
@@ -107,7 +109,7 @@ def _request(
             defaults = options.with_preset(open_source(options.data_config()), kept)
     options = parse(kind, arguments, prog=prog, default=defaults)
     options.data_config()  # fails if the data do not exist
-    return RunRequest(options, keep(kept, options.given_values(arguments)), record)
+    return RunRequest(options, kept, _given_values(options, arguments), record)
 
 
 def _record_to_resume(
@@ -121,6 +123,7 @@ def _record_to_resume(
 
     output_dir = early_flags.output_dir or (TrainFlags() if command == "train" else TuneFlags()).output_dir
     flags = RunFlags(
+        data=early_flags.data or RunFlags.data,
         name=early_flags.name,
         experiment=early_flags.experiment,
         output_dir=output_dir,
@@ -128,8 +131,7 @@ def _record_to_resume(
         start_or_resume=starts,
     )
     extends = any(_is_given(flag, arguments) for flag in ("--num-trials", "--time-budget"))
-    data = resolve(early_flags.data) if early_flags.data else None
-    return run_to_resume(flags, data, command, extends=extends)
+    return run_to_resume(flags, command, any_data=not _is_given("--data", arguments), extends=extends)
 
 
 def _parse_early_flags(arguments: Sequence[str], prog: str, flags: type) -> argparse.Namespace:
@@ -143,7 +145,10 @@ def _parse_early_flags(arguments: Sequence[str], prog: str, flags: type) -> argp
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in _EARLY_FLAGS:
         parser.add_argument(flag, nargs="?")
-    return parser.parse_known_args(list(arguments))[0]
+    early_flags = parser.parse_known_args(list(arguments))[0]
+    if early_flags.data is not None:
+        early_flags.data = resolve(early_flags.data)
+    return early_flags
 
 
 def _expand_short_forms(arguments: Sequence[str], forms: Mapping[str, str]) -> list[str]:
@@ -165,6 +170,17 @@ def with_hyphens(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         result.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
     return result
+
+
+def _given_values(options: RunOptions, arguments: Sequence[str]) -> dict[str, Any]:
+    """Values of the flags that a command line gives, among those that a preset of the data has."""
+    flags = {flag_name(argument) for argument in arguments}
+    # A boolean that is true by default has the flag --section.no-name.
+    return {
+        name: value
+        for name, value in options.preset_values().items()
+        if flags & {name, ".no_".join(name.split("."))}
+    }
 
 
 def _is_given(flag: str, arguments: Sequence[str]) -> bool:

@@ -33,16 +33,17 @@ def existing_output_storage(flags: RunFlags) -> Storage | None:
 
 
 def run_to_resume(
-    flags: RunFlags, data: str | None, command: Command, *, extends: bool = False
+    flags: RunFlags, command: Command, *, any_data: bool = False, extends: bool = False
 ) -> RunRecord | None:
     """Find the run that `--resume` or `--start-or-resume` refers to.
 
     It is the one of --name, finished or not; without --name the newest unfinished one.
 
     Args:
-        flags: flags with the name, the experiment, the output folder, and which of the two flags is given.
-        data: resolved name of the data that the run must use, or None for any data.
+        flags: flags with the data, the name, the experiment, the output folder, and which of the two flags
+            is given.
         command: command that must have started the run.
+        any_data: whether a run without --name may use other data.
         extends: whether a budget is given, so that without --name and without an unfinished run the newest
             finished one is extended.
 
@@ -69,7 +70,7 @@ def run_to_resume(
             record is not None
             and record.name == name
             and record.command == command
-            and data in (None, record.config.data.name)
+            and (any_data or flags.data == record.config.data.name)
             and flags.experiment in (None, record.experiment)
         ):
             records.append(record)

@@ -8,7 +8,7 @@ Imports neither torch, ray nor mlflow.
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -29,7 +29,9 @@ from diffusion.data.sources import DataSource, resolve, short_name
 from diffusion.errors import InputError
 from diffusion.files import path_kind, user_path
 from diffusion.presets import source_preset
+from workflows.cli.model_reference import SavedConfig, StartingPoint
 from workflows.environment import default_output_dir
+from workflows.storage.run_record import RunRecord
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -170,20 +172,13 @@ class RunOptions(RunFlags):
     trains_one_model: ClassVar[bool] = True
     """Whether the preset of the data is that of a single training, rather than that of a sweep's trials."""
 
-    def given_values(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Return the values of the dotted flags that a command line gives, by dotted name.
-
-        Args:
-            arguments: command line that these options were parsed from.
-        """
-        flags = {flag_name(argument) for argument in arguments}
-        flat = {
+    def preset_values(self) -> dict[str, Any]:
+        """Return the values that the preset of the data sets, by dotted name."""
+        return {
             f"{section}.{name}": value
             for section, part in sections(self).items()
             for name, value in asdict(part).items()
         }
-        # A boolean that is true by default has the flag --section.no-name.
-        return {name: value for name, value in flat.items() if flags & {name, ".no_".join(name.split("."))}}
 
     def with_preset(self, source: DataSource, given: Mapping[str, Any]) -> Self:
         """Return a copy in which the preset of the data replaces all values but the given ones.
@@ -304,12 +299,49 @@ class TrainOptions(TrainFlags, RunOptions):
         self.check_batch("--num-workers", self.workers[1])
 
     @classmethod
+    def defaults(
+        cls, record: RunRecord | None, start: StartingPoint, data: str | None = None
+    ) -> tuple["TrainOptions", dict[str, Any]]:
+        """Return the default options, and those of their values that the preset of the data does not replace.
+
+        Args:
+            record: record of the run to resume, whose config is kept, or None.
+            start: what a new training starts from.
+            data: resolved name of its data, or None for those of the config that it starts from.
+        """
+        if record is not None:
+            return cls.for_config(record.config, name=record.name, experiment=record.experiment), {}
+        defaults, kept = cls(training=ANY_BATCH), {}
+        if start.saved is not None:
+            defaults = cls.for_config(start.saved.config)
+            if data is not None:
+                defaults = defaults._for_data(data, start.saved)
+            kept = defaults.preset_values()
+        if start.network is not None:
+            defaults = replace(defaults, network=start.network)
+            values = defaults.preset_values()
+            kept |= {name: value for name, value in values.items() if name.startswith("network.")}
+        return defaults, kept
+
+    @classmethod
     def for_config(cls, config: Config, **flags: Any) -> "TrainOptions":
         """Return the options that reproduce an earlier run's config."""
         data = {name: getattr(config.data, name) for name in (*DATA_FLAGS, "super_resolution")}
         return cls(data=config.data.name, seed=config.seed, **data, **sections(config), **flags)
 
+    def _for_data(self, data: str, saved: SavedConfig) -> "TrainOptions":
+        """A copy, of the options of a saved config, for data of the same shape."""
+        image_size, features = self.image_size, self.metrics.features
+        if saved.kind == "image" and saved.shape and Path(data).is_dir():
+            image_size = saved.shape[-1]
+        if features in ("classifier", "degradations"):
+            features = "auto"  # which of the two the other data allow is found out anew
+        metrics = replace(self.metrics, features=features)
+        return replace(self, data=data, image_size=image_size, metrics=metrics)
 
+
+# Before the data are opened, the default batch size is not known: checks against it must pass until then.
+ANY_BATCH = TrainingConfig(batch_size=10**9)
 DATA_FLAGS = (
     "image_size",
     "horizontal_flips",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from diffusion.config import Config
 from diffusion.errors import InputError
 from diffusion.process.prediction_types import PredictionType
-from workflows.cli.model_reference import read_saved_config
+from workflows.cli.model_reference import local_model, read_saved_config
 
 # Ranges, searched on a logarithmic scale. All other parameters are lists of choices.
 _RANGES = {"beta_start", "beta_end", "learning_rate"}
@@ -156,7 +156,7 @@ def start_values(path: str, searched: Values, tracking_uri: str | None = None) -
     Raises:
         InputError: the file cannot be read, or a value lies outside the search space.
     """
-    flat = read_saved_config("--start-from", path, tracking_uri).config.flat()
+    flat = read_saved_config("--start-from", local_model(path, tracking_uri)).config.flat()
     values = {name: flat[name] for name in searched}
     if (name := _first_outside(searched, values)) is not None:
         short = next(short for short, dotted in _DOTTED_NAMES.items() if dotted == name)

@@ -6,7 +6,7 @@ Imports neither torch, ray nor mlflow.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
@@ -19,14 +19,15 @@ from diffusion.json_values import check_types
 from diffusion.presets import source_preset
 from diffusion.registry import OBJECTIVES
 from workflows.cli.run_options import (
+    ANY_BATCH,
     DATA_FLAGS,
     RunFlags,
     RunOptions,
     check_positive,
-    flag_name,
     sections,
 )
 from workflows.cli.search_space import SearchSpace
+from workflows.storage.run_record import RunRecord
 
 _NUMBER = r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)"
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
@@ -133,12 +134,9 @@ class TuneOptions(TuneFlags, RunOptions):
 
     trains_one_model: ClassVar[bool] = False
 
-    def given_values(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Return the values that a command line gives: those of dotted flags, and `num_trials`."""
-        given = super().given_values(arguments)
-        if "num_trials" in map(flag_name, arguments):
-            given["num_trials"] = self.num_trials
-        return given
+    def preset_values(self) -> dict[str, Any]:
+        """Return the values that the preset of the data sets; `num_trials` is among them."""
+        return super().preset_values() | {"num_trials": self.num_trials}
 
     def with_preset(self, source: DataSource, given: Mapping[str, Any]) -> Self:
         """Return a copy with the preset of the data.
@@ -159,6 +157,25 @@ class TuneOptions(TuneFlags, RunOptions):
         if "num_trials" in given or source_preset(source).network.kind != "unet":
             return options
         return replace(options, num_trials=_UNET_TRIALS)
+
+    @classmethod
+    def defaults(cls, record: RunRecord | None, *, limits_time: bool) -> tuple["TuneOptions", dict[str, Any]]:
+        """Return the default options, and those of their values that the preset of the data does not replace.
+
+        Args:
+            record: record of the sweep to resume, or None.
+            limits_time: whether a time budget is given; the number of trials is then unlimited.
+
+        Raises:
+            InputError: the saved options are damaged.
+        """
+        if record is not None:
+            names = {"name": record.name, "experiment": record.experiment}
+            return cls.for_run(record.config, record.options, **names), {}
+        defaults = cls(training=ANY_BATCH)
+        if not limits_time:
+            return defaults, {}
+        return replace(defaults, num_trials=UNLIMITED), {"num_trials": UNLIMITED}
 
     @classmethod
     def for_run(cls, config: Config, saved: dict[str, Any], **flags: Any) -> "TuneOptions":

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_type_hints
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import FormatError, check_format, os_reason, package_version, version_name
-from diffusion.json_values import check_types, parse_json
+from diffusion.files import FormatError, check_format, os_reason, package_version, parse_json, version_name
+from diffusion.json_values import check_types
 from workflows.status import Status
 from workflows.storage.storage import Storage
 

@@ -20,8 +20,8 @@ import pandas as pd
 
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
-from diffusion.files import path_kind, read_file, replacing, sync
-from diffusion.json_values import fits, parse_json
+from diffusion.files import parse_json, path_kind, read_file, replacing, sync
+from diffusion.json_values import fits
 from diffusion.metrics import (
     BEST_OBJECTIVE,
     BEST_UPDATE,

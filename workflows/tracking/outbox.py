@@ -18,8 +18,7 @@ from typing import Any
 from PIL import Image
 
 from diffusion.errors import InputError
-from diffusion.files import path_kind, read_file
-from diffusion.json_values import parse_json
+from diffusion.files import parse_json, path_kind, read_file
 
 FOLDER = "tracking"  # of a run's outbox, in the run's folder
 ENTRIES = "entries.jsonl"

@@ -5,34 +5,43 @@ import io
 import tempfile
 from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diffusion.errors import InputError
 from export.registered import REGISTRY
 from workflows.redaction import redact
+from workflows.tracking.mlflow_tracker import open_store
+from workflows.tracking.tracker import resolve_tracking_uri
 
 _FILES = ("config.json", "model.safetensors")
 _FOLDERS = ("champion", "model")  # artifacts of a sweep and of a training
 
 
-def download_model(client: MlflowClient, uri: str) -> Path:
+def download_model(uri: str, tracking_uri: str | None) -> Path:
     """Download config.json and model.safetensors of a registered model.
 
     Args:
-        client: client of the MLflow store, see `workflows.tracking.mlflow_tracker.open_store`.
         uri: models:/NAME@ALIAS, models:/NAME/VERSION, or models:/NAME/latest for the newest version.
+        tracking_uri: value of --tracking-uri.
 
     Returns:
         A temporary folder with both files, which is removed when the process ends.
 
     Raises:
-        InputError: there is no such model, or its run has no such files.
+        InputError: the store cannot be used, there is no such model, or its run has no such files.
     """
+    name, alias, number = _parts(uri)
+    client = open_store(resolve_tracking_uri(tracking_uri))
     downloaded: list[str] = []
     try:
-        version = _version(client, uri)
+        if alias:
+            version = client.get_model_version_by_alias(name, alias)
+        elif number != "latest":
+            version = client.get_model_version(name, number)
+        elif versions := client.search_model_versions(f"name = '{name}'"):
+            version = max(versions, key=lambda each: int(each.version))
+        else:
+            raise InputError(f"{uri}: no model of that name is registered")
         # The progress bar of a download is written to standard error.
         with contextlib.redirect_stderr(io.StringIO()):
             artifacts = {each.path for each in client.list_artifacts(version.run_id)}
@@ -53,20 +62,19 @@ def download_model(client: MlflowClient, uri: str) -> Path:
     return Path(downloaded[0]).parent
 
 
-def _version(client: MlflowClient, uri: str) -> ModelVersion:
-    """The version of a registered model that a URI names."""
-    name, alias, word = uri.removeprefix(REGISTRY).partition("@")
-    if alias:
-        return client.get_model_version_by_alias(name, word)
-    name, slash, word = name.partition("/")
-    if not (name and slash and word):
+def _parts(uri: str) -> tuple[str, str, str]:
+    """Name, alias and number of the version that a URI names; one of the last two is empty.
+
+    Raises:
+        InputError: it is no such URI.
+    """
+    name, has_alias, alias = uri.removeprefix(REGISTRY).partition("@")
+    number = ""
+    if not has_alias:
+        name, _, number = name.partition("/")
+    if not name or not (alias or number):
         raise InputError(f"{uri}: give {REGISTRY}NAME@ALIAS or {REGISTRY}NAME/VERSION")
-    if word != "latest":
-        return client.get_model_version(name, word)
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not versions:
-        raise InputError(f"{uri}: no model of that name is registered")
-    return max(versions, key=lambda version: int(version.version))
+    return name, alias, number
 
 
 _temporary_folders: list["tempfile.TemporaryDirectory[str]"] = []

@@ -134,7 +134,7 @@ def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -
     with waiting(f"reading {options.data}", quiet=quiet):
         dataset = load_or_stream(source, start_ray=partial(start_ray, options.verbose))
     if options.config_file and record is None:
-        saved = read_saved_config("--config", options.config_file, options.tracking_uri)
+        saved = read_saved_config("--config", options.config_file)
         saved.check_data(f"--config {options.config_file}", dataset.spec.kind, dataset.spec.shape)
     check_fits(config, dataset)
     if reason := config.infeasible_reason():
@@ -290,7 +290,7 @@ def _initial_weights(options: TrainOptions, config: Config, dataset: Dataset) ->
     """
     path = options.init_from
     assert path is not None, "it is given"
-    given = TrainedModel.load(model_folder(path, options.tracking_uri)).network.state_dict()
+    given = TrainedModel.load(model_folder(path)).network.state_dict()
     expected = build_network(config, dataset.spec.shape, dataset.spec.num_classes).state_dict()
     for name in [*expected, *given]:
         shapes = [tuple(weights[name].shape) if name in weights else None for weights in (given, expected)]

@@ -83,6 +83,13 @@ def test_a_config_replaces_the_presets_except_for_the_data():
         assert value == (preset("heart").flat() if name.startswith("data.") else expected)[name], name
 
 
+def test_a_number_of_updates_replaces_the_configs_number_of_epochs():
+    config = preset("digits").with_values({"training.num_epochs": 7.0})
+    assert train_options("digits", {}, config).training.num_epochs == 7.0
+    training = train_options("digits", {"training": {"num_updates": 9}}, config).training
+    assert (training.num_updates, training.num_epochs) == (9, None)
+
+
 def test_data_in_memory_have_their_own_preset():
     source, options = tune_request(np.zeros((50, 8, 8), np.uint8), None, {}).open_data()
     assert (options.data, source.kind) == ("memory://array", "image")

@@ -37,7 +37,7 @@ def checkpoint(runs, tmp_path):
 
 
 def test_the_newest_unfinished_run_is_the_stopped_training(runs):
-    record = run_to_resume(TrainFlags(output_dir=str(runs)), None, "train")
+    record = run_to_resume(TrainFlags(output_dir=str(runs)), "train", any_data=True)
     assert (record.name, record.status, record.command) == ("stopped-training", "stopped", "train")
     assert record.provenance == []
 
@@ -133,7 +133,7 @@ def test_a_run_of_a_later_version_is_refused_with_that_version(runs):
     of_the_future(path)
     for name in ("stopped-training", None):
         with pytest.raises(FormatError) as error:
-            run_to_resume(TrainFlags(output_dir=str(runs), name=name), None, "train")
+            run_to_resume(TrainFlags(output_dir=str(runs), name=name), "train", any_data=True)
         assert_names_the_version(error, path)
         assert "reads format 1 or 2" in str(error.value)
 
@@ -141,7 +141,7 @@ def test_a_run_of_a_later_version_is_refused_with_that_version(runs):
 def test_a_run_of_a_later_version_does_not_hide_one_that_can_be_resumed(runs):
     shutil.copytree(runs / "stopped-training", runs / "newer")
     of_the_future(runs / "newer" / "run.json")
-    assert run_to_resume(TrainFlags(output_dir=str(runs)), None, "train").name == "stopped-training"
+    assert run_to_resume(TrainFlags(output_dir=str(runs)), "train", any_data=True).name == "stopped-training"
 
 
 def test_a_model_of_a_later_version_is_refused_with_that_version(runs, checkpoint):

@@ -14,7 +14,6 @@ from diffusion.files import FormatError
 from diffusion.presets import preset
 from tests.export.conftest import POINTS, make_model
 from workflows.cli.model_reference import model_folder
-from workflows.cli.request import tune_defaults
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
 from workflows.cli.tune_options import TuneFlags, TuneOptions
@@ -66,7 +65,7 @@ def test_a_parameter_that_only_another_version_knows_is_refused_in_one_line(runs
     with pytest.raises(FormatError, match=r"run.json, written by ray-ddpm \S+: .*momentum.*; use ray-ddpm"):
         read_record(folder)
     write_record(runs, "two")
-    assert run_to_resume(flags(runs), None, "train").name == "two"
+    assert run_to_resume(flags(runs), "train", any_data=True).name == "two"
 
 
 def test_the_newest_unfinished_run_is_resumed_by_default(runs):
@@ -75,41 +74,41 @@ def test_the_newest_unfinished_run_is_resumed_by_default(runs):
     write_record(runs, "c", started=4.0)
     write_record(runs, "d", started=9.0, status="finished")
     runs.child("sweep").write_text("trials.csv", "")
-    assert run_to_resume(flags(runs), None, "train").name == "b"
+    assert run_to_resume(flags(runs), "train", any_data=True).name == "b"
 
 
 def test_data_and_experiment_restrict_which_run_is_resumed(runs):
     write_record(runs, "hearts", started=1.0)
     write_record(runs, "digits", started=2.0, data="digits")
     write_record(runs, "others", started=3.0, experiment="other")
-    assert run_to_resume(flags(runs), "digits", "train").name == "digits"
-    assert run_to_resume(flags(runs, experiment="shapes"), "heart", "train").name == "hearts"
+    assert run_to_resume(flags(runs, data="digits"), "train").name == "digits"
+    assert run_to_resume(flags(runs, data="heart", experiment="shapes"), "train").name == "hearts"
     with pytest.raises(InputError, match="no unfinished run"):
-        run_to_resume(flags(runs, experiment="other"), "digits", "train")
+        run_to_resume(flags(runs, data="digits", experiment="other"), "train")
 
 
 def test_a_named_run_is_found_whatever_its_status(runs):
     """A finished one has nothing left to do, or is extended."""
     for status in ("running", "stopped", "failed", "finished"):
         write_record(runs, status, status)
-        assert run_to_resume(flags(runs, name=status), None, "train").status == status
+        assert run_to_resume(flags(runs, name=status), "train", any_data=True).status == status
 
 
 def test_the_newest_finished_run_is_extended_only_without_an_unfinished_one(runs):
     for started, name in ((1.0, "old"), (2.0, "new")):
         write_record(runs, name, "finished", started=started)
     with pytest.raises(InputError, match="no unfinished run"):
-        run_to_resume(flags(runs), None, "train")
-    assert run_to_resume(flags(runs), None, "train", extends=True).name == "new"
+        run_to_resume(flags(runs), "train", any_data=True)
+    assert run_to_resume(flags(runs), "train", any_data=True, extends=True).name == "new"
     write_record(runs, "stopped", "stopped", started=0.5)
-    assert run_to_resume(flags(runs), None, "train", extends=True).name == "stopped"
+    assert run_to_resume(flags(runs), "train", any_data=True, extends=True).name == "stopped"
 
 
 def test_a_named_run_killed_before_its_record_was_written_starts_from_scratch(runs):
     (runs.path / "early").mkdir(parents=True)
-    assert run_to_resume(flags(runs, name="early"), None, "train") is None
+    assert run_to_resume(flags(runs, name="early"), "train", any_data=True) is None
     with pytest.raises(InputError, match="never: no such run in "):
-        run_to_resume(flags(runs, name="never"), None, "train")
+        run_to_resume(flags(runs, name="never"), "train", any_data=True)
 
 
 @pytest.mark.parametrize(
@@ -189,29 +188,29 @@ def test_a_damaged_record_is_never_a_fresh_start_and_keeps_no_other_from_being_r
     (runs.path / "endless").mkdir()
     (runs.path / "endless" / "run.json").symlink_to("/dev/zero")
     (runs.path / "folder" / "run.json").mkdir(parents=True)
-    assert run_to_resume(flags(runs), None, "train").name == "good"
+    assert run_to_resume(flags(runs), "train", any_data=True).name == "good"
     for name in ("bad0", "link", "endless", "folder"):
         with pytest.raises(InputError, match="run.json") as caught:
-            run_to_resume(flags(runs, name=name), None, "train")
+            run_to_resume(flags(runs, name=name), "train", any_data=True)
         assert "\n" not in str(caught.value)
     shutil.rmtree(runs.path / "good")
     with pytest.raises(InputError, match="run.json"):
-        run_to_resume(flags(runs), None, "train")
+        run_to_resume(flags(runs), "train", any_data=True)
 
 
 def test_a_copied_or_renamed_folder_is_not_taken_for_the_run_itself(runs):
     write_record(runs, "one")
     shutil.copytree(runs.path / "one", runs.path / "copy")
     with pytest.raises(InputError, match="--name copy: this folder holds the run one"):
-        run_to_resume(flags(runs, name="copy"), None, "train")
-    assert run_to_resume(flags(runs), None, "train").name == "one"
+        run_to_resume(flags(runs, name="copy"), "train", any_data=True)
+    assert run_to_resume(flags(runs), "train", any_data=True).name == "one"
 
 
 @pytest.mark.parametrize("left", ["checkpoints", "trials", "model", "champion"])
 def test_a_folder_with_results_but_no_record_is_no_fresh_start(runs, left):
     runs.child("one").write_text(f"{left}/file", "")
     with pytest.raises(InputError, match=f"has no run.json, but {left}/ of a run"):
-        run_to_resume(flags(runs, name="one"), None, "train")
+        run_to_resume(flags(runs, name="one"), "train", any_data=True)
 
 
 VALUES = st.sampled_from(
@@ -238,9 +237,9 @@ def test_a_record_with_any_value_replaced_is_resumed_or_refused_in_one_line(tmp_
     runs.child("one").write_text("run.json", json.dumps(tree))
     given_flags = TuneFlags(output_dir=str(runs.path), name="one")
     try:
-        found = run_to_resume(given_flags, None, "tune")
+        found = run_to_resume(given_flags, "tune", any_data=True)
         assert found is not None, "a damaged record is never a fresh start"
-        resumed, _ = tune_defaults(found, limits_time=False)
+        resumed, _ = TuneOptions.defaults(found, limits_time=False)
     except InputError as error:
         assert str(error).isprintable()
     else:

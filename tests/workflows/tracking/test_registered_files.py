@@ -29,8 +29,8 @@ def client(database_uri, tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["models:/m@champion", "models:/m/1"])
-def test_config_and_weights_are_downloaded(client, uri):
-    folder = download_model(client, uri)
+def test_config_and_weights_are_downloaded(client, database_uri, uri):
+    folder = download_model(uri, database_uri)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         name: name for name in ("config.json", "model.safetensors")
     }
@@ -46,7 +46,7 @@ def test_config_and_weights_are_downloaded(client, uri):
         ("models:/m", "give models:/NAME@ALIAS"),
     ],
 )
-def test_what_is_not_registered_is_refused_in_one_line(client, uri, words):
+def test_what_is_not_registered_is_refused_in_one_line(client, database_uri, uri, words):
     with pytest.raises(InputError, match=words) as caught:
-        download_model(client, uri)
+        download_model(uri, database_uri)
     assert "\n" not in str(caught.value)
