@@ -50,8 +50,8 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
         from workflows.storage.mirror import Mirror
         from workflows.storage.run_lock import RunLock
         from workflows.storage.run_record import read_record
+        from workflows.sweep.journal import JOURNAL_FILE
         from workflows.sweep.sweep_logger import SweepLogger
-        from workflows.sweep.trial_records import JOURNAL_FILE
         from workflows.tracking.outbox import ENTRIES, FOLDER, read_entries
         from workflows.tracking.tracker import open_tracker, resolve_tracking_uri
 

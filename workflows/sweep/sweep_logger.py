@@ -20,8 +20,9 @@ from workflows.status import OUT_OF_MEMORY, Status, TrialStatus
 from workflows.storage.mirror import Mirror, restore
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import Storage
+from workflows.sweep.journal import JOURNAL_FILE
 from workflows.sweep.table_view import SweepTable
-from workflows.sweep.trial_records import INTERRUPTED, JOURNAL_FILE, TrialRecords
+from workflows.sweep.trial_records import INTERRUPTED, TrialRecords
 from workflows.terminal import display_path, waiting
 from workflows.tracking.tracker import Tracker
 from workflows.training.base_logger import BaseLogger, resume_command

@@ -1,13 +1,11 @@
 """Records of a sweep's trials: in memory, in a journal, in trials.csv and in one folder per trial.
 
-`tuner.SweepCallback` records each event of a trial here. A resumed sweep reads the journal,
-`journal.jsonl`, to find out which trials are completed. trials.csv is written from memory after trials have
+`tuner.SweepCallback` records each event of a trial here. A resumed sweep reads the `journal` to find out
+which trials are completed. trials.csv is written from memory after trials have
 ended. `run_sweep` ranks the trials and takes the finalists' models from their folders.
 """
 
-import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +18,7 @@ import pandas as pd
 
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
-from diffusion.files import parse_json, path_kind, read_file, replacing, sync
-from diffusion.json_values import fits
+from diffusion.files import replacing
 from diffusion.metrics import (
     BEST_OBJECTIVE,
     BEST_UPDATE,
@@ -33,20 +30,20 @@ from diffusion.metrics import (
 )
 from workflows.status import OUT_OF_MEMORY, TrialStatus
 from workflows.sweep.decision import choose_finalists, with_training_seed
+from workflows.sweep.journal import (
+    JOURNAL_FILE,
+    REMEDY,
+    Journal,
+    TrialBegan,
+    TrialEnded,
+    TrialEvaluated,
+    TrialEvent,
+    read_journal,
+)
 from workflows.training.evaluation_files import MODEL_FILES, PICTURES, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
-JOURNAL_FILE = "journal.jsonl"
-_MAX_JOURNAL_BYTES = 2**30
 _PAUSE_PER_WRITE = 20.0  # between two writes of trials.csv, in units of the time that the last one took
-_JOURNAL_REMEDY = "a new sweep another --name, or restore the journal from a copy"
-_ANY_EVENT = {"trial_id": str, "at": float}
-# Types of what each kind of event in the journal has.
-_EVENTS: dict[str, dict[str, Any]] = {
-    "begin": _ANY_EVENT | {"params": dict[str, Any]},
-    "evaluated": _ANY_EVENT | {"updates": int, "metrics": dict[str, float]},
-    "end": _ANY_EVENT | {"status": TrialStatus, "reason": str, "seconds": float},
-}
 _NAMED = (OBJECTIVE, BEST_UPDATE, BEST_OBJECTIVE)  # metrics that have columns of their own
 
 
@@ -118,13 +115,11 @@ class TrialRecords:
         self.previous_seconds = 0.0
         journal = directory / JOURNAL_FILE
         for event in read_journal(journal):
-            if event["event"] != "begin" and event["trial_id"] not in self._records:
-                raise InputError(
-                    f"{journal} is damaged (trial {event['trial_id']} has no start): give {_JOURNAL_REMEDY}"
-                )
+            if not isinstance(event, TrialBegan) and event.trial_id not in self._records:
+                raise InputError(f"{journal} is damaged (trial {event.trial_id} has no start): {REMEDY}")
             self._apply(event)
-            self.previous_seconds = event["at"]
-        self._journal = Journal(directory / JOURNAL_FILE)
+            self.previous_seconds = event.at
+        self._journal = Journal(journal)
         self._start_time = time.monotonic()
         self._csv_outdated = False
         self._next_csv_write = 0.0
@@ -150,15 +145,15 @@ class TrialRecords:
 
     def start(self, trial_id: str, params: Mapping[str, Any]) -> None:
         """Record that a trial starts; an earlier one of this ID starts from scratch."""
-        self._record(event="begin", trial_id=trial_id, params=dict(params))
+        self._record(TrialBegan(trial_id, dict(params), self._now()))
 
     def add_evaluation(self, trial_id: str, updates: int, metrics: Mapping[str, float]) -> None:
         """Record a trial's metrics after a number of updates."""
-        self._record(event="evaluated", trial_id=trial_id, updates=updates, metrics=dict(metrics))
+        self._record(TrialEvaluated(trial_id, updates, dict(metrics), self._now()))
 
     def end(self, trial_id: str, status: TrialStatus, reason: str, seconds: float) -> None:
         """Record how a trial ended."""
-        self._record(event="end", trial_id=trial_id, status=status, reason=reason, seconds=seconds)
+        self._record(TrialEnded(trial_id, status, reason, seconds, self._now()))
         self._csv_outdated = True
 
     def folder(self, trial_id: str) -> Path:
@@ -279,83 +274,24 @@ class TrialRecords:
         self._csv_outdated, self._next_csv_write = False, ended + _PAUSE_PER_WRITE * (ended - started)
         return path
 
-    def _record(self, **event: Any) -> None:
-        self._journal.write({**event, "at": round(self.elapsed, 3)})
+    def _now(self) -> float:
+        return round(self.elapsed, 3)
+
+    def _record(self, event: TrialEvent) -> None:
+        self._journal.write(event)
         self._apply(event)
 
-    def _apply(self, event: Mapping[str, Any]) -> None:
+    def _apply(self, event: TrialEvent) -> None:
         """Update the records in memory with an event of the journal."""
-        trial_id = event["trial_id"]
-        match event["event"]:
-            case "begin":
+        match event:
+            case TrialBegan(trial_id, params):
                 # JSON has lists only, parameters are tuples: the tracker compares their text.
-                params = {
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in event["params"].items()
+                typed = {
+                    name: tuple(value) if isinstance(value, list) else value for name, value in params.items()
                 }
-                self._records[trial_id] = TrialRecord(trial_id, params)
-            case "evaluated":
-                self._records[trial_id].evaluations[event["updates"]] = dict(event["metrics"])
-            case "end":
+                self._records[trial_id] = TrialRecord(trial_id, typed)
+            case TrialEvaluated(trial_id, updates, metrics):
+                self._records[trial_id].evaluations[updates] = metrics
+            case TrialEnded(trial_id, status, reason, seconds):
                 record = self._records[trial_id]
-                record.status, record.reason = event["status"], event["reason"]
-                record.seconds = event["seconds"]
-
-
-class Journal:
-    """An append-only file of events, one JSON object per line, that survives crashes and power cuts.
-
-    Args:
-        path: path of the file; created if missing. An incomplete last line is removed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        _prepare_for_append(path)
-
-    def write(self, event: dict[str, Any]) -> None:
-        """Append an event; it is on disk when this returns.
-
-        Raises:
-            OSError: the disk is full or failing.
-        """
-        with self._path.open("a") as file:
-            file.write(json.dumps(event) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read the events of a journal in order; a missing file has none.
-
-    An incomplete last line, left by a crash during a write, is skipped.
-
-    Raises:
-        InputError: the file cannot be read, or another line is damaged.
-    """
-    if path_kind(path) is None:
-        return []
-    lines = read_file(path, _JOURNAL_REMEDY, _MAX_JOURNAL_BYTES).split(b"\n")[:-1]
-    events = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number},"
-        event = parse_json(line, dict, where, f"give {_JOURNAL_REMEDY}")
-        hints = _EVENTS.get(str(event.get("event")))
-        if hints is None or not all(
-            name in event and fits(event[name], hint) for name, hint in hints.items()
-        ):
-            raise InputError(f"{where} is damaged (it is no event): give {_JOURNAL_REMEDY}")
-        events.append(event)
-    return events
-
-
-def _prepare_for_append(path: Path) -> None:
-    """Create the file if it is missing, else cut off an incomplete last line."""
-    if not path.exists():
-        path.touch()
-        sync(path.parent)
-        return
-    content = path.read_bytes()
-    complete_size = content.rfind(b"\n") + 1
-    if complete_size < len(content):
-        os.truncate(path, complete_size)
+                record.status, record.reason, record.seconds = status, reason, seconds

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from workflows.sweep import trial_records
-from workflows.sweep.trial_records import INTERRUPTED, TrialRecords, read_journal
+from workflows.sweep.journal import read_journal
+from workflows.sweep.trial_records import INTERRUPTED, TrialRecords
 
 
 @pytest.fixture
