@@ -1,8 +1,8 @@
 """Selection of the champion: the finalists are measured anew, one is chosen, and it is exported.
 
-`select_champion` has each finalist draw fresh samples (`confirmation`), chooses by the rule of `decision`,
-can train the best config for longer (`final_training`), evaluates the champion once on the test split, and
-writes its files to `champion/`, among them decision.json with all that was decided by.
+`choose_champion` has each finalist draw fresh samples (`confirmation`), chooses by the rule of `decision`,
+and can train the best config for longer (`final_training`). `publish_champion` evaluates the champion once on
+the test split, and writes its files to `champion/`, among them decision.json with all that was decided by.
 """
 
 import dataclasses
@@ -64,37 +64,53 @@ class Champion:
     samplers: SamplerChoice | None = None
 
 
-def select_champion(
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen among the finalists, before anything is written.
+
+    Attributes:
+        decision: the ranking of the finalists, and how it was decided.
+        models: the model of each finalist; that of the best may be the one of the final training.
+        confirmed: confirmed `sample/...` metrics of each model, and of other trials measured like these.
+        reasons: why the best one was chosen, in sentences.
+        confirmations: confirmed metrics of all models, that of the final training under its own name.
+        seed_error: standard deviation of an objective over training seeds, by which it was decided.
+        final_training: what was decided about the model of the final training, or None without one.
+    """
+
+    decision: Decision
+    models: Mapping[str, TrainedModel]
+    confirmed: Mapping[str, Mapping[str, float]]
+    reasons: tuple[str, ...]
+    confirmations: Mapping[str, Mapping[str, float]]
+    seed_error: float
+    final_training: str | None = None
+
+
+def choose_champion(
     finalists: Mapping[str, Path],
     data: LoadedData,
-    directory: Path,
     provenance: Mapping[str, Any],
     notify: Callable[[str], None],
     final: FinalTraining | None = None,
     *,
     seed_error: float,
-    picked_by_mse: str = "",
     also_measured: Mapping[str, Path] | None = None,
-) -> Champion:
-    """Choose the best finalist, evaluate it on the test split, and export it.
-
-    If a finalist's export fails, the next one takes its place.
+) -> Choice:
+    """Choose the best finalist.
 
     Args:
         finalists: folders with the files of a trial's model (`workflows.training.evaluation_files`), by trial
             ID.
         data: the data, with all three splits.
-        directory: folder for the champion's files; created here.
-        provenance: origin of the model, saved with it: see `workflows.publishing.provenance`.
+        provenance: origin of the model of the final training, see `workflows.publishing.provenance`.
         notify: receives progress messages of one line.
         final: trains the best config for longer; that model is used if it is better by the same rule.
         seed_error: standard deviation of an objective over training seeds.
-        picked_by_mse: ID of the trial that the mean squared error would have chosen, for the record.
         also_measured: folders of trials by ID whose samples are measured like those of the finalists, to be
             compared with these; they do not compete.
 
     Raises:
-        ParityError: the ONNX file of no finalist computes what PyTorch computes.
         ValueError: there are no finalists.
     """
     models = {trial_id: TrainedModel.load(folder) for trial_id, folder in finalists.items()}
@@ -121,11 +137,38 @@ def select_champion(
         notify(verdict)
         if is_better:
             models[best], confirmed[best] = longer, confirmation.metrics[_FINAL]
+    return Choice(decision, models, confirmed, tuple(reasons), confirmation.metrics, seed_error, verdict)
+
+
+def publish_champion(
+    choice: Choice,
+    data: LoadedData,
+    directory: Path,
+    provenance: Mapping[str, Any],
+    notify: Callable[[str], None],
+    picked_by_mse: str = "",
+) -> Champion:
+    """Evaluate the champion on the test split, export it, and write down how it was chosen.
+
+    If a finalist's export fails, the next one takes its place.
+
+    Args:
+        choice: what was chosen.
+        data: the data, with all three splits.
+        directory: folder for the champion's files; created here.
+        provenance: origin of the model, saved with it: see `workflows.publishing.provenance`.
+        notify: receives progress messages of one line.
+        picked_by_mse: ID of the trial that the mean squared error would have chosen, for the record.
+
+    Raises:
+        ParityError: the ONNX file of no finalist computes what PyTorch computes.
+    """
+    decision, reasons = choice.decision, list(choice.reasons)
     for trial_id in decision.ranking:
-        model = with_deployed_sampler(models[trial_id], data, notify)
+        model = with_deployed_sampler(choice.models[trial_id], data, notify)
         notify(f"evaluating trial {trial_id} on the test split")
         metrics = {
-            **with_prefix(confirmed[trial_id], SAMPLE_PREFIX, VAL_SAMPLE_PREFIX),
+            **with_prefix(choice.confirmed[trial_id], SAMPLE_PREFIX, VAL_SAMPLE_PREFIX),
             **metrics_on_test_split(model, data.dataset, data.features),
         }
         objective, update = model.provenance["metrics"][OBJECTIVE], model.provenance.get("update")
@@ -141,17 +184,18 @@ def select_champion(
             notify(f"skipping trial {trial_id}: {error}")
             reasons = [f"chosen since trial {trial_id}, which is better, cannot be exported"]
             continue
-        record = {
-            **decision.to_dict(),
-            "champion": trial_id,
-            "reasons": why,
-            "training_seed_error": seed_error,
-            "final_training": verdict,
-            "picked_by_mse": picked_by_mse or None,
-            "confirmed": confirmation.metrics,
-        }
-        _write_decision(directory, record)
-        fingerprint = data.dataset.spec.fingerprint
+        _write_decision(
+            directory,
+            {
+                **decision.to_dict(),
+                "champion": trial_id,
+                "reasons": why,
+                "training_seed_error": choice.seed_error,
+                "final_training": choice.final_training,
+                "picked_by_mse": picked_by_mse or None,
+                "confirmed": choice.confirmations,
+            },
+        )
         return Champion(
             trial_id,
             objective,
@@ -159,8 +203,8 @@ def select_champion(
             metrics,
             decision,
             tuple(why),
-            confirmed,
-            fingerprint,
+            choice.confirmed,
+            data.dataset.spec.fingerprint,
             directory,
             samplers,
         )

@@ -1,6 +1,6 @@
 """Final training of a sweep: the best config trained again, for longer and with more workers.
 
-`champion.select_champion` runs it before the export if --final-epochs was given.
+`champion.choose_champion` runs it before the export if --final-epochs was given.
 """
 
 import tempfile

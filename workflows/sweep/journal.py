@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -72,6 +71,7 @@ TrialEvent = TrialBegan | TrialEvaluated | TrialEnded
 
 _CLASSES: dict[str, type[TrialEvent]] = {"begin": TrialBegan, "evaluated": TrialEvaluated, "end": TrialEnded}
 _NAMES = {kind: name for name, kind in _CLASSES.items()}
+_HINTS = {kind: get_type_hints(kind) for kind in _NAMES}
 
 
 class Journal:
@@ -114,16 +114,11 @@ def read_journal(path: Path) -> list[TrialEvent]:
         where = f"{path}, line {number},"
         tree = parse_json(line, dict, where, REMEDY)
         kind = _CLASSES.get(str(tree.pop("event", None)))
-        hints = _hints(kind) if kind else {}
+        hints = _HINTS[kind] if kind else {}
         if kind is None or not all(name in tree and fits(tree[name], hint) for name, hint in hints.items()):
             raise InputError(f"{where} is damaged (it is no event): {REMEDY}")
         events.append(kind(**{name: tree[name] for name in hints}))
     return events
-
-
-@cache
-def _hints(kind: type[TrialEvent]) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _prepare_for_append(path: Path) -> None:

@@ -2,9 +2,9 @@
 
 `run_sweep` checks the options, loads the data and opens the sweep's folder and tracker (`SweepLogger`). It
 then runs the trials on Ray Tune (`tuner.run_trials`), each of which trains one config (`trial`) and is stored
-in the `TrialRecords`. The best trials go to `select_champion`, which exports one, `record_decision` records
-why it was chosen, and `write_report` writes report.html. Finally the champion is uploaded to the tracker and
-registered there.
+in the `TrialRecords`. `choose_champion` chooses one of the best trials, and `publish_champion` exports it;
+`record_decision` records why it was chosen, and `write_report` writes report.html. Finally the champion is
+uploaded to the tracker and registered there.
 """
 
 import math
@@ -51,7 +51,7 @@ from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.status import Outcome, Status
 from workflows.storage.run_record import RunRecord
 from workflows.storage.storage import is_storage_error
-from workflows.sweep.champion import Champion, select_champion
+from workflows.sweep.champion import Champion, choose_champion, publish_champion
 from workflows.sweep.decision import TRAINING_SEED_ERRORS
 from workflows.sweep.final_training import FinalTraining
 from workflows.sweep.report.write_report import REPORT, write_report
@@ -269,17 +269,17 @@ def _select_champion(
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
     by_mse = records.picked_by_mse()
-    champion = select_champion(
+    choice = choose_champion(
         finalists,
         data,
-        log.directory / "champion",
         origin,
         log.view.step,
         _final_training(options, log),
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
-        picked_by_mse=by_mse,
         also_measured=records.model_folders({by_mse} - set(finalists)),
     )
+    directory = log.directory / "champion"
+    champion = publish_champion(choice, data, directory, origin, log.view.step, by_mse)
     record_decision(champion, records, log.tracker)
     picks = trial_picks(champion.trial_id, by_mse)
     log.tracker.show_trials(list(searched), config.training.num_updates, picks)

@@ -11,7 +11,7 @@ from export.to_onnx import ParityError
 from workflows.publishing import deployed_sampler
 from workflows.publishing.model_card import model_card
 from workflows.sweep import champion as champion_module
-from workflows.sweep.champion import select_champion
+from workflows.sweep.champion import choose_champion, publish_champion
 from workflows.training.worker_group import WorkerGroupError
 
 
@@ -32,18 +32,20 @@ def select(heart, save_finalists, drawn_samples, monkeypatch, tmp_path):
     monkeypatch.setattr(champion_module, "write_model_artifacts", write_model_artifacts)
     monkeypatch.setattr(champion_module, "metrics_on_test_split", metrics_on_test_split)
 
-    def run(models, final=None, broken=(), **arguments):
+    def run(models, final=None, broken=(), picked_by_mse="", **arguments):
         not_exported.update(broken)
         messages = []
-        found = select_champion(
+        origin = {"run_id": "r"}
+        choice = choose_champion(
             save_finalists(models),
             heart,
-            tmp_path / "champion",
-            {"run_id": "r"},
+            origin,
             messages.append,
             final,
             **{"seed_error": 0.001, **arguments},
         )
+        directory = tmp_path / "champion"
+        found = publish_champion(choice, heart, directory, origin, messages.append, picked_by_mse)
         record = json.loads((tmp_path / "champion" / "decision.json").read_text())
         return found, published[-1], record, messages
 
@@ -69,6 +71,18 @@ def test_the_champion_has_the_weights_of_its_best_update_and_the_card_says_so(se
     card = model_card(model)
     assert "its weights after update 10 of 40" in card
     assert "## Why this model" in card and "- the only trial with a usable model." in card
+
+
+def test_choosing_writes_nothing_and_does_not_touch_the_test_split(
+    heart, make_model, save_finalists, drawn_samples, monkeypatch, tmp_path
+):
+    monkeypatch.delattr(champion_module, "metrics_on_test_split")
+    finalists = save_finalists({"a": make_model(1.0, spread=3.0), "b": make_model(1.1, spread=1.0)})
+    files = sorted(tmp_path.rglob("*"))
+    choice = choose_champion(finalists, heart, {}, print, seed_error=0.001)
+    assert choice.decision.champion == "b" and choice.final_training is None
+    assert set(choice.models) == set(choice.confirmed) == {"a", "b"}
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_equal_finalists_are_ranked_by_what_they_cost(select, make_model):
