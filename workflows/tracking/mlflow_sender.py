@@ -71,14 +71,13 @@ class MlflowSender:
     Attributes:
         folder: folder to which paths in entries are relative.
         run_id: id of the run; empty before it is started or found.
-        children: ids of the runs of trials, by trial id.
     """
 
     def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
         self.client, self.uri, self.experiment_id = client, uri, experiment_id
         self.folder = Path()
         self.run_id = ""
-        self.children: dict[str, str] = {}
+        self._children: dict[str, str] | None = {}  # None: not looked up yet
         self._metrics: dict[str | None, dict[str, float]] = {}  # newest value of each
         self._data: list[DatasetInput] = []
         self._model_id = ""
@@ -121,6 +120,24 @@ class MlflowSender:
             reason = redact(str(error).split("\n")[0])[:200] or type(error).__name__
             raise Refused(f"{kind.replace('_', ' ')}: {reason}") from error
 
+    @property
+    def children(self) -> dict[str, str]:
+        """Ids of the runs of trials, by trial id; looked up in the store when they are first needed."""
+        if self._children is None:
+            found: dict[str, str] = {}
+            for run in self.child_runs():
+                found.setdefault(run.data.tags["trial_id"], run.info.run_id)
+            self._children = found
+        return self._children
+
+    @children.setter
+    def children(self, children: dict[str, str]) -> None:
+        self._children = children
+
+    def child_runs(self) -> list[Run]:
+        """The runs of trials that the store has, oldest first."""
+        return runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, self.run_id)
+
     def find(self, run_id: str) -> bool:
         """Take over an existing run and those of its trials, and return whether it exists.
 
@@ -135,9 +152,7 @@ class MlflowSender:
             return False
         if run.info.lifecycle_stage != "active":
             return False
-        self.run_id = run_id
-        for child in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, run_id):
-            self.children.setdefault(child.data.tags["trial_id"], child.info.run_id)
+        self.run_id, self._children = run_id, None
         return True
 
     def _has_run(self) -> bool:
@@ -224,7 +239,7 @@ class MlflowSender:
 
     def _send_picks(self, picks: Mapping[str, str]) -> None:
         colours = dict(zip(picks, PICK_COLOURS, strict=False))
-        for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, self.run_id):
+        for run in self.child_runs():
             run_id, tags = run.info.run_id, run.data.tags
             trial_id = tags["trial_id"]
             pick = picks.get(trial_id, "")

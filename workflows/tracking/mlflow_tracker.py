@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
 from diffusion.data.dataset import Dataset
@@ -29,7 +29,7 @@ from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
 from workflows.tracking.dataset_input import dataset_fields
 from workflows.tracking.local_database import check_writable, ensure_database
-from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender, runs_with_tag
+from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender
 from workflows.tracking.outbox import FOLDER, Entry, Outbox
 from workflows.tracking.prepared_view import run_page, runs_page
 from workflows.tracking.send_queue import Refused, SendQueue
@@ -266,10 +266,9 @@ class MlflowTracker(Tracker):
         """
         self.resume(run_id)
         children: dict[str, str] = {}
-        self._sender.children = children
         ended = set()
         with _unusable(self.uri):
-            for run in runs_with_tag(self.client, self.experiment_id, MLFLOW_PARENT_RUN_ID, self.run_id):
+            for run in self._sender.child_runs():
                 trial_id, child = run.data.tags["trial_id"], run.info.run_id
                 if trial_id not in trial_ids or trial_id in children:
                     self.client.delete_run(child)
@@ -279,6 +278,7 @@ class MlflowTracker(Tracker):
                 self._logged[trial_id] = {metric.step for metric in history}
                 if run.info.status != "RUNNING":
                     ended.add(trial_id)
+        self._sender.children = children
         return ended
 
     def start_trial(self, trial_id: str, params: dict[str, Any]) -> None:

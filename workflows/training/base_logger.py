@@ -1,8 +1,8 @@
 """What the logs of a training and of a sweep have in common: the run's record, its tracker and its status."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -96,6 +96,47 @@ class BaseLogger(Generic[Options]):
         """
         if record is not None:
             record.check_unchanged(config, dataset.spec.fingerprint, cls.fixed_options(options))
+        with cls._locked_folder(options, record) as (name, folder, lock):
+            experiment = record.experiment if record else options.experiment or short_name(config.data)
+            tracker = open_tracker(uri, experiment)
+            local = cls.local_folder(folder)
+            if local is not None:
+                tracker.keep_entries(local)
+            with _ended_on_error(tracker):
+                if record is not None:
+                    record = replace(
+                        record, options=cls.saved_options(options)
+                    )  # the budget may have changed
+                    log = cls(folder, record.with_session(session_provenance()), tracker, options)
+                    log.resume(record.run_id)
+                    log._record = replace(log._record, run_id=tracker.run_id)
+                else:
+                    tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.may_exist)
+                    record = RunRecord(
+                        name,
+                        experiment,
+                        tracker.run_id,
+                        config,
+                        dataset.spec.fingerprint,
+                        command=cls.command,
+                        options=cls.saved_options(options),
+                    )
+                    log = cls(folder, record.with_session(session_provenance()), tracker, options)
+                tracker.log_dataset(dataset)
+                log._write_record("running")
+            log._lock = lock
+            return log
+
+    @classmethod
+    @contextmanager
+    def _locked_folder(
+        cls, options: Options, record: RunRecord | None
+    ) -> Iterator[tuple[str, Storage, RunLock | None]]:
+        """Lock the folder of a run; that of a new one is created, and deleted again if the block fails.
+
+        Yields:
+            The name of the run, its folder and the lock, which is None for a folder in a bucket.
+        """
         runs = output_storage(options)
         name = record.name if record else cls._new_name(options, runs)
         folder = runs.child(name)
@@ -103,58 +144,13 @@ class BaseLogger(Generic[Options]):
         try:
             if lock is not None:
                 remove_parts(folder.path, except_in=("checkpoints", "final", "tune"))
-            log = cls._open_locked(options, config, dataset, record, uri, params, folder)
+            yield name, folder, lock
         except BaseException:
             if lock is not None:
                 lock.release()
             if record is None and not options.may_exist and not folder.exists("run.json"):
                 runs.delete(name)  # this call has made it
             raise
-        log._lock = lock
-        return log
-
-    @classmethod
-    def _open_locked(
-        cls,
-        options: Options,
-        config: Config,
-        dataset: Dataset,
-        record: RunRecord | None,
-        uri: str,
-        params: Mapping[str, Any] | None,
-        folder: Storage,
-    ) -> Self:
-        experiment = record.experiment if record else options.experiment or short_name(config.data)
-        tracker = open_tracker(uri, experiment)
-        local = cls.local_folder(folder)
-        if local is not None:
-            tracker.keep_entries(local)
-        try:
-            if record is not None:
-                record = replace(record, options=cls.saved_options(options))  # the budget may have changed
-                log = cls(folder, record.with_session(session_provenance()), tracker, options)
-                log.resume(record.run_id)
-                log._record = replace(log._record, run_id=tracker.run_id)
-            else:
-                name = str(folder).rsplit("/", 1)[-1]
-                tracker.start(name, dict(params or config.flat()), str(folder), reuse=options.may_exist)
-                record = RunRecord(
-                    name,
-                    experiment,
-                    tracker.run_id,
-                    config,
-                    dataset.spec.fingerprint,
-                    command=cls.command,
-                    options=cls.saved_options(options),
-                )
-                log = cls(folder, record.with_session(session_provenance()), tracker, options)
-            tracker.log_dataset(dataset)
-            log._write_record("running")
-        except BaseException:
-            if tracker.run_id:
-                tracker.close("stopped")  # nobody would end it
-            raise
-        return log
 
     @classmethod
     def saved_options(cls, options: Options) -> dict[str, Any]:
@@ -256,6 +252,17 @@ class BaseLogger(Generic[Options]):
 
     def _print_end(self, status: Status) -> None:
         """Print how the run ended; a hook for subclasses."""
+
+
+@contextmanager
+def _ended_on_error(tracker: Tracker) -> Iterator[None]:
+    """End a run that the block has started if the block fails: nobody else would."""
+    try:
+        yield
+    except BaseException:
+        if tracker.run_id:
+            tracker.close("stopped")
+        raise
 
 
 def sync_command(name: str, options: RunOptions) -> str:

@@ -21,8 +21,8 @@ from diffusion.config import DataConfig
 from diffusion.data.dataset import load_dataset
 from diffusion.errors import InputError
 from tests.conftest import _max_file_size
-from workflows.tracking import registry, send_queue
-from workflows.tracking.mlflow_sender import may_pass
+from workflows.tracking import mlflow_sender, registry, send_queue
+from workflows.tracking.mlflow_sender import may_pass, runs_with_tag
 from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.prepared_view import newest_pages
 from workflows.tracking.tracker import PublishedModel, RegistrationError, resolve_tracking_uri
@@ -301,6 +301,25 @@ def test_uris_become_absolute_and_plain_folders_are_refused(monkeypatch, tmp_pat
     for folder in ("mlruns", "file:///tmp/mlruns"):
         with pytest.raises(InputError, match="needs a server or a database"):
             resolve_tracking_uri(folder)
+
+
+def test_the_runs_of_a_resumed_sweeps_trials_are_looked_up_once(uri, monkeypatch):
+    first = MlflowTracker(uri, "shapes")
+    parent = first.start("sweep", {}, "/there")
+    first.start_trial("a", {})
+    first.flush()
+    looked_up = []
+    monkeypatch.setattr(
+        mlflow_sender, "runs_with_tag", lambda *of: looked_up.append(of) or runs_with_tag(*of)
+    )
+    second = MlflowTracker(uri, "shapes")
+    second.resume_sweep(parent, {"a"})
+    second.start_trial("a", {})
+    second.start_trial("b", {})
+    second.flush()
+    assert len(looked_up) == 1
+    runs = MlflowClient(uri).search_runs([second.experiment_id])
+    assert len(runs) == 3 and {run.info.status for run in runs} == {"RUNNING"}
 
 
 def test_a_resumed_sweep_keeps_its_runs_and_deletes_those_of_unknown_trials(uri):
