@@ -23,7 +23,7 @@ LAYERS = {
     ),
     "workflows": (
         "redaction", "environment", "terminal", "status", "signals", "storage", "data", "ray_runtime",
-        "tracking", "publishing", "cli", "evaluation", "bulk_sampling", "cluster", "training", "sweep",
+        "tracking", "publishing", "cli", "cluster", "evaluation", "bulk_sampling", "training", "sweep",
         "results", "api", "run_management", "sync", "ui", "generate", "evaluate", "runs", "train",
         "tune", "__main__",
     ),

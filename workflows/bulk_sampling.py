@@ -23,7 +23,7 @@ from export.contract import SamplerSpec
 from export.labels import resolve_labels
 from export.sampler import MAX_FILE_BYTES, Sampler
 from export.session import Provider
-from workflows.ray_runtime.resources import possible_nodes
+from workflows.cluster.nodes import possible_nodes
 from workflows.ray_runtime.session import start_ray, stop_ray
 from workflows.storage.storage import Storage
 from workflows.terminal import SamplingProgress

@@ -22,6 +22,8 @@ class ClusterKind:
         needed_provider_keys: keys under `provider` that have to be there, and what to give for each.
         hourly_cost: function (content with Ray's defaults, table of the known machine types) -> lines about
             what the cluster costs; None if it costs nothing by the hour.
+        starts_machines: whether Ray starts machines of the `available_node_types` as they are needed. A run
+            then counts on those that do not run yet.
     """
 
     example: str
@@ -30,6 +32,7 @@ class ClusterKind:
     needed_keys: tuple[str, ...] = ()
     needed_provider_keys: Mapping[str, str] = field(default_factory=dict)
     hourly_cost: Callable[[Mapping[str, Any], Prices], Iterable[str]] | None = None
+    starts_machines: bool = True
 
 
 CLUSTER_KINDS: Registry[ClusterKind] = Registry(

@@ -36,5 +36,6 @@ ON_PREM = ClusterKind(
     example="cluster/on-prem.yaml",
     provider_keys=("head_ip", "worker_ips", "external_head_ip", "use_internal_ips"),
     problems=on_prem_problems,
+    starts_machines=False,
     needed_provider_keys=dict.fromkeys(("head_ip", "worker_ips"), "the machines' addresses"),
 )

@@ -1,1 +1,1 @@
-"""Ray itself: starting or joining it, its resources, placement groups and preemption."""
+"""Ray itself: starting or joining it, placement groups and preemption."""

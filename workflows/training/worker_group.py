@@ -19,8 +19,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from diffusion.errors import InputError
+from workflows.cluster.nodes import possible_nodes
 from workflows.ray_runtime.preemption import PreemptibleTorchConfig
-from workflows.ray_runtime.resources import possible_nodes
 from workflows.training.coordinator import start_coordinator
 from workflows.training.events import Event, WorkerDied
 from workflows.training.worker import TrainingJob, run_worker

@@ -8,8 +8,9 @@ import pytest
 from diffusion.errors import InputError
 from workflows.cli.run_options import TrainFlags
 from workflows.cli.tune_options import TuneFlags
+from workflows.cluster import nodes
+from workflows.cluster.kinds import CLUSTER_KINDS
 from workflows.environment import default_output_dir, shared_location
-from workflows.ray_runtime import resources
 from workflows.training.worker_group import WorkerResources, max_concurrent_groups, plan_workers
 
 GPU = {"CPU": 4, "GPU": 1, "memory": 16e9}
@@ -34,7 +35,7 @@ def cloud(tmp_path, monkeypatch):
         path.write_text(json.dumps(config))
         monkeypatch.setenv("RAY_ADDRESS", "auto")
         monkeypatch.setenv("RAY_DDPM_CLUSTER_CONFIG", str(path))
-        monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": HEAD}])
+        monkeypatch.setattr(nodes.ray, "nodes", lambda: [{"Alive": True, "Resources": HEAD}])
         return path
 
     return set_up
@@ -42,7 +43,7 @@ def cloud(tmp_path, monkeypatch):
 
 def test_workers_are_planned_for_machines_that_can_still_be_started(cloud):
     cloud()
-    assert resources.possible_nodes() == [HEAD, GPU, GPU, GPU, GPU]
+    assert nodes.possible_nodes() == [HEAD, GPU, GPU, GPU, GPU]
     assert plan_workers(4) == WorkerResources(4, threads=4, uses_gpus=True)
     assert max_concurrent_groups(WorkerResources(1, 1, uses_gpus=True, gpus_per_worker=0.25)) == 16
     with pytest.raises(InputError, match="the cluster has 4 GPUs"):
@@ -51,25 +52,32 @@ def test_workers_are_planned_for_machines_that_can_still_be_started(cloud):
 
 def test_the_limit_of_the_whole_cluster_applies_too(cloud):
     cloud(all=2, gpu=4)
-    assert resources.possible_nodes() == [HEAD, GPU, GPU]
+    assert nodes.possible_nodes() == [HEAD, GPU, GPU]
 
 
 def test_an_on_premises_cluster_has_only_the_running_machines(cloud):
     cloud(provider="local")
-    assert resources.possible_nodes() == [HEAD]
+    assert nodes.possible_nodes() == [HEAD]
+
+
+def test_the_kind_of_a_cluster_says_whether_it_starts_machines(cloud, monkeypatch):
+    cloud(provider="of_another_package")
+    assert nodes.possible_nodes() == [HEAD, GPU, GPU, GPU, GPU], "one that is not known is taken for a cloud"
+    monkeypatch.setitem(CLUSTER_KINDS._loaded, "of_another_package", CLUSTER_KINDS["local"])
+    assert nodes.possible_nodes() == [HEAD]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}"])
 def test_without_a_readable_config_only_running_machines_count(cloud, text):
     path = cloud()
     path.unlink() if text is None else path.write_text(text)
-    assert resources.possible_nodes() == [HEAD]
+    assert nodes.possible_nodes() == [HEAD]
 
 
 def test_a_local_ray_does_not_grow(cloud, monkeypatch):
     cloud()
     monkeypatch.delenv("RAY_ADDRESS")
-    assert resources.possible_nodes() == [HEAD]
+    assert nodes.possible_nodes() == [HEAD]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +105,8 @@ def test_a_missing_cluster_is_reported_in_one_line(monkeypatch):
         )
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(resources.ray, "init", refuse)
+    monkeypatch.setattr(nodes.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(nodes.ray, "init", refuse)
     with pytest.raises(InputError, match="^RAY_ADDRESS auto: this cluster cannot be joined") as error:
         start_ray(verbose=False)
     assert "\n" not in str(error.value) and "unset RAY_ADDRESS" in str(error.value)
