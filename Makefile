@@ -9,6 +9,7 @@
 # make cluster-ui    open MLflow and Ray's dashboard on a running cluster (CLUSTER=cluster/on-prem.yaml)
 # make bench         compare ours with its peers, into benchmarks/results; BENCH="heart deployment" for single ones
 # make docs          build the documentation into docs/_build; errors in it are errors
+# make doctor        report on this installation, for a bug report
 # make docs-outputs  run the commands of the documentation, and write what they print into it; half an hour
 # make docs-pictures make its pictures again, from the runs of make docs-outputs
 # make notebook      execute the notebook of examples/ again; four minutes
@@ -31,7 +32,7 @@ PIN_cpu := s/^(torch|torchvision)={2,3}([0-9.]+)$$/\1===\2+cpu/p; t; p
 PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
-.PHONY: demo bench test test-quick coverage test-slow test-faults test-cluster lint docs docs-outputs \
+.PHONY: demo bench test test-quick coverage test-slow test-faults test-cluster lint doctor docs docs-outputs \
 	docs-pictures notebook ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
@@ -75,6 +76,10 @@ test-cluster: $(VENV)/test.stamp
 
 lint: $(VENV)/test.stamp
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+# As it is: without an environment the report is on Python itself, and says what is not installed.
+doctor:
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m workflows.doctor
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

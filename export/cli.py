@@ -1,22 +1,14 @@
-"""Command-line parsing: a parser with one-line errors, and the flags of `python -m export.sampler`."""
+"""Command-line parsing: the flags of `python -m export.sampler`."""
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-from diffusion.errors import printable
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.contract import FAST
+from export.parser import OneLineParser
 from export.session import Provider
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line and exits with status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and exit; argparse calls this for bad arguments."""
-        self.exit(2, f"error: {printable(message)}; --help shows what is allowed\n")
 
 
 def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:

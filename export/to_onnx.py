@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, get_args
 
 from diffusion.errors import InputError
 from diffusion.files import replacing
-from export.cli import OneLineParser
 from export.contract import Precision
 from export.output import check_output
+from export.parser import OneLineParser
 
 if TYPE_CHECKING:
     from export.exporter import OPSET as OPSET

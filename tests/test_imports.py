@@ -22,10 +22,10 @@ LAYERS = {
         "manifest", "process", "config", "networks", "data", "presets", "evaluation", "training",
     ),
     "workflows": (
-        "redaction", "environment", "terminal", "status", "signals", "storage", "data", "ray_runtime",
-        "tracking", "publishing", "cli", "cluster", "evaluation", "bulk_sampling", "training", "sweep",
-        "results", "api", "run_management", "sync", "ui", "generate", "evaluate", "runs", "train",
-        "tune", "__main__",
+        "redaction", "environment", "installation", "terminal", "status", "signals", "storage", "data",
+        "ray_runtime", "tracking", "publishing", "cli", "cluster", "evaluation", "bulk_sampling",
+        "training", "sweep", "results", "api", "run_management", "sync", "doctor", "ui", "generate",
+        "evaluate", "runs", "train", "tune", "__main__",
     ),
 }  # fmt: skip
 ABOVE = {

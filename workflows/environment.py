@@ -37,6 +37,18 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with verbose=0
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of trials that fail while the sweep ends: one line says why it does
 }
+# Of others, which the report on an installation shows as well.
+_REPORTED = (
+    STORAGE,
+    CLUSTER_CONFIG,
+    RAY_ADDRESS,
+    TRACKING_URI,
+    "AWS_ENDPOINT_URL",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "XDG_CACHE_HOME",
+)
 _REQUESTS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
 
@@ -156,6 +168,12 @@ def wants_system_metrics() -> bool:
 def has_display() -> bool:
     """Whether DISPLAY or WAYLAND_DISPLAY names a display on which a browser can open."""
     return bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
+
+
+def reported_variables() -> dict[str, str]:
+    """The variables that are set among those that change what runs do, without any that hold a secret."""
+    names = (*_REPORTED, *_DEFAULTS, *_QUIET)
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def set_mlflow_requests(timeout_seconds: int) -> None:

@@ -10,9 +10,9 @@ from diffusion.data.sources import open_source, resolve
 from diffusion.errors import InputError, printable
 from diffusion.presets import source_preset
 from diffusion.registry import SAMPLERS
-from export.cli import OneLineParser
 from export.contract import FAST
 from export.output import check_output
+from export.parser import OneLineParser
 from export.session import Provider
 from workflows.cli.process import run
 from workflows.environment import set_defaults

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.cli import OneLineParser, add_sampling_flags, sampling_options
+from export.cli import add_sampling_flags, sampling_options
+from export.parser import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import set_defaults
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from diffusion.errors import InputError, nearest
-from export.cli import OneLineParser
+from export.parser import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import default_output_dir, set_defaults
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion.errors import InputError
-from export.cli import OneLineParser
+from export.parser import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import has_display, set_defaults
 from workflows.redaction import redact

@@ -20,7 +20,7 @@ from diffusion.errors import InputError
 from docs.blocks import ROOT, Block, commands, pages, read_blocks
 from docs.command_reference import COMMANDS, command_help, subcommands
 from docs.run_blocks import shorten
-from export.cli import OneLineParser
+from export.parser import OneLineParser
 from workflows.api import SweepSettings, TrainingSettings
 from workflows.cli import parsing, resume
 from workflows.cli.process import exit_status

@@ -31,6 +31,7 @@ _COMMANDS = {
     "export": _Command("export.to_onnx", "train", "export a trained model to ONNX"),
     "sync": _Command("workflows.sync", "train", "send to MLflow what it has missed"),
     "ui": _Command("workflows.ui", "train", "show the runs in MLflow's web interface"),
+    "doctor": _Command("workflows.doctor", None, "report on this installation, for a bug report"),
     "cluster": _Command("workflows.cluster.__main__", "train,cluster", "check a cluster's YAML"),
 }
 

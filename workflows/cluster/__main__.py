@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.errors import InputError, printable
-from export.cli import OneLineParser
+from export.parser import OneLineParser
 from workflows.cli.process import run
 from workflows.environment import STORAGE, cluster_database, cluster_storage, set_defaults
 from workflows.redaction import redact

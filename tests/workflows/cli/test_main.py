@@ -49,6 +49,13 @@ def test_sampling_needs_no_extra():
     assert run_bare("sample", "--help").stdout.startswith("usage: ray-ddpm sample ")
 
 
+def test_the_report_on_the_installation_needs_no_extra():
+    result = run_bare("doctor")
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    for name in ("PyTorch", "Ray", "MLflow"):
+        assert f"\n{name:14}not installed: pip install 'ray-ddpm[train]'\n" in result.stdout
+
+
 def test_a_missing_extra_is_named_with_the_remedy():
     for line, extra in (("tune x", "train"), ("export x", "train"), ("cluster check x", "train,cluster")):
         name, *arguments = line.split()
