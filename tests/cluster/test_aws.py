@@ -11,7 +11,7 @@ import time
 
 import cloud
 import pytest
-from lab import ROOT, Lab, mlflow_runs, unsupported_reason, wait_for
+from lab import ROOT, Lab, mlflow_runs, require_hosts, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -70,8 +70,7 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def aws():
-    if reason := unsupported_reason():
-        pytest.skip(reason)
+    require_hosts()
     hosts = {name: address for address, name in MACHINES.items()}
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(Lab(hosts, cloud.VARIABLES))

@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from lab import ROOT, SHARED, Lab, mlflow_runs, unsupported_reason, wait_for
+from lab import ROOT, SHARED, Lab, mlflow_runs, require_hosts, wait_for
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.cluster
@@ -20,8 +20,7 @@ SHORT_TRAINING = "--training.num-updates 600 --training.checkpoint-minutes 0.03 
 
 @pytest.fixture(scope="module")
 def lab():
-    if reason := unsupported_reason():
-        pytest.skip(reason)
+    require_hosts()
     with Lab(HOSTS) as lab:
         for host in HOSTS:
             lab.power_on(host)
