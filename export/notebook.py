@@ -3,13 +3,11 @@
 import base64
 import html
 import io
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from diffusion.errors import InputError
 from diffusion.plots import IMAGE_CHANNELS, draw_samples
-
-if TYPE_CHECKING:
-    from export.sampler import Sampler
+from export.contract import SamplerSpec
 
 # Limits on what showing an object may cost.
 _SECONDS = 3.0
@@ -17,7 +15,22 @@ _NETWORK_CALLS = 20
 _NUM_SAMPLES = {"image": 16, "points": 500}
 
 
-def notebook_html(sampler: "Sampler") -> str:
+class _Sampler(Protocol):
+    """What is needed of `export.sampler.Sampler`."""
+
+    spec: SamplerSpec
+
+    def sample(
+        self,
+        num_samples: int,
+        *,
+        sampler: str | None = None,
+        num_steps: int | None = None,
+        time_limit: float | None = None,
+    ) -> Any: ...
+
+
+def notebook_html(sampler: _Sampler) -> str:
     """HTML of a sampler: its `repr`, and samples of seed 0 if they can be drawn in a few seconds.
 
     They take at most 20 network calls: the file's sampler if it has as few rows, else its choice of a fast
@@ -32,7 +45,7 @@ def notebook_html(sampler: "Sampler") -> str:
     return f'{text}<img src="{source}" alt="{html.escape(how)}" title="{html.escape(how)}">'
 
 
-def _picture(sampler: "Sampler") -> tuple[str, bytes] | None:
+def _picture(sampler: _Sampler) -> tuple[str, bytes] | None:
     """A description and the bytes of a PNG; None if nothing can be shown, or not quickly enough."""
     spec = sampler.spec
     is_image = spec.data["kind"] == "image"

@@ -37,7 +37,8 @@ from export.cli import sampler_parser, sampling_options
 from export.conditions import ConditionInputs, read_conditions, resolve_conditions
 from export.contract import FAST, OUTPUT
 from export.doctor import doctor_report
-from export.engine import Engine, State
+from export.engine import Engine
+from export.gpu_loop import State
 from export.known import Given, GivenOptions, path_between, resolve_given
 from export.known_files import check_given_flags, read_given
 from export.labels import Labels, resolve_labels
