@@ -95,6 +95,7 @@ class TrainingSettings(_Settings, total=False):
     num_workers: int | str
     init_from: str | os.PathLike[str] | None
     keep_checkpoints: int
+    super_resolution: str | None
 
 
 def run_sweep(data: Data, **settings: Unpack[SweepSettings]) -> SweepResult:
