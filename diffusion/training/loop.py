@@ -57,6 +57,15 @@ class TrainingStopped(RuntimeError):
     """Training stopped on request, after writing a checkpoint."""
 
 
+def no_low_resolution(count: int) -> tuple[Tensor, ...]:
+    """The low-resolution images of a model that takes none.
+
+    Args:
+        count: number of samples.
+    """
+    return ()
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """Result of an evaluation during training.
@@ -76,7 +85,7 @@ class EvaluationResult:
     elbo: ElboWindow
     model: TrainedModel
     best: BestEvaluation
-    low_resolution: Callable[[int], tuple[Tensor, ...]] = lambda count: ()
+    low_resolution: Callable[[int], tuple[Tensor, ...]] = no_low_resolution
 
 
 class Training:
