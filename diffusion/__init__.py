@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         to_x_0 as to_x_0,
     )
     from diffusion.process.generate import Condition as Condition, generate as generate
+    from diffusion.process.inpainting import Inpainting as Inpainting
     from diffusion.process.samplers import (
         SamplerTable as SamplerTable,
         sampler_table as sampler_table,
@@ -119,6 +120,7 @@ else:
             "diffusion.presets": "preset",
             "diffusion.process.forward": "q_posterior q_sample q_step to_epsilon to_score to_v to_x_0",
             "diffusion.process.generate": "Condition generate",
+            "diffusion.process.inpainting": "Inpainting",
             "diffusion.process.samplers": "SamplerTable sampler_table step",
             "diffusion.process.schedules": (
                 "NoiseSchedule constant_betas cosine_betas linear_betas quadratic_betas "

@@ -37,6 +37,7 @@ def read(path):
     table = {name: rows[:, place] for place, name in enumerate(columns)}
     if not all(np.isfinite(table[name]).all() for name in columns if name not in ("lo", "hi")):
         raise SystemExit(f"{path}: the table is not finite")
+    table["alphas_cumprod"] = decode(entries[PREFIX + "alphas_cumprod"], "<f8")
     if "noise_level" in spec:
         table["noise_level"] = decode(entries[PREFIX + "noise_levels"], "<f8")
     else:
@@ -110,7 +111,7 @@ def build_table(spec, sampler, num_steps, eta=0.0, spacing="logsnr"):
         table["g"] = zero.copy()
         table["s"][:-1] = np.sqrt(np.sqrt(beta_tilde * beta))[:-1]
         table["g"][:-1] = 0.25 * np.log(beta[:-1] / beta_tilde[:-1])
-    table |= {"lo": np.full_like(at, lo), "hi": np.full_like(at, hi)}
+    table |= {"lo": np.full_like(at, lo), "hi": np.full_like(at, hi), "alphas_cumprod": np.append(at, 1.0)}
     if "noise_level" not in spec:
         return table | {"timestep": timesteps}
     if at[0] == 0.0:
@@ -146,12 +147,29 @@ def noise(seed, indices, k, shape):
     return values[:, :size].reshape(len(index), *shape)
 
 
-def sample(session, spec, table, num_samples, seed=0, labels=None, guidance_scale=None, conditions=None):
-    """Samples in data units, float32 [num_samples, *shape]. Sections "The update" and "Guidance".
+def runs(num_rows, first, rows_per_step, resampling, jump_length):
+    """(row, repetition, row from whose start x jumps back or None) of each run. Section "Known values"."""
+    rows_per_block = rows_per_step * jump_length
+    for begin in range(first, num_rows - 1, rows_per_block):
+        end = min(begin + rows_per_block, num_rows - 1)
+        for repetition in range(resampling):
+            for row in range(begin, end):
+                yield row, repetition, end if repetition and row == begin else None
+    yield num_rows - 1, 0, None
+
+
+def sample(
+    session, spec, table, num_samples, seed=0, labels=None, guidance_scale=None, conditions=None,
+    known=None, unknown=None, resampling=1, jump_length=1, start=None, strength=1.0, num_steps=None,
+):  # fmt: skip
+    """Samples in data units, float32 [num_samples, *shape]. Sections "The update" to "Known values".
 
     `labels` are numbers of classes, one per sample. `conditions` are arrays by name, one row per sample.
+    `known` and `start` are in data units and `unknown` is 1 or 0, each [num_samples, *shape] or [*shape].
+    `num_steps` is that of the table; None: that of the file's own.
     """
     shape, indices = tuple(spec["data"]["shape"]), np.arange(num_samples)
+    mean, std = np.array(spec["data"]["mean"]), np.array(spec["data"]["std"])
     classes = spec["data"].get("classes") or []
     scale = spec["sampler"]["guidance_scale"] if guidance_scale is None else guidance_scale
     if classes and labels is None:
@@ -175,15 +193,44 @@ def sample(session, spec, table, num_samples, seed=0, labels=None, guidance_scal
         out, *variance = session.run(outputs, inputs | extra)
         return out.astype(np.float64), variance[0].astype(np.float64) if variance else 0.0
 
+    levels, num_rows = table["alphas_cumprod"], len(table["a"])
+    num_steps = num_steps or spec["sampler"]["num_steps"]
+    rows_per_step = max(1, (num_rows - 1) // (num_steps - 1)) if num_steps > 1 else 1
+    table, first = {name: values.copy() for name, values in table.items()}, 0
     x = noise(seed, indices, 0, shape)
+    if start is not None:
+        num_steps = (num_rows - 1) // rows_per_step + 1
+        first = (num_steps - max(1, round(strength * num_steps))) * rows_per_step
+        x = np.sqrt(levels[first]) * ((start - mean) / std) + np.sqrt(1.0 - levels[first]) * x
+    if first > 0:  # x0_previous is missing
+        table["c"][first] += table["e"][first] + table.get("e2", np.zeros(num_rows))[first]
+        table["e"][first] = 0.0
+        if "e2" in table:
+            table["e"][first + 1 : first + 2] += table["e2"][first + 1 : first + 2]
+            table["e2"][first : first + 2] = 0.0
+
+    def inject(x, level, k):
+        if known is None:
+            return x
+        noisy = (np.asarray(known) - mean) / std
+        if level < 1.0:
+            noisy = np.sqrt(level) * noisy + np.sqrt(1.0 - level) * noise(seed, indices, 2**31 + k, shape)
+        return np.where(unknown, x, noisy)
+
+    x = inject(x, levels[first], first)
     x0 = x0_previous = x0_previous_2 = np.zeros_like(x)
-    for i in range(len(table["a"])):
+    for i, j, jump in runs(num_rows, first, rows_per_step, resampling, jump_length):
+        k = i + 1 + j * 2**20
         row = {"e2": 0.0, "g": 0.0} | {name: values[i] for name, values in table.items()}
+        if jump is not None:
+            ratio = levels[i] / levels[jump]
+            fresh = noise(seed, indices, 2**31 + 2**30 + k, shape)
+            x = np.sqrt(ratio) * x + np.sqrt(1.0 - ratio) * fresh
         out, variance = call(x, i, None if not classes else np.asarray(labels))
         if classes and scale != 1.0:
             null, _ = call(x, i, np.full(num_samples, len(classes)))
             out = null + scale * (out - null)
-        z = noise(seed, indices, i + 1, shape) if row["s"] else 0.0
+        z = noise(seed, indices, k, shape) if row["s"] else 0.0
         x0_previous, x0_previous_2 = x0, x0_previous
         x0 = np.clip(row["a"] * x + row["b"] * out, row["lo"], row["hi"])
         x = (
@@ -194,9 +241,12 @@ def sample(session, spec, table, num_samples, seed=0, labels=None, guidance_scal
             + row["f"] * out
             + row["s"] * np.exp(row["g"] * variance) * z
         )
-    data = x * np.array(spec["data"]["std"]) + np.array(spec["data"]["mean"])
+        x = inject(x, levels[i + 1], k)
+    data = x * std + mean
     if spec["data"]["range"]:
         data = data.clip(*spec["data"]["range"])
+    if known is not None:
+        data = np.where(unknown, data, known)
     return data.astype(np.float32)
 
 

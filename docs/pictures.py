@@ -4,7 +4,7 @@
     python -m docs.pictures --folder /tmp/docs
 
 The folder is one in which the commands of the pages have run: it has a sweep over digits, one named hearts,
-and mlflow.db. Pages are photographed by Chromium, as in the tests.
+the model of docs/how-to/known-parts.md, and mlflow.db. Pages are photographed by Chromium, as in the tests.
 """
 
 import argparse
@@ -15,14 +15,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusion.plots import image_grid, save_animation
+from diffusion.plots import image_grid, rows_of_images, save_animation
 from export.sampler import Sampler
 
 DOCS = Path(__file__).parent
@@ -71,6 +72,59 @@ def heart(folder: Path, path: Path) -> None:
     picture.resize((360, 360), Image.Resampling.LANCZOS).quantize(32).save(path, optimize=True)
 
 
+def known_parts(folder: Path, path: Path) -> None:
+    """A digit completed from its upper half, without and with resampling; first what is known."""
+    sampler = known_digits(folder)
+    known, mask = pixels(folder, "known"), pixels(folder, "mask") >= 8.0
+    options: dict[str, Any] = {"sampler": "dpmpp_2m", "num_steps": 20}
+    rows = {
+        f"resampling {number}": sampler.sample(9, known=known, mask=mask, resampling=number, **options)
+        for number in (1, 5, 20)
+    }
+    shown = np.where(mask, 8.0, known)[None]
+    frames = {title: np.concatenate([shown, samples]) for title, samples in rows.items()}
+    save_rows(frames, sampler, path)
+
+
+def varied(folder: Path, path: Path) -> None:
+    """A digit, and what starts from it at several strengths."""
+    sampler, image = known_digits(folder), pixels(folder, "known")
+    rows = {
+        f"strength {strength}": np.concatenate(
+            [image[None], sampler.sample(9, start_from=image, strength=strength)]
+        )
+        for strength in (0.2, 0.4, 0.6, 0.8)
+    }
+    save_rows(rows, sampler, path)
+
+
+def between(folder: Path, path: Path) -> None:
+    """Two digits, and the frames between them at several strengths."""
+    sampler, first, last = known_digits(folder), pixels(folder, "known"), pixels(folder, "other")
+    rows = {
+        f"strength {strength}": np.concatenate(
+            [first[None], sampler.interpolate(first, last, 8, strength=strength), last[None]]
+        )
+        for strength in (0.3, 0.5, 0.7)
+    }
+    save_rows(rows, sampler, path)
+
+
+def known_digits(folder: Path) -> Sampler:
+    """The model of docs/how-to/known-parts.md."""
+    return Sampler(folder / "runs" / "known-digits" / "model" / "sampler.onnx")
+
+
+def pixels(folder: Path, name: str) -> NDArray[np.float64]:
+    """An image of that page, [1, 8, 8] from 0 to 16."""
+    return np.asarray(Image.open(folder / f"{name}.png").convert("L"))[None] / 255.0 * 16.0
+
+
+def save_rows(rows: Mapping[str, NDArray[np.floating]], sampler: Sampler, path: Path) -> None:
+    """Save rows of 10 images, each below its title."""
+    rows_of_images(rows, sampler.spec.data["range"], columns=10).quantize(32).save(path, optimize=True)
+
+
 def report(folder: Path, path: Path) -> None:
     """The first screen of the report of the sweep over digits."""
     photograph((digits_sweep(folder) / "report.html").as_uri(), path, (1200, 900))
@@ -111,6 +165,9 @@ PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "digits.png": digits,
     "digits.gif": digits_animation,
     "heart.png": heart,
+    "known-parts.png": known_parts,
+    "varied.png": varied,
+    "between.png": between,
     "report.png": report,
     "mlflow.png": mlflow,
     "schedules.png": schedules,

@@ -25,6 +25,7 @@ from diffusion.normalisation import (
     is_interval,
     normalise,
 )
+from diffusion.process.given import DataUnits
 from diffusion.process.posterior import Variance
 from diffusion.process.prediction_types import PredictionType
 from diffusion.process.samplers import COEFFICIENTS, EXTRA_COEFFICIENTS, SamplerTable
@@ -181,9 +182,10 @@ class SamplerSpec:
         """Class names, indexed by label; empty if the model is unconditional."""
         return self.data.get("classes") or []
 
-    def normalise(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Convert values [batch, *shape] in data units to normalised ones."""
-        return normalise(values, self.data["mean"], self.data["std"])
+    @property
+    def units(self) -> DataUnits:
+        """Units of the data."""
+        return DataUnits(self.shape, self.data["mean"], self.data["std"], self.data["range"])
 
     def denormalise(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert normalised samples [batch, *shape] to data units; images are clipped to their range."""

@@ -15,8 +15,8 @@ from diffusion.data.image_reading import channels_of, read_pixels, to_array
 from diffusion.errors import InputError, nearest
 from diffusion.files import path_kind, user_path
 from diffusion.memory_limit import check_memory
+from diffusion.process.given import check_strength
 from export.contract import SamplerSpec
-from export.known import check_strength
 
 DEFAULT_NUM_SAMPLES, DEFAULT_NUM_FRAMES = 64, 8
 
@@ -105,6 +105,11 @@ def read_given(options: argparse.Namespace, spec: SamplerSpec) -> GivenFiles:
         )
     if not num_rows:
         return GivenFiles(_or(options.num_samples, DEFAULT_NUM_SAMPLES), arguments | found, None, notes)
+    if spec.classes and options.label is None and _scale(options, spec) != 0.0:
+        raise InputError(
+            "the rows to complete or vary need a class, since otherwise each gets another one: give --label, "
+            "or --guidance-scale 0 for no class"
+        )
     each = _or(options.num_samples, 1)
     if each < 1:
         raise InputError(f"--num-samples {each}: give 1 or more")
@@ -123,6 +128,11 @@ def _flag(name: str) -> str:
 
 def _or(number: int | None, default: int) -> int:
     return default if number is None else number
+
+
+def _scale(options: argparse.Namespace, spec: SamplerSpec) -> float:
+    scale = options.guidance_scale
+    return float(spec.sampler["guidance_scale"] if scale is None else scale)
 
 
 def _strength(options: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion.errors import InputError, printable
 from diffusion.files import read_file, user_path
 from diffusion.memory_limit import check_memory
+from diffusion.process.given import Given, GivenOptions, path_between, resolve_given
 from diffusion.process.samplers import (
     SamplerTable,
     sampler_table,
@@ -39,7 +40,6 @@ from export.contract import FAST, OUTPUT
 from export.doctor import doctor_report
 from export.engine import Engine
 from export.gpu_loop import State
-from export.known import Given, GivenOptions, path_between, resolve_given
 from export.known_files import check_given_flags, read_given
 from export.labels import Labels, resolve_labels
 from export.limits import Cancelled, OutOfMemory, RequestGuard
@@ -439,7 +439,7 @@ class Sampler:
             conditions=resolve_conditions(conditions, count, self.spec.conditions),
             guidance_scale=self._guidance_scale(guidance_scale),
             batch_size=size,
-            given=resolve_given(count, self.spec, **given),
+            given=resolve_given(count, self.spec.units, **given),
         )
 
     def interpolate(
@@ -484,7 +484,7 @@ class Sampler:
             )
         return self.sample(
             seeds=[seed] * frames,
-            start_from=path_between(a, b, frames, self.spec),
+            start_from=path_between(a, b, frames, self.spec.units),
             strength=strength,
             **options,
         )

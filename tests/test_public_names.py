@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = {
     "diffusion": """
         Condition Config DATA_SOURCES DataConfig DataSpec Dataset ElboWindow EvaluationResult
-        InputError JointMLP MetricsConfig NETWORKS NetworkConfig NoiseSchedule OBJECTIVES Registry
+        Inpainting InputError JointMLP MetricsConfig NETWORKS NetworkConfig NoiseSchedule OBJECTIVES Registry
         SAMPLERS SAMPLE_METRICS SCHEDULES SamplerConfig SamplerTable ScheduleConfig TrainedModel
         Training TrainingConfig UNet VariationalBound build_network constant_betas cosine_betas
         dataset_from_memory draw_samples elbo_window generate linear_betas load_dataset preset
@@ -29,7 +29,8 @@ NAMES = {
 # Names of which each loads no library but numpy, Pillow and, for Sampler, ONNX Runtime.
 LIGHT = {
     "diffusion": """
-        Config DATA_SOURCES InputError NoiseSchedule SAMPLERS SamplerTable constant_betas cosine_betas
+        Config DATA_SOURCES Inpainting InputError NoiseSchedule SAMPLERS SamplerTable constant_betas
+        cosine_betas
         draw_samples linear_betas preset quadratic_betas respaced_timesteps sampler_table scaled_linear_betas
         sigmoid_betas step zero_terminal_snr dataset_from_memory
     """,
@@ -127,12 +128,14 @@ def test_types_that_can_be_named_are(package, name):
 def resolved_hints(function):
     """Type hints, also of names that are imported under TYPE_CHECKING only."""
     import pandas
+    import torch
 
     from diffusion.data.dataset import Dataset
     from diffusion.process.generate import Condition
     from diffusion.training.checkpoints import TrainedModel
 
     local = {"pd": pandas, "Dataset": Dataset, "Condition": Condition, "TrainedModel": TrainedModel}
+    local["Tensor"] = torch.Tensor
     return typing.get_type_hints(function, localns=local)
 
 

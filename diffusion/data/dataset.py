@@ -27,6 +27,7 @@ from diffusion.normalisation import (
     smallest_step,
     value_moments,
 )
+from diffusion.process.given import DataUnits
 
 # Fields of DataSpec that JSON turns into lists.
 _TUPLE_FIELDS = ("shape", "range", "columns", "clip", "log_snr_window", "classes")
@@ -92,6 +93,11 @@ class DataSpec:
             raise InputError(f"data: {error}") from error
         tuples = {name: None if tree[name] is None else tuple(tree[name]) for name in _TUPLE_FIELDS}
         return cls(**{**tree, **tuples})
+
+    @property
+    def units(self) -> DataUnits:
+        """Units of the data."""
+        return DataUnits(self.shape, self.mean, self.std, self.range)
 
     def denormalise(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Convert normalised [batch, *shape] to data units; images are clipped to their range."""

@@ -20,12 +20,16 @@ x_0; here none is added, and x is replaced before the first row too, where alpha
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion.process.schedules import Float64Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What is added to a row's index, by which it asks for noise: docs/onnx-format.md.
 REPETITION = 2**20  # once for each time that the row has run before
@@ -81,8 +85,8 @@ class Inpainting:
         ValueError: a number is out of range.
     """
 
-    known: Any
-    unknown: Any
+    known: "NDArray[np.floating] | Tensor"
+    unknown: "NDArray[np.floating] | Tensor"
     resampling: int = 1
     jump_length: int = 1
 
@@ -91,6 +95,10 @@ class Inpainting:
             raise ValueError(f"resampling {self.resampling}: give 1 (none) to {MAX_RESAMPLING}")
         if self.jump_length < 1:
             raise ValueError(f"jump_length {self.jump_length}: give 1 or more")
+
+    def map(self, convert: Callable[["NDArray[np.floating] | Tensor"], "Tensor"]) -> "Inpainting":
+        """The same with both arrays converted, say to tensors."""
+        return replace(self, known=convert(self.known), unknown=convert(self.unknown))
 
     def runs(self, table: Rows) -> Iterator[RowRun]:
         """The runs of a table's rows, in order; each makes one call of the network."""
@@ -110,16 +118,20 @@ class Inpainting:
         """Number of network calls."""
         return (table.num_rows - 1) * self.resampling + 1
 
-    def replace(self, x: Any, alphas_cumprod: float, noise: Callable[[], Any]) -> Any:
-        """Replace the known part of x.
 
-        Args:
-            x: [batch, *shape].
-            alphas_cumprod: fraction of x's variance that is signal.
-            noise: function that gives standard normal noise of x's shape; not called if x has no noise.
-        """
-        known = self.known if alphas_cumprod == 1.0 else noised(self.known, alphas_cumprod, noise())
-        return self.unknown * x + (1.0 - self.unknown) * known
+def inject(x: Any, inpainting: Inpainting, alphas_cumprod: float, noise: Callable[[], Any]) -> Any:
+    """Replace the known part of x.
+
+    Args:
+        x: [batch, *shape].
+        inpainting: the known part.
+        alphas_cumprod: fraction of x's variance that is signal.
+        noise: function that gives standard normal noise of x's shape; not called if x has no noise.
+    """
+    known: Any = inpainting.known
+    if alphas_cumprod != 1.0:
+        known = noised(known, alphas_cumprod, noise())
+    return inpainting.unknown * x + (1.0 - inpainting.unknown) * known
 
 
 def noised(x_0: Any, signal: float, noise: Any) -> Any:

@@ -34,7 +34,14 @@ from typing import Any, Protocol, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.process.inpainting import JUMP_NOISE, KNOWN_NOISE, Inpainting, RowRun, noised
+from diffusion.process.inpainting import (
+    JUMP_NOISE,
+    KNOWN_NOISE,
+    Inpainting,
+    RowRun,
+    inject,
+    noised,
+)
 from diffusion.process.posterior import Variance
 from diffusion.process.prediction_types import (
     PredictionType,
@@ -305,7 +312,7 @@ def trajectory(
     runs = map(RowRun, range(table.num_rows)) if inpainting is None else inpainting.runs(table)
     levels, s = table.network_levels, table.column("s")
     if inpainting is not None:
-        x = inpainting.replace(x, table.alphas_cumprod[0], lambda: noise(KNOWN_NOISE - 1))
+        x = inject(x, inpainting, table.alphas_cumprod[0], lambda: noise(KNOWN_NOISE - 1))
     for run in runs:
         index = run.noise_index
         if run.signal is not None:
@@ -327,7 +334,7 @@ def trajectory(
         )
         if inpainting is not None:
             level = table.alphas_cumprod[run.row + 1]
-            x = inpainting.replace(x, level, partial(noise, KNOWN_NOISE + index))
+            x = inject(x, inpainting, level, partial(noise, KNOWN_NOISE + index))
         yield x, x0
 
 

@@ -5,9 +5,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from diffusion.manifest import DamagedError, read_manifest, write_manifest
 from diffusion.metrics import OBJECTIVE
 from diffusion.networks.build import build_network
 from diffusion.process.generate import cycling_condition, generate
+from diffusion.process.given import GivenOptions, resolve_given
 from diffusion.process.samplers import SamplerTable
 from diffusion.process.schedules import NoiseSchedule
 from diffusion.seeding import seed_of
@@ -83,6 +84,7 @@ class TrainedModel:
         labels: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         low_resolution: NDArray[Any] | None = None,
+        **given: Unpack[GivenOptions],
     ) -> NDArray[np.float32]:
         """Draw samples with PyTorch, on the network's device, by the sampler of the config.
 
@@ -95,13 +97,15 @@ class TrainedModel:
             guidance_scale: for a conditional model, strength of classifier-free guidance; None: the config's.
             low_resolution: for a super-resolution model, the image of each sample, [num_samples, C, H, W] in
                 data units. Noise is added as the config says.
+            given: `known`, `mask`, `resampling`, `jump_length`, `start_from` and `strength`, in data units
+                and as for `export.Sampler.sample`: a known part of the samples, or samples to start from.
 
         Returns:
             float32 [num_samples, *shape] in data units.
 
         Raises:
-            InputError: labels, guidance or low-resolution images are given for a model that takes none, or
-                they do not fit.
+            InputError: labels, guidance or low-resolution images are given for a model that takes none, they
+                do not fit, or what is given of the samples does not fit the data or is out of range.
         """
         num_classes = self.data.num_classes
         if num_samples < 1:
@@ -118,6 +122,9 @@ class TrainedModel:
             condition = replace(condition, labels=torch.tensor(labels))
         device = next(self.network.parameters()).device
         inputs = self._low_resolution_inputs(low_resolution, num_samples, seed)
+        checked = resolve_given(num_samples, self.data.units, **given)
+        every = slice(num_samples)
+        inpainting = checked.inpainting(every)
         samples = generate(
             self.network,
             self.table,
@@ -127,8 +134,12 @@ class TrainedModel:
             device=device,
             condition=condition,
             inputs=[each.to(device) for each in inputs],
+            inpainting=None if inpainting is None else inpainting.map(partial(_float32, device=device)),
+            x_0=None if checked.x_0 is None else _float32(checked.x_0, device),
+            strength=checked.strength,
         )
-        return self.data.denormalise(samples.cpu().numpy()).astype(np.float32)
+        data = self.data.denormalise(samples.cpu().numpy())
+        return checked.restore(data, every).astype(np.float32)
 
     def _low_resolution_inputs(
         self, images: NDArray[Any] | None, num_samples: int, seed: int
@@ -327,6 +338,10 @@ def best_model(model: TrainedModel, state: TrainingState) -> TrainedModel:
     """
     best = state.best
     return model if best is None or best.update == state.update else model.with_weights(best.weights)
+
+
+def _float32(values: NDArray[np.float64], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)  # copies, since views are read-only
 
 
 def _best_to_plain(best: BestEvaluation) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_inpainting_equals_that_of_pytorch(image_model, image_sampler, given, na
     reference = TorchSampler.of(image_model)
     table = image_sampler.table(sampler=name, num_steps=6)
     unknown = np.broadcast_to(mask, (COUNT, 1, 8, 8)).astype(float)
-    inpainting = Inpainting(image_sampler.spec.normalise(images), unknown, *numbers)
+    inpainting = Inpainting(image_sampler.spec.units.normalise(images), unknown, *numbers)
     expected = torch_samples(reference, table, inpainting=inpainting)
     actual = image_sampler.sample(
         COUNT, sampler=name, num_steps=6, known=images, mask=mask, resampling=numbers[0],
@@ -59,7 +59,7 @@ def test_a_start_equals_that_of_pytorch(image_model, image_sampler, given, name)
     images, _ = given
     reference = TorchSampler.of(image_model)
     table = image_sampler.table(sampler=name, num_steps=8)
-    x_0 = image_sampler.spec.normalise(images)
+    x_0 = image_sampler.spec.units.normalise(images)
     expected = torch_samples(reference, table, x_0=x_0, strength=0.5)
     options = {"sampler": name, "num_steps": 8, "start_from": images}
     assert_close(image_sampler.sample(COUNT, **options, strength=0.5), expected)
@@ -76,9 +76,11 @@ def test_every_model_of_version_2_can_inpaint_and_start(version_2):
     conditions = reference.conditions(COUNT)
     images = np.random.default_rng(0).uniform(0.0, 16.0, (COUNT, *spec.shape))
     mask = np.arange(4) % 2 == np.arange(4)[:, None] % 2
-    inpainting = Inpainting(spec.normalise(images), np.broadcast_to(mask, images.shape).astype(float), 2)
+    inpainting = Inpainting(
+        spec.units.normalise(images), np.broadcast_to(mask, images.shape).astype(float), 2
+    )
     expected = torch_samples(
-        reference, sampler.spec.table, inpainting=inpainting, x_0=spec.normalise(images), strength=0.75
+        reference, sampler.spec.table, inpainting=inpainting, x_0=spec.units.normalise(images), strength=0.75
     )
     actual = sampler.sample(
         COUNT, conditions=conditions, known=images, mask=mask, resampling=2, start_from=images, strength=0.75
@@ -209,7 +211,7 @@ HALF = np.arange(8) < 4
         ({"known": IMAGE * 85.0, "mask": np.eye(8)}, "from 255 to 255, but the model's images have 0 to 16"),
         ({"known": IMAGE * np.inf, "mask": np.eye(8)}, "known is not finite"),
         ({"known": IMAGE * np.nan, "mask": np.eye(8)}, "known is not finite"),
-        ({"known": IMAGE, "mask": np.eye(8), "resampling": 0}, "resampling 0: give 1 to 1024"),
+        ({"known": IMAGE, "mask": np.eye(8), "resampling": 0}, "resampling 0: give a whole number from 1 to"),
         ({"known": IMAGE, "mask": np.eye(8), "resampling": 2.5}, "resampling 2.5: give a whole number"),
         ({"known": IMAGE, "mask": np.eye(8), "jump_length": 3}, "give resampling too"),
         ({"strength": 0.5}, "strength 0.5: it needs samples to start from"),

@@ -187,7 +187,7 @@ def test_grey_pixels_of_a_colour_file_are_grey(image_file, image_sampler, known,
         ("--known known.png --mask none.png", "none.png does not exist: give an image"),
         ("--known . --mask mask.png", ". is no file"),
         ("--known known.png", "every value is known, so nothing is to be drawn; give --mask too"),
-        ("--known known.png --mask mask.png --resampling 0", "resampling 0: give 1 to 1024"),
+        ("--known known.png --mask mask.png --resampling 0", "resampling 0: give a whole number from 1"),
         ("--known known.png --mask mask.png --num-samples 0", "num_samples 0: give 1 to"),
         ("--known text.png --mask mask.png", "text.png cannot be read as an image"),
         ("--known large.png --mask mask.png", "large.png has 9 x 8 pixels, but the model's images have"),
@@ -262,6 +262,23 @@ def test_files_of_images_are_refused_for_points(point_file, files, capsys, flags
     (files / "rows.csv").write_text(TABLE)
     (files / "latin.csv").write_bytes("hëight\n1".encode("latin-1"))
     assert message in refused(capsys, point_file, *flags.split())
+
+
+@pytest.mark.parametrize("version_2", ["variance"], indirect=True)
+def test_rows_of_a_model_with_classes_need_a_class(version_2, tmp_path, capsys, monkeypatch):
+    """Not an image that is known for all samples, whose classes take turns as usual."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sampler.onnx").write_bytes(version_2[2])
+    known = np.full((2, 1, 4, 4), 3.0)
+    known[:, :, 2:] = np.nan
+    np.save("rows.npy", known)
+    np.save("one.npy", known[0])
+    assert "give --label" in refused(capsys, "sampler.onnx", "--known", "rows.npy")
+    for flags in (["--known", "rows.npy", "--label", "dog"], ["--known", "rows.npy", "--guidance-scale", 0]):
+        assert "2 samples" in run(capsys, "sampler.onnx", *flags)
+    assert "6 samples" in run(capsys, "sampler.onnx", "--known", "one.npy", "--num-samples", 6)
+    np.save("one.npy", np.ones((1, 4, 4)))
+    assert "needs the same class" in refused(capsys, "sampler.onnx", "--interpolate", "one.npy", "one.npy")
 
 
 def test_flags_are_checked_before_the_model_is_opened(tmp_path, capsys):

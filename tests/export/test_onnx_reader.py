@@ -130,6 +130,39 @@ def test_it_reads_version_2(reader, version_2, tmp_path):
         assert_same(actual, expected)
 
 
+@pytest.mark.parametrize(("resampling", "jump_length"), [(1, 1), (3, 2)])
+def test_it_draws_around_known_values_and_from_given_starts(
+    reader, version_2, resampling, jump_length, tmp_path
+):
+    """Also for tables with e2, noise levels, a learned variance, and two rows a step."""
+    (tmp_path / "sampler.onnx").write_bytes(version_2[2])
+    peer = Sampler(tmp_path / "sampler.onnx", provider="cpu")
+    session, spec, table = reader.read(str(tmp_path / "sampler.onnx"))
+    rng = np.random.default_rng(0)
+    values, start = rng.uniform(0.0, 16.0, (2, 3, *peer.spec.shape))
+    unknown = rng.random(values.shape) < 0.5
+    options = {"seed": 5, "conditions": conditions_of(peer.spec, 3), "resampling": resampling}
+    options |= {"jump_length": jump_length, "known": values}
+    for strength in (None, 1.0, 0.6, 0.01):
+        ours = options | ({} if strength is None else {"strength": strength, "start_from": start})
+        theirs = options | ({} if strength is None else {"strength": strength, "start": start})
+        expected = peer.sample(3, **ours, mask=unknown)
+        assert_same(reader.sample(session, spec, table, 3, **theirs, unknown=unknown), expected)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+def test_its_own_tables_start_from_given_samples(reader, sampler, point_file):
+    peer = Sampler(point_file, provider="cpu")
+    session, spec, _ = reader.read(str(point_file))
+    table = reader.build_table(spec, sampler, 7, 0.0, "logsnr")
+    start = np.array([[1.0, -2.0], [0.5, 3.0], [0.0, 0.0]])
+    known, unknown = np.array([1.5, 0.0]), np.array([0, 1])
+    options = {"known": known, "resampling": 2, "strength": 0.5}
+    actual = reader.sample(session, spec, table, 3, **options, unknown=unknown, start=start, num_steps=7)
+    choices = {"sampler": sampler, "num_steps": 7, "eta": 0.0, "spacing": "logsnr"}
+    assert_same(actual, peer.sample(3, **options, mask=unknown, start_from=start, **choices))
+
+
 @pytest.mark.parametrize("version_2", ["conditions"], indirect=True)
 def test_it_refuses_a_missing_condition(reader, version_2, tmp_path):
     (tmp_path / "sampler.onnx").write_bytes(version_2[2])

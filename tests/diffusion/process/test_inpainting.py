@@ -82,7 +82,7 @@ def test_every_row_and_its_noise_written_out(schedule):
 
 
 def runs(table, *numbers):
-    return [(each.row, each.repetition) for each in Inpainting(0.0, 1.0, *numbers).runs(table)]
+    return [(each.row, each.repetition) for each in Inpainting(np.zeros(1), np.ones(1), *numbers).runs(table)]
 
 
 def test_a_step_is_repeated_with_all_of_its_rows(schedule, two_rows):
@@ -95,7 +95,7 @@ def test_jumps_repeat_several_steps_together(schedule):
     table = sampler_table(schedule, "ddim", 5)
     expected = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1), (4, 0)]
     assert runs(table, 2, 3) == expected
-    signals = [each.signal for each in Inpainting(0.0, 1.0, 2, 3).runs(table)]
+    signals = [each.signal for each in Inpainting(np.zeros(1), np.ones(1), 2, 3).runs(table)]
     levels = table.alphas_cumprod
     assert [each for each in signals if each is not None] == [levels[0] / levels[3], levels[3] / levels[4]]
     assert signals.index(levels[0] / levels[3]) == 3

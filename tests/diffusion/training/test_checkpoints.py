@@ -382,3 +382,20 @@ def test_a_disk_that_fills_at_any_point_raises_the_systems_error(trained, tmp_pa
             assert all((folder / each).stat().st_size == sizes[each] for each in os.listdir(folder))
             assert_damaged(folder, "manifest.json")
     assert {"model.safetensors", "network.safetensors"} <= written, "it also fails after the first file"
+
+
+def test_samples_around_known_values_and_from_given_ones(model):
+    """In data units, as `export.Sampler` takes them; the noise is PyTorch's."""
+    known = np.array([[1.5, np.nan], [np.nan, -0.25], [np.nan, np.nan]])
+    samples = model.sample(3, known=known, resampling=2)
+    finite = np.isfinite(known)
+    np.testing.assert_array_equal(samples[finite], known[finite])
+    assert np.isfinite(samples).all()
+    free = model.sample(3, known=[np.nan, 0.5], seed=1)
+    assert (free[:, 1] == 0.5).all() and len(np.unique(free[:, 0])) > 1
+    start = [0.5, 1.0]
+    near, far = (model.sample(20, start_from=start, strength=each) for each in (0.05, 1.0))
+    assert np.abs(near - start).mean() < 0.5 * np.abs(far - start).mean()
+    for wrong in ({"mask": [True, False]}, {"known": [1.0]}, {"start_from": start, "strength": 0.0}):
+        with pytest.raises(InputError):
+            model.sample(3, **wrong)

@@ -1,6 +1,9 @@
-"""What is given of the samples: a known part, or samples to start from. Needs only numpy."""
+"""What a request gives of its samples, in data units: a known part, or samples to start from. Numpy only.
 
-from collections.abc import Callable
+`diffusion.process.inpainting` and `diffusion.process.image_start` have the mathematics.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -8,19 +11,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion.errors import InputError
+from diffusion.normalisation import normalise
 from diffusion.process.image_start import start_from
 from diffusion.process.inpainting import MAX_RESAMPLING, Inpainting
 from diffusion.process.samplers import SamplerTable
-from export.contract import SamplerSpec
-from export.values import real_number, whole_number
 
 DEFAULT_STRENGTH = 0.6
+_MAX_JUMP_LENGTH = 100_000
 
 Noise = Callable[[int], NDArray[np.float64]]  # of a row of the table, or for -1 the initial noise
 
 
 class GivenOptions(TypedDict, total=False):
-    """Arguments of `export.sampler.Sampler.sample` that say what is given of the samples."""
+    """Arguments that say what is given of the samples, see `export.sampler.Sampler.sample`."""
 
     known: ArrayLike | None
     mask: ArrayLike | None
@@ -31,11 +34,31 @@ class GivenOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, eq=False)
+class DataUnits:
+    """Units of a data set.
+
+    Attributes:
+        shape: shape of one sample.
+        mean, std: numbers or nested lists that broadcast against the shape.
+        range: smallest and largest possible value, or None.
+    """
+
+    shape: tuple[int, ...]
+    mean: Any
+    std: Any
+    range: Sequence[float] | None
+
+    def normalise(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert values [batch, *shape] in data units to normalised ones."""
+        return normalise(values, self.mean, self.std)
+
+
+@dataclass(frozen=True, eq=False)
 class Given:
     """What is given of all samples of a request, checked.
 
     Attributes:
-        spec: spec of the sampler.
+        units: units of the data.
         values: known values, float64 [num_samples, *shape] in data units; None if nothing is known.
         unknown: bool, of the same shape: which values are drawn.
         resampling, jump_length: see `diffusion.process.inpainting.Inpainting`.
@@ -43,7 +66,7 @@ class Given:
         strength: see `diffusion.process.image_start.start_from`.
     """
 
-    spec: SamplerSpec
+    units: DataUnits
     values: NDArray[np.float64] | None = None
     unknown: NDArray[np.bool_] | None = None
     resampling: int = 1
@@ -62,7 +85,7 @@ class Given:
         if self.values is None or self.unknown is None:
             return None
         unknown = self.unknown[batch]
-        known = np.where(unknown, 0.0, self.spec.normalise(self.values[batch]))
+        known = np.where(unknown, 0.0, self.units.normalise(self.values[batch]))
         return Inpainting(known, unknown.astype(np.float64), self.resampling, self.jump_length)
 
     def num_calls(self, table: SamplerTable) -> int:
@@ -72,7 +95,7 @@ class Given:
             InputError: alphas_cumprod of the file's table is not between 0 and 1.
         """
         first = slice(0, 1)
-        rows, _ = self.rows(table, lambda index: np.zeros(self.spec.shape), first)
+        rows, _ = self.rows(table, lambda index: np.zeros(self.units.shape), first)
         inpainting = self.inpainting(first)
         in_range = (table.alphas_cumprod >= 0.0) & (table.alphas_cumprod <= 1.0)
         if not (in_range.all() or (inpainting is None and self.x_0 is None)):
@@ -88,7 +111,7 @@ class Given:
 
 def resolve_given(
     num_samples: int,
-    spec: SamplerSpec,
+    units: DataUnits,
     *,
     known: ArrayLike | None = None,
     mask: ArrayLike | None = None,
@@ -103,28 +126,28 @@ def resolve_given(
         InputError: a shape does not fit, a value is not finite or outside the range of the data, everything
             or nothing is known, a number is out of range, or something is given without what it belongs to.
     """
-    resampling = whole_number("resampling", resampling, 1, MAX_RESAMPLING)
-    jump_length = whole_number("jump_length", jump_length, 1, 100_000)
+    resampling = _whole_number("resampling", resampling, MAX_RESAMPLING)
+    jump_length = _whole_number("jump_length", jump_length, _MAX_JUMP_LENGTH)
     given: dict[str, Any] = {"resampling": resampling, "jump_length": jump_length}
     if known is None:
         for name, unused in (("mask", mask is None), ("resampling", resampling == 1)):
             if not unused:
                 raise InputError(f"{name}: it needs known values; give known too, or leave {name} out")
     else:
-        given["values"], given["unknown"] = _known(known, mask, num_samples, spec)
+        given["values"], given["unknown"] = _known(known, mask, num_samples, units)
     if jump_length > 1 and resampling == 1:
         raise InputError(f"jump_length {jump_length}: give resampling too, 2 or more, or leave it out")
     if start_from is not None:
         given["strength"] = check_strength(DEFAULT_STRENGTH if strength is None else strength)
-        values = _for_samples("start_from", start_from, num_samples, spec.shape)
-        _check_values("start_from", values, np.ones(values.shape, dtype=bool), spec)
-        given["x_0"] = np.broadcast_to(spec.normalise(values), (num_samples, *spec.shape))
+        values = _for_samples("start_from", start_from, num_samples, units.shape)
+        _check_values("start_from", values, np.ones(values.shape, dtype=bool), units)
+        given["x_0"] = np.broadcast_to(units.normalise(values), (num_samples, *units.shape))
     elif strength is not None:
         raise InputError(f"strength {strength}: it needs samples to start from; give start_from too")
-    return Given(spec, **given)
+    return Given(units, **given)
 
 
-def path_between(a: ArrayLike, b: ArrayLike, num_frames: int, spec: SamplerSpec) -> NDArray[np.float64]:
+def path_between(a: ArrayLike, b: ArrayLike, num_frames: int, units: DataUnits) -> NDArray[np.float64]:
     """Blends of two samples [*shape] in data units: [num_frames, *shape], from all of `a` to all of `b`.
 
     Noised with the same noise, they are the blends of the noised samples.
@@ -134,10 +157,10 @@ def path_between(a: ArrayLike, b: ArrayLike, num_frames: int, spec: SamplerSpec)
     """
     ends = []
     for name, given in (("a", a), ("b", b)):
-        values = _for_samples(name, given, 1, spec.shape)
-        _check_values(name, values, np.ones(values.shape, dtype=bool), spec)
+        values = _for_samples(name, given, 1, units.shape)
+        _check_values(name, values, np.ones(values.shape, dtype=bool), units)
         ends.append(values)
-    weights = np.linspace(0.0, 1.0, num_frames).reshape(-1, *[1] * len(spec.shape))
+    weights = np.linspace(0.0, 1.0, num_frames).reshape(-1, *[1] * len(units.shape))
     blends = (1.0 - weights) * ends[0] + weights * ends[1]
     return blends.clip(np.minimum(*ends), np.maximum(*ends))  # rounding may leave the data's range
 
@@ -148,18 +171,25 @@ def check_strength(strength: float) -> float:
     Raises:
         InputError: it is not.
     """
-    number = real_number("strength", strength)
-    if not 0.0 < number <= 1.0:
-        raise InputError(f"strength {number:g}: give a number above 0, up to 1")
-    return number
+    if isinstance(strength, bool) or not isinstance(strength, int | float | np.number):
+        raise InputError(f"strength {strength!r}: give a number above 0, up to 1")
+    if not 0.0 < strength <= 1.0:
+        raise InputError(f"strength {strength:g}: give a number above 0, up to 1")
+    return float(strength)
+
+
+def _whole_number(name: str, value: int, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= highest:
+        raise InputError(f"{name} {value!r}: give a whole number from 1 to {highest}")
+    return int(value)
 
 
 def _known(
-    known: ArrayLike, mask: ArrayLike | None, num_samples: int, spec: SamplerSpec
+    known: ArrayLike, mask: ArrayLike | None, num_samples: int, units: DataUnits
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Known values in data units, 0 where unknown, and which are unknown, both [num_samples, *shape]."""
-    values = _for_samples("known", known, num_samples, spec.shape)
-    unknown = np.isnan(values) if mask is None else _mask(mask, num_samples, spec)
+    values = _for_samples("known", known, num_samples, units.shape)
+    unknown = np.isnan(values) if mask is None else _mask(mask, num_samples, units)
     values, unknown = np.broadcast_arrays(values, unknown)
     values = np.where(unknown, 0.0, values)
     if unknown.all():
@@ -167,16 +197,16 @@ def _known(
     if not unknown.any():
         remedy = "give NaN for those to draw, or a mask" if mask is None else "the mask is True nowhere"
         raise InputError(f"known: every value is known, so there is nothing to draw; {remedy}")
-    _check_values("known", values, ~unknown, spec)
-    full = (num_samples, *spec.shape)
+    _check_values("known", values, ~unknown, units)
+    full = (num_samples, *units.shape)
     return np.broadcast_to(values, full), np.broadcast_to(unknown, full)
 
 
-def _mask(mask: ArrayLike, num_samples: int, spec: SamplerSpec) -> NDArray[np.bool_]:
+def _mask(mask: ArrayLike, num_samples: int, units: DataUnits) -> NDArray[np.bool_]:
     given = np.asarray(mask)
-    if len(spec.shape) == 3 and given.shape == spec.shape[1:]:
-        given = np.broadcast_to(given, spec.shape)
-    values = _for_samples("mask", given, num_samples, spec.shape)
+    if len(units.shape) == 3 and given.shape == units.shape[1:]:
+        given = np.broadcast_to(given, units.shape)
+    values = _for_samples("mask", given, num_samples, units.shape)
     if not np.isin(values, (0.0, 1.0)).all():
         raise InputError("mask: give True where a value is drawn and False where it is known, or 1 and 0")
     return values == 1.0
@@ -200,14 +230,14 @@ def _for_samples(
     return values
 
 
-def _check_values(name: str, values: NDArray[np.float64], used: NDArray[np.bool_], spec: SamplerSpec) -> None:
+def _check_values(name: str, values: NDArray[np.float64], used: NDArray[np.bool_], units: DataUnits) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        normalised, data = spec.normalise(values).astype(np.float32), values.astype(np.float32)
+        normalised, data = units.normalise(values).astype(np.float32), values.astype(np.float32)
     if not (np.isfinite(normalised) & np.isfinite(data))[used].all():
         raise InputError(f"{name} is not finite: give finite numbers within float32's range")
-    if spec.data["range"] is None:
+    if units.range is None:
         return
-    low, high = spec.data["range"]
+    low, high = units.range
     lowest, highest = values[used].min(), values[used].max()
     if lowest < low or highest > high:
         raise InputError(
