@@ -116,7 +116,7 @@ def diffusers_trajectory(
         x after each row, [rows, batch, ...].
     """
     spacing = options.pop("spacing", "trailing")
-    custom = spacing == "logsnr"
+    custom = spacing in ("logsnr", "karras")  # from the log-SNR of timesteps
     made = scheduler(sampler, schedule, spacing="leading" if custom else spacing, **options)
     if sampler == "dpmpp_2m" or custom:  # the former has spacings of its own
         made.set_timesteps(timesteps=table.timesteps.tolist())

@@ -19,7 +19,7 @@ from diffusion.json_values import check_types
 from diffusion.metrics import VAL_ELBO_WINDOW
 from diffusion.process.posterior import Variance
 from diffusion.process.prediction_types import PredictionType
-from diffusion.process.samplers import SamplerTable, sampler_table, samplers_with_eta
+from diffusion.process.samplers import SamplerTable, eta_of, sampler_table, samplers_with_eta
 from diffusion.process.schedule_checks import infeasible_reason
 from diffusion.process.schedules import BetaSchedule, NoiseSchedule, Spacing, zero_terminal_snr
 from diffusion.registry import DATA_SOURCES, NETWORKS, OBJECTIVES, SAMPLERS, SCHEDULES
@@ -205,17 +205,19 @@ class SamplerConfig:
     """The sampler used in evaluations and stored in the exported model."""
 
     name: str = "ddpm"
-    """ddpm (ancestral sampling), ddim, or dpmpp_2m (DPM-Solver++(2M), which needs fewer steps)."""
+    """ddpm (ancestral sampling), ddim, dpmpp_2m or dpmpp_3m (DPM-Solver++ of second or third order, which
+    need fewer steps), dpmpp_2m_sde (with fresh noise), heun (EDM's), or heun_churn (with fresh noise)."""
     num_steps: int = 100
     """Sampling steps, 1 to 100,000; T is used if it is smaller. Each is one network evaluation,
-    or two with a two-stage sampler."""
-    eta: float = 0.0
-    """ddim only: noise added in each step, from 0 (none, deterministic) to 1 (as much as ddpm)."""
+    or two with heun and heun_churn."""
+    eta: float | None = None
+    """ddim and heun_churn only: noise added in each step, from 0 (none, deterministic) to 1 (as much as ddpm;
+    EDM's largest churn). By default 0 in ddim and 0.25 in heun_churn."""
     variance: Variance = "beta_tilde"
     """Variance of ddpm's reverse steps: beta_tilde (that of q(x_{t-1} | x_t, x_0)) or beta."""
     spacing: Spacing = "logsnr"
-    """How timesteps are chosen: evenly in log-SNR (logsnr), or in t (leading, trailing, linspace), which
-    leaves out the last steps of little noise or takes few of them."""
+    """How timesteps are chosen: evenly in log-SNR (logsnr), by EDM's rule (karras), which takes more of
+    little noise, or evenly in t (leading, trailing, linspace), which takes few of these or none."""
     guidance_scale: float = 1.0
     """Classifier-free guidance scale of conditional models, 0 to 100.
     0 ignores the label, 1 samples the class as learned, larger values emphasise the class."""
@@ -230,17 +232,22 @@ class SamplerConfig:
         for name, choices in (("variance", Variance), ("spacing", Spacing)):
             _check_choice(f"sampler.{name}", getattr(self, name), choices)
         _check_integer("sampler.num_steps", self.num_steps, 1, 100_000)
-        _require(0.0 <= self.eta <= 1.0, "sampler.eta", self.eta, "0 to 1")
+        eta = self.eta
+        _require(eta is None or 0.0 <= eta <= 1.0, "sampler.eta", eta, "0 to 1")
         scale = self.guidance_scale
         _require(0.0 <= scale <= 100.0, "sampler.guidance_scale", scale, "0 to 100, such as 3")
         noise = self.low_resolution_noise
         _require(0.0 <= noise <= 10.0, "sampler.low_resolution_noise", noise, "0 to 10, such as 0.1")
-        if self.eta > 0.0 and not SAMPLERS[self.name].uses_eta:
+        if eta and not SAMPLERS[self.name].uses_eta:
             users = samplers_with_eta()
             raise InputError(
-                f"--sampler.eta {self.eta:g}: only {' and '.join(users)} uses it; add --sampler.name "
-                f"{users[0]}"
+                f"--sampler.eta {eta:g}: only {' and '.join(users)} use it; add --sampler.name {users[0]}"
             )
+
+    @property
+    def used_eta(self) -> float:
+        """`eta`, or the sampler's own if none is given."""
+        return eta_of(self.name, self.eta)
 
     def build(
         self, schedule: NoiseSchedule, clip: tuple[float, float], prediction_type: PredictionType

@@ -23,7 +23,7 @@ class Registry(Mapping[str, T], Generic[T]):
     adds an implementation by an entry point in the registry's group:
 
         [project.entry-points."ray_ddpm.samplers"]
-        heun = "my_package.samplers:HEUN"
+        midpoint = "my_package.samplers:MIDPOINT"
 
     Args:
         kind: what the implementations are, such as "sampler"; used in error messages.
@@ -110,6 +110,10 @@ SAMPLERS: Registry[Any] = Registry(
         "ddpm": "diffusion.process.sampling_methods:DDPM",
         "ddim": "diffusion.process.sampling_methods:DDIM",
         "dpmpp_2m": "diffusion.process.sampling_methods:DPMPP_2M",
+        "dpmpp_3m": "diffusion.process.sampling_methods:DPMPP_3M",
+        "dpmpp_2m_sde": "diffusion.process.sampling_methods:DPMPP_2M_SDE",
+        "heun": "diffusion.process.sampling_methods:HEUN",
+        "heun_churn": "diffusion.process.sampling_methods:HEUN_CHURN",
     },
 )
 

@@ -95,17 +95,27 @@ export function spacedTimesteps(logSnr, numSteps, spacing) {
   else if (spacing === "linspace") rising = linspace(0, total - 1, numSteps).map(roundHalfToEven);
   else {
     const falling = logSnr.map((value) => Math.max(value, -10));
+    const [first, last] = [falling[0], falling[total - 1]];
+    const targets =
+      spacing === "karras"
+        ? linspace(Math.exp(first / -14), Math.exp(last / -14), numSteps).map((root) => -14 * Math.log(root))
+        : linspace(first, last, numSteps);
     let highest = -Infinity;
-    rising = linspace(falling[0], falling[total - 1], numSteps).map((target, i) => {
-      let nearest = 0;
-      for (let t = 1; t < total; t++)
-        if (Math.abs(falling[t] - target) < Math.abs(falling[nearest] - target)) nearest = t;
-      highest = Math.max(highest, nearest - i);
+    rising = targets.map((target, i) => {
+      highest = Math.max(highest, nearestTimestep(falling, target) - i);
       return Math.min(highest + i, total - numSteps + i);
     });
     rising[numSteps - 1] = total - 1;
   }
   return rising.reverse();
+}
+
+// The timestep with the nearest value, the smallest of equally near ones.
+function nearestTimestep(logSnr, target) {
+  let nearest = 0;
+  for (let t = 1; t < logSnr.length; t++)
+    if (Math.abs(logSnr[t] - target) < Math.abs(logSnr[nearest] - target)) nearest = t;
+  return nearest;
 }
 
 function linspace(first, last, count) {
@@ -119,7 +129,8 @@ function roundHalfToEven(value) {
 }
 
 // The table of another sampler than the file's own. Section "Samplers".
-export function buildTable(spec, sampler, numSteps, { eta = 0, spacing = "logsnr" } = {}) {
+export function buildTable(spec, sampler, numSteps, options = {}) {
+  const { eta = sampler === "heun_churn" ? 0.25 : 0, spacing = "logsnr" } = options;
   const { sqrt } = Math;
   let product = 1;
   let sum = 0;
@@ -128,12 +139,22 @@ export function buildTable(spec, sampler, numSteps, { eta = 0, spacing = "logsnr
     sum += Math.log1p(-beta);
     return sum - Math.log(-Math.expm1(sum));
   });
-  const timesteps = spacedTimesteps(logSnr, numSteps, spacing);
+  const visited = spacedTimesteps(logSnr, numSteps, spacing);
+  const twoRows = sampler === "heun" || sampler === "heun_churn";
+  // Where each step starts: raised by heun_churn, except at both ends. Section "Heun".
+  const starts = visited.map((timestep, i) => {
+    if (sampler !== "heun_churn" || i === 0 || i === numSteps - 1) return timestep;
+    return nearestTimestep(logSnr, logSnr[timestep] - 2 * Math.log1p(eta * (Math.SQRT2 - 1)));
+  });
+  const timesteps = twoRows
+    ? starts.flatMap((timestep, i) => (i < numSteps - 1 ? [timestep, visited[i + 1]] : [timestep]))
+    : visited;
+  const step = (i) => logSnr[timesteps[i + 1]] - logSnr[timesteps[i]];
   const learned = sampler === "ddpm" && spec.sampler.variance === "learned";
   const [lo, hi] = spec.sampler.clip ?? [-Infinity, Infinity];
   const rows = timesteps.map((timestep, i) => {
     const at = alphasCumprod[timestep]; // alphas_cumprod before the row
-    const last = i === numSteps - 1;
+    const last = i === timesteps.length - 1;
     const after = last ? 1 : alphasCumprod[timesteps[i + 1]]; // and after it
     if (at === 0 && (spec.prediction_type === "epsilon" || spec.noise_level))
       throw Error("alphas_cumprod reaches 0");
@@ -144,32 +165,52 @@ export function buildTable(spec, sampler, numSteps, { eta = 0, spacing = "logsnr
     }[spec.prediction_type];
     const sigma = sqrt((1 - at) / at);
     const row = { timestep, noise_level: spec.noise_level === "sigma" ? sigma : logSnr[timestep] };
-    Object.assign(row, { a, b, c: 1, d: 0, e: 0, f: 0, s: 0, lo, hi });
+    Object.assign(row, { a, b, c: 1, d: 0, e: 0, e2: 0, f: 0, s: 0, lo, hi });
     if (learned) row.g = 0;
     if (last) return row; // it returns x0
     const beta = 1 - at / after;
     const betaTilde = (beta * (1 - after)) / (1 - at);
-    if (sampler === "ddpm") {
+    if (twoRows && i % 2) {
+      const rho = Math.exp((logSnr[timestep] - logSnr[timesteps[i - 1]]) / 2);
+      const w = rho > 3 ? 0 : (sqrt(at) * (rho - 1)) / 2;
+      const kept = after / at; // A[r_{i+1}] / A[t_{i+1}]
+      const k = sqrt(kept);
+      return Object.assign(row, { c: k * w, d: k, e: -k * w, s: sqrt(1 - kept) });
+    }
+    if (sampler === "ddpm" || sampler === "dpmpp_2m_sde") {
       row.c = (sqrt(after) * beta) / (1 - at);
       row.d = (sqrt(at / after) * (1 - after)) / (1 - at);
-      row.s = sqrt(spec.sampler.variance === "beta" ? beta : betaTilde);
+      row.s = sqrt(sampler === "ddpm" && spec.sampler.variance === "beta" ? beta : betaTilde);
       if (learned) [row.s, row.g] = [sqrt(sqrt(betaTilde * beta)), 0.25 * Math.log(beta / betaTilde)];
-      return row;
+    } else {
+      if (sampler === "ddim") row.s = eta * sqrt(betaTilde);
+      row.d = sqrt(Math.max(1 - after - row.s ** 2, 0)) / sqrt(1 - at);
+      row.c = sqrt(after) - row.d * sqrt(at);
     }
-    if (sampler === "ddim") row.s = eta * sqrt(betaTilde);
-    row.d = sqrt(Math.max(1 - after - row.s ** 2, 0)) / sqrt(1 - at);
-    row.c = sqrt(after) - row.d * sqrt(at);
-    if (sampler === "dpmpp_2m" && i > 0) {
-      const step = (j) => logSnr[timesteps[j + 1]] - logSnr[timesteps[j]];
+    if (sampler.startsWith("dpmpp_") && i > 0) {
       const ratio = step(i) / step(i - 1);
       const weight = ratio > 3 ? 0 : ratio / 2; // first order after a step too short
       row.e = -row.c * weight;
       row.c *= 1 + weight;
+      const lowered = i === numSteps - 2 && numSteps < 15;
+      if (sampler === "dpmpp_3m" && i > 1 && !lowered && ratio <= 3 && step(i - 1) / step(i - 2) <= 3)
+        Object.assign(row, thirdOrder(step(i), step(i - 1), step(i - 2), sqrt(after)));
     }
     return row;
   });
   const names = Object.keys(rows[0]).filter((name) => name !== (spec.noise_level ? "timestep" : "noise_level"));
   return Object.fromEntries(names.map((name) => [name, rows.map((row) => row[name])]));
+}
+
+// c, e and e2 of a row from steps of log_snr. Section "Order 3".
+function thirdOrder(step, stepBefore, stepBeforeThat, signal) {
+  const [h, r1, r2] = [step / 2, stepBefore / step, stepBeforeThat / step];
+  const p1 = -Math.expm1(-h);
+  const p2 = 1 - p1 / h;
+  const p3 = 1 - (2 * p2) / h;
+  const q = (r1 * p2 + p3) / (r1 + r2);
+  const [u, v] = [(p2 + q) / r1, q / r2];
+  return { c: signal * (p1 + u), e: -signal * (u + v), e2: signal * v };
 }
 
 // Threefry 2x32 with 20 rounds. Section "Noise".

@@ -61,24 +61,35 @@ def spaced_timesteps(log_snr, num_steps, spacing):
         rising = np.array([total - 1])
     elif spacing == "linspace":
         rising = np.round(np.linspace(0, total - 1, num_steps))
-    else:  # logsnr
+    else:
         falling = np.maximum(log_snr, -10.0)
-        targets = np.linspace(falling[0], falling[-1], num_steps)
+        if spacing == "karras":
+            targets = -14.0 * np.log(np.linspace(*np.exp(falling[[0, -1]] / -14.0), num_steps))
+        else:  # logsnr
+            targets = np.linspace(falling[0], falling[-1], num_steps)
         nearest = np.abs(falling[None, :] - targets[:, None]).argmin(axis=1)
         rising = np.minimum(np.maximum.accumulate(nearest - index) + index, total - num_steps + index)
         rising[-1] = total - 1
     return rising[::-1].astype(np.int64)
 
 
-def build_table(spec, sampler, num_steps, eta=0.0, spacing="logsnr"):
+def build_table(spec, sampler, num_steps, eta=None, spacing="logsnr"):
     """The table of another sampler than the file's own. Section "Samplers"."""
+    if eta is None:
+        eta = 0.25 if sampler == "heun_churn" else 0.0
     betas = np.array(spec["schedule"]["betas"])
     with np.errstate(divide="ignore"):  # minus infinity where alphas_cumprod is 0
         log_alphas_cumprod = np.cumsum(np.log1p(-betas))
     log_snr = log_alphas_cumprod - np.log(-np.expm1(log_alphas_cumprod))
+    alphas_cumprod = np.cumprod(1.0 - betas)
     timesteps = spaced_timesteps(log_snr, num_steps, spacing)
-    at = np.cumprod(1.0 - betas)[timesteps]  # alphas_cumprod before each row
-    after = np.append(at[1:], 1.0)  # and after it
+    if sampler in ("heun", "heun_churn"):
+        timesteps, after, corrected = heun_rows(
+            alphas_cumprod, log_snr, timesteps, eta if sampler == "heun_churn" else 0.0
+        )
+    else:
+        after = np.append(alphas_cumprod[timesteps[1:]], 1.0)  # alphas_cumprod after each row
+    at = alphas_cumprod[timesteps]  # and before it
     if spec["prediction_type"] == "epsilon" and at[0] == 0.0:
         raise SystemExit("alphas_cumprod reaches 0, where noise does not determine x0")
     a, b = {
@@ -89,23 +100,30 @@ def build_table(spec, sampler, num_steps, eta=0.0, spacing="logsnr"):
     zero = np.zeros_like(at)
     beta = 1.0 - at / after
     beta_tilde = beta * (1.0 - after) / (1.0 - at)
-    e, s = zero, zero
-    if sampler == "ddpm":
+    e, e2, s = zero.copy(), zero.copy(), zero.copy()
+    if sampler in ("ddpm", "dpmpp_2m_sde"):
         c = np.sqrt(after) * beta / (1.0 - at)
         d = np.sqrt(at / after) * (1.0 - after) / (1.0 - at)
-        s = np.sqrt(beta if spec["sampler"]["variance"] == "beta" else beta_tilde)
+        has_beta = sampler == "ddpm" and spec["sampler"]["variance"] == "beta"
+        s = np.sqrt(beta if has_beta else beta_tilde)
     else:
-        s = eta * np.sqrt(beta_tilde) if sampler == "ddim" else zero
+        s = eta * np.sqrt(beta_tilde) if sampler == "ddim" else s
         d = np.sqrt(np.maximum(1.0 - after - s**2, 0.0)) / np.sqrt(1.0 - at)
         c = np.sqrt(after) - d * np.sqrt(at)
-        if sampler == "dpmpp_2m":
-            weight, h = np.zeros_like(at), np.diff(log_snr[timesteps])
-            ratio = h[1:] / h[:-1]
-            weight[1:-1] = np.where(ratio > 3.0, 0.0, ratio / 2.0)  # first order after a step too short
-            c, e = c * (1.0 + weight), -c * weight
+    if sampler in ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"):
+        weight, h = np.zeros_like(at), np.diff(log_snr[timesteps])
+        ratio = h[1:] / h[:-1]
+        weight[1:-1] = np.where(ratio > 3.0, 0.0, ratio / 2.0)  # first order after a step too short
+        c, e = c * (1.0 + weight), -c * weight
+    if sampler == "dpmpp_3m":
+        for i in range(2, num_steps - 1 - (num_steps < 15)):
+            if ratio[i - 1] <= 3.0 and ratio[i - 2] <= 3.0:
+                c[i], e[i], e2[i] = np.sqrt(after[i]) * third_order(h[i], h[i - 1], h[i - 2])
+    if sampler in ("heun", "heun_churn"):
+        c[1::2], d[1::2], e[1::2], s[1::2] = corrected
     lo, hi = spec["sampler"]["clip"] or (-np.inf, np.inf)
-    table = dict(a=a, b=b, c=c.copy(), d=d.copy(), e=e.copy(), f=zero.copy(), s=s.copy())
-    for name in "cdefs":
+    table = dict(a=a, b=b, c=c.copy(), d=d.copy(), e=e.copy(), f=zero.copy(), s=s.copy(), e2=e2)
+    for name in ("c", "d", "e", "e2", "f", "s"):
         table[name][-1] = float(name == "c")  # the last row returns x0
     if sampler == "ddpm" and spec["sampler"]["variance"] == "learned":
         table["g"] = zero.copy()
@@ -118,6 +136,34 @@ def build_table(spec, sampler, num_steps, eta=0.0, spacing="logsnr"):
         raise SystemExit(f"{spec['noise_level']} is infinite where alphas_cumprod is 0")
     sigma = np.sqrt((1.0 - at) / at)
     return table | {"noise_level": sigma if spec["noise_level"] == "sigma" else log_snr[timesteps]}
+
+
+def third_order(step, step_before, step_before_that):
+    """c, e and e2, each without the factor sqrt(A_s), from steps of log_snr. Section "Order 3"."""
+    h, r_1, r_2 = step / 2.0, step_before / step, step_before_that / step
+    p_1 = -np.expm1(-h)
+    p_2 = 1.0 - p_1 / h
+    p_3 = 1.0 - 2.0 * p_2 / h
+    q = (r_1 * p_2 + p_3) / (r_1 + r_2)
+    u, v = (p_2 + q) / r_1, q / r_2
+    return np.array([p_1 + u, -(u + v), v])
+
+
+def heun_rows(alphas_cumprod, log_snr, visited, eta):
+    """Timesteps, alphas_cumprod after each row, and (c, d, e, s) of the odd rows. Section "Heun"."""
+    start = visited.copy()
+    for i in range(1, len(visited) - 1):
+        raised = log_snr[visited[i]] - 2.0 * np.log1p(eta * (np.sqrt(2.0) - 1.0))
+        start[i] = np.abs(log_snr - raised).argmin()
+    signal, end = np.sqrt(alphas_cumprod[visited[1:]]), log_snr[visited[1:]]
+    rho = np.exp((end - log_snr[start[:-1]]) / 2.0)
+    w = np.where(rho > 3.0, 0.0, signal * (rho - 1.0) / 2.0)
+    kept = alphas_cumprod[start[1:]] / alphas_cumprod[visited[1:]]
+    k = np.sqrt(kept)
+    timesteps = np.empty(2 * len(visited) - 1, dtype=np.int64)
+    timesteps[0::2], timesteps[1::2] = start, visited[1:]
+    after = np.append(alphas_cumprod[timesteps[1:]], 1.0)
+    return timesteps, after, (k * w, k, -k * w, np.sqrt(1.0 - kept))
 
 
 def threefry(key0, key1, x0, x1):

@@ -53,7 +53,11 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help=f"default: the file's own; {FAST}: the file's choice among those of few steps",
     )
     parser.add_argument("--steps", type=int, help="number of sampling steps; default: the file's own")
-    parser.add_argument("--eta", type=float, help="fraction of fresh noise in DDIM, 0 to 1")
+    parser.add_argument(
+        "--eta",
+        type=float,
+        help="fraction of fresh noise, 0 to 1, in ddim (default: 0) and heun_churn (default: 0.25)",
+    )
     parser.add_argument("--spacing", choices=get_args(Spacing), help="how the timesteps are chosen")
     parser.add_argument("--label", help="name of a class; default: cycle through all classes")
     parser.add_argument(

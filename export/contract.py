@@ -48,6 +48,7 @@ TABLE_KEY, ALPHAS_CUMPROD_KEY = _PREFIX + "table", _PREFIX + "alphas_cumprod"
 TIMESTEPS_KEY, NOISE_LEVELS_KEY = _PREFIX + "timesteps", _PREFIX + "noise_levels"
 
 FAST = "fast"  # member of "sampler", and name by which that choice is asked for
+VERSION_1_SPACINGS = ("leading", "trailing", "linspace", "logsnr")
 LEARNED_VARIANCE = "learned"  # value of the sampler's "variance" if the graph has `VARIANCE_OUTPUT`
 
 _PARTS = ("data", "schedule", "prediction_type", "sampler", "provenance")
@@ -133,6 +134,7 @@ class SamplerSpec:
             or self.conditions
             or self.table.columns != COEFFICIENTS
             or self.table.num_rows != self.sampler["num_steps"]
+            or self.sampler["spacing"] not in VERSION_1_SPACINGS
         )
         return "2" if needs_version_2 else "1"
 
@@ -303,6 +305,9 @@ def _read_version_1(metadata: Mapping[str, str]) -> SamplerSpec:
     spec = _read_parts(metadata, _PARTS)
     timesteps = _decode(metadata[TIMESTEPS_KEY], "<i8").astype(np.int64)
     table = _read_table(metadata, spec["sampler"]["num_steps"], COEFFICIENTS, timesteps)
+    _require(
+        spec["sampler"]["spacing"] in VERSION_1_SPACINGS, f"sampler spacing {spec['sampler']['spacing']}"
+    )
     num_train_timesteps = len(spec["schedule"]["betas"])
     _require(
         len(timesteps) <= num_train_timesteps,

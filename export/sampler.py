@@ -278,11 +278,12 @@ class Sampler:
                 seeds[r], which is the first one unless `first_index` is given: what
                 `sample(1, seed=seeds[r])` draws, except for rounding. Without `labels` all have the label
                 of that index, the first class, as they would have one by one.
-            sampler: "ddpm", "ddim", "dpmpp_2m", or one that an installed package adds; "fast" is the file's
+            sampler: name of a sampler, see `diffusion.process.samplers.sampler_table`; "fast" is the file's
                 choice among those with few network evaluations, and sets `num_steps` too.
             num_steps: number of sampling steps, from 1 to the number of training timesteps; each is one
                 network evaluation, or two with a two-stage sampler.
-            eta: fraction of fresh noise in DDIM, from 0 (deterministic) to 1.
+            eta: fraction of fresh noise in ddim and heun_churn, from 0 (deterministic) to 1. For another
+                sampler than the file's it defaults to the sampler's own: 0 in ddim, 0.25 in heun_churn.
             spacing: how the timesteps are chosen, see `diffusion.process.schedules.respaced_timesteps`.
             labels: for a conditional model, the name or number of one class for all samples, or one per
                 sample. None cycles through the classes.
@@ -562,10 +563,13 @@ class Sampler:
             own, sampler = {**own, **self._fast_sampler()}, None
         name = sampler or own["name"]
         if eta and name in SAMPLERS and not SAMPLERS[name].uses_eta:
-            users = " and ".join(samplers_with_eta())
+            users = samplers_with_eta()
             raise InputError(
-                f"eta {eta:g}: only the sampler {users} uses it, not {name}; choose {users} or leave eta out"
+                f"eta {eta:g}: only the samplers {' and '.join(users)} use it, not {name}; choose "
+                f"{' or '.join(users)}, or leave eta out"
             )
+        if eta is None and name == spec.sampler["name"]:
+            eta = own["eta"]
         learned = spec.learned_variance
         build = partial(
             sampler_table,
@@ -573,7 +577,7 @@ class Sampler:
             name,
             own["num_steps"] if num_steps is None else num_steps,
             prediction_type=spec.prediction_type,
-            eta=own["eta"] if eta is None else eta,
+            eta=eta,
             spacing=spacing or own["spacing"],
             clip=own["clip"],
         )

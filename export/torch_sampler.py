@@ -247,7 +247,7 @@ def sampler_spec(model: TrainedModel) -> SamplerSpec:
         sampler={
             "name": sampler.name,
             "num_steps": model.table.num_steps,
-            "eta": sampler.eta,
+            "eta": sampler.used_eta,
             "variance": sampler.variance,
             "spacing": sampler.spacing,
             "clip": list(data.clip) if sampler.clip else None,

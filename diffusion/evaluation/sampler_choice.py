@@ -2,7 +2,8 @@
 
 Which sampler suits a model, and how many steps it needs, depends on the model. `measure_samplers` draws
 samples with every sampler at several numbers of steps and compares them with the data; `choose_sampler`
-takes the cheapest that is as good as the best.
+takes the cheapest that is as good as the best. benchmarks/results/samplers.md has the evidence for which
+samplers are candidates.
 """
 
 import math
@@ -23,7 +24,7 @@ from diffusion.seeding import seed_of
 
 PROVENANCE = "samplers"  # the entry of a model's provenance that holds its choice
 FAST_EVALUATIONS = 20  # of the fast choice, at most
-_NUM_STEPS: Mapping[str, tuple[int, ...]] = {"points": (10, 20, 50, 100, 200), "image": (10, 20, 50)}
+_EVALUATIONS: Mapping[str, tuple[int, ...]] = {"points": (10, 20, 50, 100, 200), "image": (10, 20, 50)}
 _MAX_SAMPLES = 2000  # more would make the distances dearer than the sampling
 _STREAM = 23  # of seeds: no trial and no confirmation has seen this noise
 
@@ -172,8 +173,9 @@ def measure_samplers(
     dataset: Dataset,
     features: Features | None,
     notify: Callable[[str], None] = lambda line: None,
+    names: Sequence[str] = (),
 ) -> SamplerChoice:
-    """Measure a model's samples with every sampler at several numbers of steps, and choose.
+    """Measure a model's samples with several samplers at several numbers of steps, and choose.
 
     Samples come from the same noise with every sampler. They are compared with the training and validation
     examples, not with the test split. Guidance, spacing and clipping are the config's.
@@ -184,12 +186,13 @@ def measure_samplers(
         dataset: the data that it was trained on, on its device.
         features: features by which images are compared; None fits those of a random network.
         notify: receives a line before each sampler.
+        names: the samplers, see `samplers_to_measure`.
     """
     measure = SampleMetrics(dataset, dataset.val[:], features)
     num_samples = min(config.metrics.num_samples, _MAX_SAMPLES, len(dataset.train))
     seed = seed_of(config.metrics.seed, _STREAM)
     measured: list[MeasuredSampler] = []
-    for sampler in samplers_to_measure(config, dataset.spec.kind):
+    for sampler in samplers_to_measure(config, dataset.spec.kind, names):
         if not measured or sampler.name != measured[-1].name:
             notify(f"measuring the sampler {sampler.name} with several numbers of steps")
         evaluator = Evaluator(replace(config, sampler=sampler), dataset, features)
@@ -209,12 +212,21 @@ def measure_samplers(
     return choose_sampler(measured, num_samples)
 
 
-def samplers_to_measure(config: Config, data_kind: str) -> list[SamplerConfig]:
-    """Each sampler at 10 to 200 steps (images: to 50), and at the config's number, T at most."""
+def samplers_to_measure(config: Config, data_kind: str, names: Sequence[str] = ()) -> list[SamplerConfig]:
+    """Each sampler with at most 10 to 200 network evaluations (images: to 50), and the config's own steps.
+
+    Args:
+        config: config of the model.
+        data_kind: "points" or "image".
+        names: samplers; none: those that are candidates (`SamplingMethod.is_candidate`), and the config's.
+    """
     own, timesteps = config.sampler, config.schedule.num_train_timesteps
-    numbers = sorted({min(number, timesteps) for number in (*_NUM_STEPS[data_kind], own.num_steps)})
-    return [
-        replace(own, name=name, num_steps=number, eta=own.eta if SAMPLERS[name].uses_eta else 0.0)
-        for name in SAMPLERS
-        for number in numbers
-    ]
+    found = []
+    for name, method in SAMPLERS.items():
+        if name not in names if names else not (method.is_candidate or name == own.name):
+            continue
+        wanted = [(most - 1) // method.rows_per_step + 1 for most in _EVALUATIONS[data_kind]]
+        eta = own.eta if name == own.name else None
+        for number in sorted({min(number, timesteps) for number in (*wanted, own.num_steps)}):
+            found.append(replace(own, name=name, num_steps=number, eta=eta))
+    return found

@@ -15,9 +15,9 @@ A row of a table holds the nine coefficients a b c d e f s lo hi of
     x0 = clip(a x + b out, lo, hi)
     x  = c x0 + d x + e x0_previous + f out + s z
 
-A table read from a file may have two more columns, which no sampler here needs: e2, the coefficient of
-x0_previous_2 (the x0 of two rows before), and g, by which a network that learns its variance scales the
-noise (docs/onnx-format.md):
+A table may have two more columns: e2, the coefficient of x0_previous_2 (the x0 of two rows before), which
+samplers of third order need, and g, by which a network that learns its variance scales the noise
+(docs/onnx-format.md):
 
     x  = c x0 + d x + e x0_previous + e2 x0_previous_2 + f out + s exp(g variance) z
 
@@ -145,7 +145,7 @@ def sampler_table(
     num_inference_steps: int,
     *,
     prediction_type: PredictionType = "epsilon",
-    eta: float = 0.0,
+    eta: float | None = None,
     variance: Variance = "beta_tilde",
     spacing: Spacing = "logsnr",
     clip: tuple[float, float] | None = None,
@@ -156,11 +156,13 @@ def sampler_table(
 
     Args:
         schedule: schedule that the network was trained on.
-        sampler: name in `diffusion.registry.SAMPLERS`: "ddpm" (ancestral), "ddim", "dpmpp_2m"
-            (DPM-Solver++(2M), second order), or one that another package adds.
-        num_inference_steps: S, from 1 to T.
+        sampler: name in `diffusion.registry.SAMPLERS`: "ddpm" (ancestral), "ddim", "dpmpp_2m" and "dpmpp_3m"
+            (DPM-Solver++ of second and third order), "dpmpp_2m_sde", "heun" and "heun_churn" (EDM), or one
+            that another package adds.
+        num_inference_steps: S, from 1 to T. A step of Heun's samplers has two rows.
         prediction_type: meaning of the network's output.
-        eta: amount of fresh noise in DDIM, in [0, 1]: 0 is deterministic, 1 is DDPM with beta_tilde.
+        eta: amount of fresh noise, in [0, 1]: 0 is deterministic. In DDIM 1 is DDPM with beta_tilde, in
+            heun_churn 1 is EDM's largest churn. None is the sampler's own, `SamplingMethod.default_eta`.
             Ignored by samplers that do not use it.
         variance: variance of the noise in DDPM, see `ancestral_coefficients`, computed for the respaced
             timesteps. Ignored by samplers that do not use it. A learned covariance Sigma_theta(x_t, t) is
@@ -169,12 +171,14 @@ def sampler_table(
         clip: interval (lo, hi) for x0 in normalised units, or None.
         use_clipped_model_output: whether DDIM recomputes epsilon from the clipped x0 (f = 0). If not, it
             takes epsilon from the raw output, which is diffusers' default.
-        step_ratio_guard: A row of dpmpp_2m is of first order if its step in log-SNR is more than this
-            many times the step before, because it would extrapolate too far. None: never (diffusers
-            has no such guard).
+        step_ratio_guard: A row of a multistep sampler (dpmpp) is of lower order if its step in log-SNR is
+            more than this many times the step before, because it would extrapolate too far; a step of
+            Heun's samplers is of first order if sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod) falls
+            by more than this factor. None: never (diffusers has no such guard).
 
     Returns:
-        The table. Its last row is c = 1, d = e = f = s = 0, so that it returns x0.
+        The table. Its last row is c = 1, d = e = f = s = 0, so that it returns x0. It has the column e2 if
+            that is not 0 everywhere.
 
     Raises:
         ValueError: an unknown name, eta outside [0, 1], clip without lo < hi, a guard that is not
@@ -187,7 +191,8 @@ def sampler_table(
     _check_choice("sampler", sampler, SAMPLERS)
     _check_choice("prediction_type", prediction_type, get_args(PredictionType))
     _check_choice("variance", variance, get_args(Variance))
-    if not 0.0 <= eta <= 1.0:
+    used_eta = eta_of(sampler, eta)
+    if not 0.0 <= used_eta <= 1.0:
         raise ValueError(f"eta {eta}: need a number from 0 (no fresh noise) to 1")
     lo, hi = (-np.inf, np.inf) if clip is None else clip
     if not lo < hi:
@@ -209,7 +214,7 @@ def sampler_table(
         log_snr_s=log_snr[1:],
         epsilon_x=epsilon_x,
         epsilon_out=epsilon_out,
-        eta=eta,
+        eta=used_eta,
         variance=variance,
         use_clipped_model_output=use_clipped_model_output,
         step_ratio_guard=step_ratio_guard,
@@ -232,14 +237,22 @@ def sampler_table(
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
     a, b = x0_coefficients(prediction_type, alphas_cumprod)
     columns = {"a": a, "b": b, "lo": np.full_like(a, lo), "hi": np.full_like(a, hi)}
-    for name, of_last_row in (("c", 1.0), ("d", 0.0), ("e", 0.0), ("f", 0.0), ("s", 0.0)):
+    for name in ("c", "d", "e", "e2", "f", "s"):
+        of_last_row = float(name == "c")  # it returns x0
         columns[name] = rows([getattr(stage, name) for stage in stages], of_last_row)
+    names = (*COEFFICIENTS, "e2") if columns["e2"].any() else COEFFICIENTS
     return SamplerTable(
         timesteps,
-        np.stack([columns[name] for name in COEFFICIENTS], axis=1),
+        np.stack([columns[name] for name in names], axis=1),
         np.append(alphas_cumprod, 1.0),
         method.rows_per_step,
+        names,
     )
+
+
+def eta_of(sampler: str, eta: float | None) -> float:
+    """The `eta` that a registered sampler has if this one is asked for; None is the sampler's own."""
+    return SAMPLERS[sampler].default_eta if eta is None else eta
 
 
 def samplers_with_eta() -> list[str]:

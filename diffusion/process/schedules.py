@@ -171,10 +171,11 @@ SIGMOID = BetaSchedule(sigmoid_betas, ("beta_start", "beta_end"))
 CONSTANT = BetaSchedule(constant_betas, ("terminal_noise",))
 COSINE = BetaSchedule(cosine_betas)
 
-Spacing = Literal["leading", "trailing", "linspace", "logsnr"]
+Spacing = Literal["leading", "trailing", "linspace", "logsnr", "karras"]
 # Below it x_t is noise: steps would be lost there. Of 200 values that are all equal, such as the ground of an
 # image, the mean still has a signal-to-noise ratio of 1%.
 LOWEST_LOG_SNR = -10.0
+RHO = 7.0  # of the spacing "karras": EDM, arXiv:2206.00364, Table 1
 
 
 def zero_terminal_snr(betas: ArrayLike) -> Float64Array:
@@ -287,7 +288,9 @@ def respaced_timesteps(
         num_inference_steps: S, from 1 to T. S = T gives every timestep, whatever the spacing.
         spacing: "leading" counts up from t = 0 in strides of T // S, "trailing" counts down from
             t = T - 1 in strides of T / S, "linspace" includes both ends with equal strides, "logsnr"
-            includes both ends with equal steps in log-SNR, of which only the first one starts below -10.
+            includes both ends with equal steps in log-SNR, of which only the first one starts below -10,
+            "karras" includes both ends with equal steps in the 7th root of
+            sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod), with the same limit.
 
     Returns:
         int64 [S], strictly decreasing (noisiest first).
@@ -296,7 +299,7 @@ def respaced_timesteps(
         ValueError: S outside 1..T, or an unknown spacing.
 
     Source: arXiv:2305.08891, Table 2, for the first three; DPM-Solver, arXiv:2206.00927,
-    Section 3.4, for equal steps in log-SNR.
+    Section 3.4, for equal steps in log-SNR; EDM, arXiv:2206.00364, Eq. 5, for "karras".
     """
     num_train_timesteps = schedule.num_train_timesteps
     if not 1 <= num_inference_steps <= num_train_timesteps:
@@ -317,15 +320,38 @@ def respaced_timesteps(
     elif spacing == "linspace":
         increasing = np.round(np.linspace(0, num_train_timesteps - 1, num_inference_steps)).astype(np.int64)
     else:
-        increasing = _equal_log_snr_steps(schedule, num_inference_steps)
+        increasing = _timesteps_by_log_snr(schedule, num_inference_steps, spacing)
     return increasing[::-1].astype(np.int64)
 
 
-def _equal_log_snr_steps(schedule: NoiseSchedule, num_inference_steps: int) -> NDArray[np.int64]:
-    """Increasing timesteps whose log-SNRs are as equally spaced as the schedule allows."""
+def nearest_timesteps(log_snr: Float64Array, targets: Float64Array) -> NDArray[np.int64]:
+    """The timesteps whose log-SNR is nearest to each target, the smallest of equally near ones.
+
+    Args:
+        log_snr: [T], not increasing.
+        targets: [n].
+
+    Returns:
+        int64 [n].
+    """
+    after = np.searchsorted(-log_snr, -targets)  # the first timestep whose log-SNR is not above the target
+    before, after = np.maximum(after - 1, 0), np.minimum(after, log_snr.size - 1)
+    is_before = np.abs(log_snr[before] - targets) <= np.abs(log_snr[after] - targets)
+    nearest = np.where(is_before, before, after)
+    return np.searchsorted(-log_snr, -log_snr[nearest])  # the first of equal ones
+
+
+def _timesteps_by_log_snr(
+    schedule: NoiseSchedule, num_inference_steps: int, spacing: Literal["logsnr", "karras"]
+) -> NDArray[np.int64]:
+    """Increasing timesteps whose log-SNRs are spaced as nearly in this way as the schedule allows."""
     log_snr = np.maximum(schedule.log_snr, LOWEST_LOG_SNR)
-    targets = np.linspace(log_snr[0], log_snr[-1], num_inference_steps)
-    timesteps = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
+    if spacing == "karras":
+        first, last = np.exp(log_snr[[0, -1]] / (-2.0 * RHO))  # roots of sigma
+        targets = -2.0 * RHO * np.log(np.linspace(first, last, num_inference_steps))
+    else:
+        targets = np.linspace(log_snr[0], log_snr[-1], num_inference_steps)
+    timesteps = nearest_timesteps(log_snr, targets)
     # Where the schedule is coarser than the targets, several of them share a timestep: move them apart.
     index = np.arange(num_inference_steps)
     timesteps = np.maximum.accumulate(timesteps - index) + index

@@ -56,18 +56,19 @@ try:
         parse_train_options(["--data", "heart", "--help-all"])
 except SystemExit:
     help_all = " ".join(printed.getvalue().replace("\\n", " ").split())
-assert "sampler: ddpm, ddim, dpmpp_2m, euler_ancestral, heun objective:" in help_all, help_all[:800]
+own = "ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, heun, heun_churn"
+assert f"sampler: {own}, euler_ancestral, midpoint objective:" in help_all, help_all[:800]
 from export.cli import sampler_parser
-assert sampler_parser().parse_args(["--sampler", "heun"]).sampler == "heun"
+assert sampler_parser().parse_args(["--sampler", "midpoint"]).sampler == "midpoint"
 print(json.dumps([list(each) for each in (SAMPLERS, SCHEDULES, NETWORKS, OBJECTIVES, SAMPLE_METRICS)]))
 """)
-    assert [each[-1] for each in names] == ["heun", "geometric", "plain", "mean_shift", "mean_shift"]
-    assert names[0] == ["ddpm", "ddim", "dpmpp_2m", "euler_ancestral", "heun"]
+    assert [each[-1] for each in names] == ["midpoint", "geometric", "plain", "mean_shift", "mean_shift"]
+    assert names[0][-2:] == ["euler_ancestral", "midpoint"] and "heun" in names[0]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_table_of_a_two_stage_sampler_is_a_plain_loop(prediction_type):
-    """Heun's method written out in u = x / sqrt(A) and sigma, with two evaluations a step but the last."""
+    """The midpoint method written out in u = x / sqrt(A) and sigma; the last step has one evaluation."""
     difference, shape, steps, ancestral = run(f"""
 import json
 import numpy as np
@@ -84,17 +85,16 @@ def predict(x, t):
     return np.clip(x0, -0.8, 0.8)
 
 visited = respaced_timesteps(schedule, 9, "logsnr")
-scale = np.sqrt(schedule.alphas_cumprod[visited])
+scale = np.sqrt(schedule.alphas_cumprod)
 sigma = np.sqrt(1.0 - scale**2) / scale
 start = np.random.default_rng(0).standard_normal((7, 2))
-u = start / scale[0]
-for i in range(8):
-    slope = (u - predict(u * scale[i], visited[i])) / sigma[i]
-    end = u + (sigma[i + 1] - sigma[i]) * slope
-    second = (end - predict(end * scale[i + 1], visited[i + 1])) / sigma[i + 1]
-    u = u + (sigma[i + 1] - sigma[i]) * (slope + second) / 2.0
-expected = predict(u * scale[8], visited[8])
-table = sampler_table(schedule, "heun", 9, prediction_type=kind, clip=(-0.8, 0.8))
+u = start / scale[visited[0]]
+for t, s in zip(visited, visited[1:]):
+    m = (t + s + 1) // 2
+    middle = u + (sigma[m] - sigma[t]) * (u - predict(u * scale[t], t)) / sigma[t]
+    u = u + (sigma[s] - sigma[t]) * (middle - predict(middle * scale[m], m)) / sigma[m]
+expected = predict(u * scale[visited[-1]], visited[-1])
+table = sampler_table(schedule, "midpoint", 9, prediction_type=kind, clip=(-0.8, 0.8))
 actual = last_sample(trajectory(network, start, table, lambda row: None))
 euler, ddim = (sampler_table(schedule, name, 9, eta=0.7) for name in ("euler_ancestral", "ddim"))
 print(json.dumps([
@@ -122,9 +122,10 @@ from workflows.cli.parsing import parse_train_options
 
 torch.set_num_threads(1)
 _, options = parse_train_options([
-    "--data", "heart", "--sampler.name", "heun", "--sampler.num-steps", "6", "--schedule.kind", "geometric",
-    "--schedule.num-train-timesteps", "20", "--schedule.beta-end", "0.3", "--network.kind", "plain",
-    "--network.hidden-size", "32", "--metrics.objective", "mean_shift", "--metrics.num-samples", "100",
+    "--data", "heart", "--sampler.name", "midpoint", "--sampler.num-steps", "6",
+    "--schedule.kind", "geometric", "--schedule.num-train-timesteps", "20", "--schedule.beta-end", "0.3",
+    "--network.kind", "plain", "--network.hidden-size", "32",
+    "--metrics.objective", "mean_shift", "--metrics.num-samples", "100",
     "--metrics.num-examples", "50", "--training.num-updates", "20", "--training.num-evaluations", "2",
 ]).open_data()
 config = options.config()
@@ -143,7 +144,9 @@ print(json.dumps([
         assert {"sample/mean_shift_floor", "sample/mean_shift_floor_se", "sample/distance"} <= set(each)
         assert each["sample/network_evaluations"] == 11.0
     names = [name for name, _ in cases]
-    assert {"deployed sampler", "heun, 20 steps, clipped", "euler_ancestral, 20 steps, clipped"} <= set(names)
+    assert {"deployed sampler", "midpoint, 20 steps, clipped", "euler_ancestral, 20 steps, clipped"} <= set(
+        names
+    )
     assert all(passed for _, passed in cases)
     assert (steps, rows) == ([6, 6], 11)
     shape, error = run(
@@ -159,4 +162,4 @@ except ValueError as problem:
         plugin=False,
     )
     assert shape == [3, 2]  # the table in the file is all that its own sampler needs
-    assert error == "sampler 'heun': choose one of ddpm, ddim, dpmpp_2m"
+    assert error.startswith("sampler 'midpoint': choose one of ddpm, ddim, dpmpp_2m, ")

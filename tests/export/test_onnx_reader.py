@@ -10,17 +10,25 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from diffusion.config import SamplerConfig
+from diffusion.process.schedules import Spacing
+from diffusion.registry import SAMPLERS
 from export.sampler import Sampler
 from export.to_onnx import export_onnx
 
 READER = Path(__file__).parents[2] / "docs" / "onnx_reader.py"
 CLASSES = ("cat", "dog", "eel")
-SPACINGS = ("leading", "trailing", "linspace", "logsnr")
+SPACINGS = get_args(Spacing)
+SAMPLERS_WITH_ETA = {"ddim": 0.5, "heun_churn": 0.7}
+
+
+def eta_of(sampler):
+    return SAMPLERS_WITH_ETA.get(sampler, 0.0)
 
 
 @pytest.fixture(scope="module", name="reader")
@@ -78,12 +86,12 @@ def test_it_runs_as_a_program_without_the_project(kind, request, tmp_path):
 
 @pytest.mark.parametrize("kind", ["points", "image"])
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_it_computes_every_sampler_at_every_spacing(reader, kind, sampler, spacing, request):
     path = request.getfixturevalue("point_file" if kind == "points" else "image_file")
     peer = Sampler(path, provider="cpu")
     session, spec, _ = reader.read(str(path))
-    eta = 0.5 if sampler == "ddim" else 0.0
+    eta = eta_of(sampler)
     for num_steps in (1, 2, 7, 20):
         table = reader.build_table(spec, sampler, num_steps, eta, spacing)
         actual = reader.sample(session, spec, table, 3, seed=5)
@@ -99,9 +107,10 @@ def test_it_computes_the_tables_of_every_prediction_type(reader, prediction_type
     _, spec, _ = reader.read(str(point_file))
     own = replace(peer.spec, prediction_type=prediction_type)
     peer._engine.spec = peer.spec = own
-    for sampler in ("ddpm", "ddim", "dpmpp_2m"):
-        table = reader.build_table(spec | {"prediction_type": prediction_type}, sampler, 9, 0.0, "logsnr")
-        expected = peer.table(sampler=sampler, num_steps=9, eta=0.0, spacing="logsnr")
+    for sampler in SAMPLERS:
+        eta = eta_of(sampler)
+        table = reader.build_table(spec | {"prediction_type": prediction_type}, sampler, 9, eta, "logsnr")
+        expected = peer.table(sampler=sampler, num_steps=9, eta=eta, spacing="logsnr")
         for name in expected.columns:
             np.testing.assert_allclose(table[name], expected.column(name), rtol=1e-9, atol=1e-12)
 
@@ -123,10 +132,11 @@ def test_it_reads_version_2(reader, version_2, tmp_path):
     conditions = conditions_of(peer.spec, 5)
     actual = reader.sample(session, spec, table, 5, seed=5, conditions=conditions)
     assert_same(actual, peer.sample(5, seed=5, conditions=conditions))
-    for sampler in ("ddpm", "ddim", "dpmpp_2m"):
-        other = reader.build_table(spec, sampler, 6, 0.0, "trailing")
+    for sampler in SAMPLERS:
+        eta = eta_of(sampler)
+        other = reader.build_table(spec, sampler, 6, eta, "trailing")
         actual = reader.sample(session, spec, other, 5, seed=5, conditions=conditions)
-        expected = peer.sample(5, seed=5, sampler=sampler, num_steps=6, eta=0.0, conditions=conditions)
+        expected = peer.sample(5, seed=5, sampler=sampler, num_steps=6, eta=eta, conditions=conditions)
         assert_same(actual, expected)
 
 
@@ -243,8 +253,8 @@ def test_javascript_runs_as_a_program(run_js, image_file, tmp_path):
 def test_javascript_computes_every_sampler_at_every_spacing(run_js, kind, request):
     path = request.getfixturevalue("point_file" if kind == "points" else "image_file")
     cases = [
-        {"sampler": sampler, "num_steps": num_steps, "eta": eta, "spacing": spacing}
-        for sampler, eta in (("ddpm", 0.0), ("ddim", 0.5), ("dpmpp_2m", 0.0))
+        {"sampler": sampler, "num_steps": num_steps, "eta": eta_of(sampler), "spacing": spacing}
+        for sampler in SAMPLERS
         for spacing in SPACINGS
         for num_steps in (1, 2, 7, 20)
     ]

@@ -10,6 +10,7 @@ import torch
 
 from diffusion import NoiseSchedule, linear_betas, sampler_table
 from diffusion.config import SamplerConfig
+from diffusion.registry import SAMPLERS
 from export import parity
 from export.noise import normal_noise
 from export.parity import STEP_TOLERANCE, TRAJECTORY_TOLERANCE, ParityCase, check_parity, summary
@@ -20,12 +21,7 @@ from export.torch_sampler import TorchSampler
 STEPS = ["one step, batch 1", "one step, batch 3", "one step, batch 7"]
 TRAJECTORIES = [
     "deployed sampler",
-    "ddpm, 20 steps, clipped",
-    "ddim, 20 steps, clipped",
-    "dpmpp_2m, 20 steps, clipped",
-    "ddpm, 20 steps, unclipped",
-    "ddim, 20 steps, unclipped",
-    "dpmpp_2m, 20 steps, unclipped",
+    *(f"{name}, 20 steps, {clipping}" for clipping in ("clipped", "unclipped") for name in SAMPLERS),
 ]
 EVERY_TIMESTEP = "every timestep"
 

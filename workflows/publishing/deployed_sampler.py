@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from diffusion.evaluation.sampler_choice import PROVENANCE, SamplerChoice, measure_samplers
 from diffusion.metrics import AUC, DISTANCE, SAMPLER_PREFIX
-from diffusion.registry import SAMPLERS
 from diffusion.training.checkpoints import TrainedModel
 from workflows.data.load import LoadedData
 
@@ -25,9 +25,9 @@ def with_deployed_sampler(
         return model
     choice = measure_samplers(model.config, model.network, data.dataset, data.features, notify)
     chosen = choice.deployed
-    values: dict[str, str | float] = {"sampler.name": chosen.name, "sampler.num_steps": chosen.num_steps}
-    if not SAMPLERS[chosen.name].uses_eta:
-        values["sampler.eta"] = 0.0
+    values: dict[str, Any] = {"sampler.name": chosen.name, "sampler.num_steps": chosen.num_steps}
+    if chosen.name != model.config.sampler.name:
+        values["sampler.eta"] = None  # the sampler's own
     provenance = {**model.provenance, PROVENANCE: choice.to_dict()}
     return replace(model, config=model.config.with_values(values), provenance=provenance)
 

@@ -123,15 +123,31 @@ def test_samples_that_are_not_finite_become_none_in_json():
         ("image", 50, 5, [5]),
     ],
 )
-def test_every_sampler_is_measured_at_several_numbers_of_steps(small_config, kind, own, timesteps, numbers):
+def test_candidates_are_measured_at_several_numbers_of_network_evaluations(
+    small_config, kind, own, timesteps, numbers
+):
     config = small_config(
         sampler={"num_steps": own, "name": "ddim", "eta": 0.5}, schedule={"num_train_timesteps": timesteps}
     )
     found = samplers_to_measure(config, kind)
+    candidates = [name for name, method in SAMPLERS.items() if method.is_candidate]
+    assert {"ddpm", "ddim", "dpmpp_2m"} <= set(candidates)
     assert [(each.name, each.num_steps) for each in found] == [
-        (name, number) for name in SAMPLERS for number in numbers
+        (name, number) for name in candidates for number in numbers
     ]
-    assert {each.name: each.eta for each in found} == {"ddpm": 0.0, "ddim": 0.5, "dpmpp_2m": 0.0}
+    # The config's eta is that of its own sampler alone.
+    assert {each.name: each.eta for each in found} == {**dict.fromkeys(candidates), "ddim": 0.5}
+
+
+def test_samplers_can_be_named_and_two_rows_a_step_count_as_two_evaluations(small_config):
+    config = small_config(sampler={"num_steps": 30}, schedule={"num_train_timesteps": 1000})
+    found = samplers_to_measure(config, "image", ["heun", "dpmpp_3m"])
+    assert [(each.name, each.num_steps) for each in found] == [
+        *(("dpmpp_3m", number) for number in (10, 20, 30, 50)),
+        *(("heun", number) for number in (5, 10, 25, 30)),  # 9, 19, 49 and 59 evaluations
+    ]
+    own = small_config(sampler={"name": "heun_churn", "eta": 0.1, "num_steps": 30})
+    assert ("heun_churn", 0.1) in {(each.name, each.eta) for each in samplers_to_measure(own, "image")}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +161,7 @@ def two_lines():
 def test_few_steps_of_an_exact_denoiser_measure_worse_and_are_not_deployed(
     small_config, gaussian_dataset, two_lines, few_trees, monkeypatch
 ):
-    monkeypatch.setattr(sampler_choice, "_NUM_STEPS", {"points": (10, 100)})  # to save time
+    monkeypatch.setattr(sampler_choice, "_EVALUATIONS", {"points": (10, 100)})  # to save time
     weights, means, covariance = two_lines
     generator = torch.Generator().manual_seed(0)
     lines = torch.distributions.MultivariateNormal(means, covariance[None] + torch.zeros(2, 2, 2))
@@ -164,7 +180,7 @@ def test_few_steps_of_an_exact_denoiser_measure_worse_and_are_not_deployed(
     network = MixtureDenoiser(config.schedule.build(), weights, means, covariance)
     lines_said = []
     choice = measure_samplers(config, network, dataset, None, lines_said.append)
-    assert [line.split()[3] for line in lines_said] == list(SAMPLERS)
+    assert [line.split()[3] for line in lines_said] == ["ddpm", "ddim", "dpmpp_2m"]
     by_steps = {(each.name, each.num_steps): each for each in choice.measured}
     assert by_steps["ddpm", 10].distance > 3 * by_steps["ddpm", 100].distance
     assert by_steps["ddpm", 10].auc > by_steps["ddpm", 100].auc

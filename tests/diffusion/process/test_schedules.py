@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,13 +7,14 @@ from hypothesis import strategies as st
 
 from diffusion.process.schedules import (
     NoiseSchedule,
+    Spacing,
     cosine_betas,
     linear_betas,
     respaced_timesteps,
     zero_terminal_snr,
 )
 
-SPACINGS = ("leading", "trailing", "linspace", "logsnr")
+SPACINGS = get_args(Spacing)
 
 SCHEDULES = {
     "ddpm": linear_betas(1000, 1e-4, 0.02),

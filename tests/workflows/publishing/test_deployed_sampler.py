@@ -47,7 +47,7 @@ def test_the_choice_replaces_the_samplers_values_and_no_others(deployed, untrain
     before, after = untrained[0].config.flat(), deployed.config.flat()
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"metrics.choose_sampler", "sampler.name", "sampler.num_steps"}
-    assert (after["sampler.name"], after["sampler.num_steps"], after["sampler.eta"]) == ("dpmpp_2m", 15, 0.0)
+    assert (after["sampler.name"], after["sampler.num_steps"], after["sampler.eta"]) == ("dpmpp_2m", 15, None)
     assert deployed.table.num_rows == 15
     assert deployed.provenance["run_id"] == "r" and SamplerChoice.of(deployed.provenance) == CHOICE
 
