@@ -76,7 +76,7 @@ def known_parts(folder: Path, path: Path) -> None:
     """A digit completed from its upper half, without and with resampling; first what is known."""
     sampler = known_digits(folder)
     known, mask = pixels(folder, "known"), pixels(folder, "mask") >= 8.0
-    options: dict[str, Any] = {"sampler": "dpmpp_2m", "num_steps": 20}
+    options: dict[str, Any] = {"sampler": "dpmpp_2m_sde", "num_steps": 20}
     rows = {
         f"resampling {number}": sampler.sample(9, known=known, mask=mask, resampling=number, **options)
         for number in (1, 5, 20)
@@ -91,7 +91,7 @@ def varied(folder: Path, path: Path) -> None:
     sampler, image = known_digits(folder), pixels(folder, "known")
     rows = {
         f"strength {strength}": np.concatenate(
-            [image[None], sampler.sample(9, start_from=image, strength=strength)]
+            [image[None], sampler.sample(9, start_from=image, strength=strength, num_steps=50)]
         )
         for strength in (0.2, 0.4, 0.6, 0.8)
     }
@@ -103,7 +103,7 @@ def between(folder: Path, path: Path) -> None:
     sampler, first, last = known_digits(folder), pixels(folder, "known"), pixels(folder, "other")
     rows = {
         f"strength {strength}": np.concatenate(
-            [first[None], sampler.interpolate(first, last, 8, strength=strength), last[None]]
+            [first[None], sampler.interpolate(first, last, 8, strength=strength, num_steps=50), last[None]]
         )
         for strength in (0.3, 0.5, 0.7)
     }

@@ -60,24 +60,8 @@ _MAX_BATCH_SIZE, _MAX_BATCH_VALUES = 1024, 2**22
 _CACHED_VALUES_PER_CORE = 2**14
 
 
-class SamplingOptions(GivenOptions, total=False):
-    """Arguments of `Sampler.sample` that say what is drawn, which `Sampler.stream` passes on."""
-
-    seed: int
-    seeds: Sequence[int] | None
-    sampler: str | None
-    num_steps: int | None
-    eta: float | None
-    spacing: Spacing | None
-    labels: Labels | None
-    conditions: Mapping[str, ArrayLike] | None
-    guidance_scale: float | None
-    first_index: int
-    batch_size: int | None
-
-
-class InterpolationOptions(TypedDict, total=False):
-    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
+class SamplingOptions(TypedDict, total=False):
+    """Arguments of `Sampler.sample` by name that `Sampler.stream` and `Sampler.interpolate` have too."""
 
     sampler: str | None
     num_steps: int | None
@@ -90,6 +74,18 @@ class InterpolationOptions(TypedDict, total=False):
     batch_size: int | None
     time_limit: float | None
     stop: threading.Event | None
+
+
+class StreamOptions(SamplingOptions, GivenOptions, total=False):
+    """Arguments of `Sampler.sample` by name that `Sampler.stream` has too."""
+
+    seed: int
+    seeds: Sequence[int] | None
+
+
+class InterpolationOptions(SamplingOptions, total=False):
+    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
+
     on_row: Callable[[int, int], None] | None
 
 
@@ -348,13 +344,7 @@ class Sampler:
         return request.samples
 
     def stream(
-        self,
-        num_samples: int | None = None,
-        *,
-        every: int = 1,
-        time_limit: float | None = None,
-        stop: threading.Event | None = None,
-        **options: Unpack[SamplingOptions],
+        self, num_samples: int | None = None, *, every: int = 1, **options: Unpack[StreamOptions]
     ) -> Generator[Preview, None, NDArray[np.float32]]:
         """Draw samples as `sample` does, and show them as they come out of the noise.
 
@@ -367,10 +357,9 @@ class Sampler:
         `stream` is called.
 
         Args:
-            num_samples, stop, options: as for `sample`.
+            num_samples, options: as for `sample`, without `on_row` and `on_preview`. `time_limit` counts
+                from the first preview that is asked for, with the time that the caller takes.
             every: number of network calls from one preview to the next.
-            time_limit: time in seconds that the request may take, from the first preview that is asked for
-                and with the time that the caller takes.
 
         Yields:
             Previews: one every so many network calls, and the last one, which has the finished samples.
@@ -382,8 +371,10 @@ class Sampler:
             InputError, Cancelled: as for `sample`.
         """
         step = whole_number("every", every, 1, _MAX_SAMPLES)
+        time_limit, stop = options.pop("time_limit", None), options.pop("stop", None)
+        request = self._request(num_samples, **options)  # type: ignore[misc]  # without the two
         guard = RequestGuard(time_limit, stop)
-        return self._previews(self._request(num_samples, **options), guard, step)
+        return self._previews(request, guard, step)
 
     def _previews(
         self, request: _Request, guard: RequestGuard, every: int
@@ -459,10 +450,9 @@ class Sampler:
         """Draw a path of samples from one like `a` to one like `b`.
 
         `a` and `b` are noised with the same noise, blended linearly, and denoised with the same noise in
-        every frame. The ends are not `a` and `b`, but what `sample(start_from=a)` draws: the smaller the
-        strength, the closer they are; the larger it is, the less the frames look like two samples that are
-        shown through each other. Deterministic samplers noise in the same way: their frames differ by `a`
-        and `b` alone too.
+        every frame, by deterministic samplers as by others. The ends are not `a` and `b`, but what
+        `sample(start_from=a)` and `sample(start_from=b)` draw: the smaller the strength, the closer they
+        are, and the more the frames look like two samples that are shown through each other.
 
         Args:
             a, b: samples in data units, [*shape].
@@ -481,6 +471,7 @@ class Sampler:
         Source: DDPM, arXiv:2006.11239, Section 4.3.
         """
         frames = whole_number("num_frames", num_frames, 2, _MAX_SAMPLES)
+        check_memory(12.0 * frames * self.spec.size, f"num_frames {frames}", "give fewer")
         labels, scale = options.get("labels"), options.get("guidance_scale")
         if self.spec.classes and labels is None and self._guidance_scale(scale) != 0.0:
             raise InputError(

@@ -1,5 +1,5 @@
 """The mathematics of diffusion: noise schedules, the forward process, its posterior, and the samplers.
 
-`schedules`, `posterior`, `samplers` and `schedule_checks` need only numpy, because the exported sampler
-uses them without PyTorch; `forward` and `generate` use PyTorch.
+`inpainting` and `image_start` sample around known values and from given samples, and `given` checks them.
+Only `forward` and `generate` use PyTorch: the exported sampler uses the others without it.
 """

@@ -133,3 +133,23 @@ def test_buffers_that_do_not_fit_raise_out_of_memory(image_onnx):
     loops, _ = make_loops(image_onnx)
     with pytest.raises(OutOfMemory):
         loops.loop(2**45, guided=False)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
+def test_a_start_from_given_samples_runs_in_the_loop(image_onnx, image_sampler, name, monkeypatch):
+    """The rows that are left and their noise are the loop's own; known parts need the loop on the host."""
+    images = np.random.default_rng(0).uniform(0.0, 16.0, (3, 1, 8, 8))
+    choices = {"sampler": name, "num_steps": 10, "start_from": images, "strength": 0.5}
+    expected = image_sampler.sample(3, **choices)
+    own = Sampler(image_onnx, provider="cpu")
+    own._engine._gpu_loops, _ = make_loops(image_onnx)
+    calls = []
+    states = gpu_loop.DeviceLoop.states
+    monkeypatch.setattr(
+        gpu_loop.DeviceLoop, "states", lambda *given: calls.append(given[2].num_rows) or states(*given)
+    )
+    np.testing.assert_allclose(own.sample(3, **choices), expected, rtol=0, atol=1e-5 * expected.std())
+    assert calls == [5]
+    inpainting = choices | {"known": images, "mask": np.eye(8), "resampling": 2}
+    np.testing.assert_array_equal(own.sample(3, **inpainting), image_sampler.sample(3, **inpainting))
+    assert calls == [5]

@@ -1,12 +1,16 @@
 """Known parts, masks and starts from files, on the command line of the sampler."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion.errors import InputError
 from diffusion.plots import draw_samples
+from export.cli import sampler_parser
+from export.known_files import read_given
 from export.sampler import main
 
 SIDE = 8
@@ -165,6 +169,56 @@ def test_grey_pixels_of_a_colour_file_are_grey(image_file, image_sampler, known,
         "a.npy",
     )
     np.testing.assert_array_equal(np.load("a.npy"), image_sampler.sample(1, known=known, mask=MASK))
+
+
+@pytest.fixture(name="colour_spec")
+def _colour_spec(image_sampler):
+    """Of colour images of 4 x 6 pixels from -1 to 1."""
+    data = {
+        "kind": "image",
+        "shape": [3, 4, 6],
+        "mean": 0.0,
+        "std": 1.0,
+        "range": [-1.0, 1.0],
+        "columns": None,
+    }
+    return replace(image_sampler.spec, data=data)
+
+
+def given(spec, *flags):
+    return read_given(sampler_parser().parse_args(["model", *flags]), spec)
+
+
+def test_images_have_the_shape_and_units_of_the_model(colour_spec, files):
+    """Not necessarily square; grey images get three equal channels, and a mask holds for all channels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save("wide.png")
+    Image.fromarray(pixels[..., 0]).save("grey_wide.png")
+    mask = pixels[..., 1] >= 128
+    Image.fromarray(pixels[..., 1]).save("mask_wide.png")
+    known = given(colour_spec, "--known", "wide.png", "--mask", "mask_wide.png").arguments["known"]
+    expected = pixels.transpose(2, 0, 1) / 255.0 * 2.0 - 1.0
+    np.testing.assert_array_equal(known, np.where(mask, np.nan, expected))
+    start = given(colour_spec, "--start-from-image", "grey_wide.png").arguments["start_from"]
+    np.testing.assert_array_equal(start, expected[[0, 0, 0]])
+    Image.fromarray(pixels.transpose(1, 0, 2)).save("high.png")
+    with pytest.raises(InputError, match="has 4 x 6 pixels, but the model's images have 6 x 4"):
+        given(colour_spec, "--start-from-image", "high.png")
+
+
+def test_images_of_other_channels_are_given_as_arrays(colour_spec, files):
+    spec = replace(colour_spec, data=colour_spec.data | {"shape": [2, 8, 8]})
+    with pytest.raises(InputError, match="have 2 channels; give a .npy array"):
+        given(spec, "--start-from-image", "known.png")
+    np.save("two.npy", np.zeros((2, 8, 8), dtype=np.uint8))
+    assert given(spec, "--start-from-image", "two.npy").arguments["start_from"].shape == (2, 8, 8)
+
+
+def test_points_without_names_have_numbered_columns(point_sampler, files):
+    spec = replace(point_sampler.spec, data=point_sampler.spec.data | {"columns": None})
+    (files / "rows.csv").write_text("x1\n2.5\n")
+    known = given(spec, "--known", "rows.csv").arguments["known"]
+    np.testing.assert_array_equal(known, [[np.nan, 2.5]])
 
 
 @pytest.mark.parametrize(
