@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from export.limits import Cancelled as Cancelled
     from export.parity import ParityCase as ParityCase, ParityError as ParityError
-    from export.sampler import Sampler as Sampler
-    from export.to_onnx import export_onnx as export_onnx
+    from export.sampler import Preview as Preview, Sampler as Sampler
+    from export.to_onnx import export_onnx as export_onnx, export_whole_loop as export_whole_loop
 else:
     from diffusion.lazy import lazy_names
 
@@ -16,7 +16,7 @@ else:
         {
             "export.limits": "Cancelled",
             "export.parity": "ParityCase ParityError",
-            "export.sampler": "Sampler",
-            "export.to_onnx": "export_onnx",
+            "export.sampler": "Preview Sampler",
+            "export.to_onnx": "export_onnx export_whole_loop",
         },
     )

@@ -45,6 +45,7 @@ NoiseLevel = Literal["sigma", "log_snr"]
 _PREFIX = "ray_ddpm."
 VERSION_KEY, SPEC_KEY, COLUMNS_KEY = (_PREFIX + name for name in ("format_version", "spec", "columns"))
 TABLE_KEY, ALPHAS_CUMPROD_KEY = _PREFIX + "table", _PREFIX + "alphas_cumprod"
+WHOLE_LOOP_KEY = _PREFIX + "whole_loop"  # of another kind of file, instead of a version: docs/whole-loop.md
 TIMESTEPS_KEY, NOISE_LEVELS_KEY = _PREFIX + "timesteps", _PREFIX + "noise_levels"
 
 FAST = "fast"  # member of "sampler", and name by which that choice is asked for
@@ -232,6 +233,11 @@ class SamplerSpec:
                 version.
         """
         version = metadata.get(VERSION_KEY)
+        if version is None and WHOLE_LOOP_KEY in metadata:
+            raise InputError(
+                "the file is a whole loop, which ONNX Runtime runs in one call (docs/whole-loop.md): "
+                "give the sampler.onnx that it was made of"
+            )
         if version is None:
             raise InputError("the file has no ray_ddpm metadata: give one that export.to_onnx wrote")
         if version not in _READERS:

@@ -26,8 +26,9 @@ from export.parity import (
 from export.precision import store_in_half, with_rounded_weights
 from export.sampler import Sampler
 from export.torch_sampler import TorchSampler, sampler_spec
+from export.whole_loop import compare_loop, whole_loop
 
-__all__ = ["OPSET", "ParityError", "denoiser_graph", "export_onnx", "sampler_spec"]
+__all__ = ["OPSET", "ParityError", "denoiser_graph", "export_onnx", "export_whole_loop", "sampler_spec"]
 
 
 def export_onnx(model: TrainedModel, precision: Precision = "fp32") -> tuple[bytes, list[ParityCase]]:
@@ -55,6 +56,28 @@ def export_onnx(model: TrainedModel, precision: Precision = "fp32") -> tuple[byt
     cases = check_parity(stored, sampler)
     if precision == "fp16":
         cases += check_storage(TorchSampler.of(model), sampler)
+    require(cases)
+    return content, cases
+
+
+def export_whole_loop(
+    sampler_file: bytes, *, in_graph_noise: bool = False, required_inputs: bool = False
+) -> tuple[bytes, list[ParityCase]]:
+    """Convert a sampler.onnx into a file that draws finished samples in one call: see docs/whole-loop.md.
+
+    Args:
+        sampler_file: bytes of the sampler.onnx, which `export_onnx` has compared with PyTorch.
+        in_graph_noise, required_inputs: as for `export.whole_loop.whole_loop`.
+
+    Returns:
+        The file's bytes, and the comparisons with `export.Sampler`, which all passed.
+
+    Raises:
+        ParityError: a comparison failed.
+        InputError: the network cannot be put into a loop.
+    """
+    content = whole_loop(sampler_file, in_graph_noise=in_graph_noise, required_inputs=required_inputs)
+    cases = compare_loop(content, Sampler(sampler_file, provider="cpu"))
     require(cases)
     return content, cases
 

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 UInt32Array = NDArray[np.uint32]
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = np.uint32(0x1BD11BDA)
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = np.uint32(0x1BD11BDA)
 
 
 def threefry(
@@ -32,11 +32,11 @@ def threefry(
     """
     words = (np.asarray(word, dtype=np.uint32) for word in (*key, *counter))
     key0, key1, x0, x1 = np.broadcast_arrays(*words)
-    schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
+    schedule = (key0, key1, key0 ^ key1 ^ PARITY)
     with np.errstate(over="ignore"):  # words wrap around
         x0, x1 = x0 + key0, x1 + key1
         for group in range(5):
-            for rotation in _ROTATIONS[group % 2]:
+            for rotation in ROTATIONS[group % 2]:
                 x0 = x0 + x1
                 x1 = ((x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))) ^ x0
             x0 = x0 + schedule[(group + 1) % 3]

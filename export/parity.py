@@ -226,7 +226,7 @@ def require(cases: list[ParityCase]) -> None:
     for case in cases:
         if not case.passed:
             raise ParityError(
-                f"parity failed ({case.name}): PyTorch and ONNX Runtime differ by {case.max_abs_error:.2g}, "
+                f"parity failed ({case.name}): the results differ by {case.max_abs_error:.2g}, "
                 f"with outputs of up to {case.output_scale:.2g}; nothing was written"
             )
 

@@ -60,8 +60,24 @@ _MAX_BATCH_SIZE, _MAX_BATCH_VALUES = 1024, 2**22
 _CACHED_VALUES_PER_CORE = 2**14
 
 
-class SamplingOptions(TypedDict, total=False):
-    """Arguments of `Sampler.sample` by name that `Sampler.stream` and `Sampler.interpolate` have too."""
+class SamplingOptions(GivenOptions, total=False):
+    """Arguments of `Sampler.sample` that say what is drawn, which `Sampler.stream` passes on."""
+
+    seed: int
+    seeds: Sequence[int] | None
+    sampler: str | None
+    num_steps: int | None
+    eta: float | None
+    spacing: Spacing | None
+    labels: Labels | None
+    conditions: Mapping[str, ArrayLike] | None
+    guidance_scale: float | None
+    first_index: int
+    batch_size: int | None
+
+
+class InterpolationOptions(TypedDict, total=False):
+    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
 
     sampler: str | None
     num_steps: int | None
@@ -74,18 +90,6 @@ class SamplingOptions(TypedDict, total=False):
     batch_size: int | None
     time_limit: float | None
     stop: threading.Event | None
-
-
-class StreamOptions(SamplingOptions, GivenOptions, total=False):
-    """Arguments of `Sampler.sample` by name that `Sampler.stream` has too."""
-
-    seed: int
-    seeds: Sequence[int] | None
-
-
-class InterpolationOptions(SamplingOptions, total=False):
-    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
-
     on_row: Callable[[int, int], None] | None
 
 
@@ -344,7 +348,13 @@ class Sampler:
         return request.samples
 
     def stream(
-        self, num_samples: int | None = None, *, every: int = 1, **options: Unpack[StreamOptions]
+        self,
+        num_samples: int | None = None,
+        *,
+        every: int = 1,
+        time_limit: float | None = None,
+        stop: threading.Event | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Generator[Preview, None, NDArray[np.float32]]:
         """Draw samples as `sample` does, and show them as they come out of the noise.
 
@@ -357,9 +367,10 @@ class Sampler:
         `stream` is called.
 
         Args:
-            num_samples, options: as for `sample`, without `on_row` and `on_preview`. `time_limit` counts
-                from the first preview that is asked for, with the time that the caller takes.
+            num_samples, stop, options: as for `sample`.
             every: number of network calls from one preview to the next.
+            time_limit: time in seconds that the request may take, from the first preview that is asked for
+                and with the time that the caller takes.
 
         Yields:
             Previews: one every so many network calls, and the last one, which has the finished samples.
@@ -371,10 +382,8 @@ class Sampler:
             InputError, Cancelled: as for `sample`.
         """
         step = whole_number("every", every, 1, _MAX_SAMPLES)
-        time_limit, stop = options.pop("time_limit", None), options.pop("stop", None)
-        request = self._request(num_samples, **options)  # type: ignore[misc]  # without the two
         guard = RequestGuard(time_limit, stop)
-        return self._previews(request, guard, step)
+        return self._previews(self._request(num_samples, **options), guard, step)
 
     def _previews(
         self, request: _Request, guard: RequestGuard, every: int

@@ -13,73 +13,80 @@ package.
              network_input        float32, shape of `out`: x_next; guided: x_next twice
 """
 
+from collections.abc import Mapping
+
 import onnx
-from onnx import TensorProto, helper
 
 from diffusion.process.samplers import COEFFICIENTS
-from export.contract import OPSET
 from export.gpu_loop import step_file
+from export.graph_builder import GraphBuilder, onnx_file
 
-_IR_VERSION = 10
+
+def step_ops(
+    builder: GraphBuilder,
+    row: Mapping[str, str],
+    x: str,
+    out: str,
+    x0_previous: str,
+    z: str,
+    x_next: str,
+    x0: str,
+    x0_previous_2: str | None = None,
+    variance: str | None = None,
+) -> None:
+    """Add `diffusion.process.samplers.step` to a graph, in the same order of sums.
+
+    Args:
+        builder: the graph.
+        row: the row's coefficients, float64 scalars, by the names of its columns.
+        x, out, x0_previous, z: float64 [batch, ...], as for `step`.
+        x_next, x0: names of the results.
+        x0_previous_2, variance: float64 [batch, ...], as for `step`, if the row has the columns e2 and g.
+    """
+
+    def times(column: str, value: str) -> str:
+        return builder.op("Mul", row[column], value)
+
+    unclipped = builder.op("Add", times("a", x), times("b", out))
+    builder.op("Clip", unclipped, row["lo"], row["hi"], output=x0)
+    total = builder.op("Add", times("c", x0), times("d", x))
+    total = builder.op("Add", total, times("e", x0_previous))
+    if x0_previous_2 is not None:
+        total = builder.op("Add", total, times("e2", x0_previous_2))
+    total = builder.op("Add", total, times("f", out))
+    noise = times("s", z)
+    if variance is not None:
+        noise = builder.op("Mul", noise, builder.op("Exp", times("g", variance)))
+    builder.op("Add", total, noise, output=x_next)
 
 
 def step_model(*, guided: bool) -> onnx.ModelProto:
     """Build the graph of one sampling step, without or with guidance."""
-    nodes = [
-        helper.make_node("Constant", [], [f"place_{index}"], value_int=index)
-        for index in range(len(COEFFICIENTS) + guided)
-    ]
-    names = [*COEFFICIENTS, "guidance_scale"][: len(nodes)]
-    nodes += [
-        helper.make_node("Gather", ["row", f"place_{index}"], [name], axis=0)
-        for index, name in enumerate(names)
-    ]
-
-    def add(operator: str, inputs: list[str], name: str, **attributes: int) -> str:
-        nodes.append(helper.make_node(operator, inputs, [name], **attributes))
-        return name
-
-    add("Cast", ["out"], "out_64", to=TensorProto.DOUBLE)
-    output = "out_64"
+    builder = GraphBuilder("step/")
+    names = [*COEFFICIENTS, "guidance_scale"][: len(COEFFICIENTS) + guided]
+    row = {name: builder.item("row", index) for index, name in enumerate(names)}
+    out = builder.cast("out", "float64")
     if guided:
-        nodes.append(
-            helper.make_node("Split", ["out_64"], ["unconditional", "conditional"], axis=0, num_outputs=2)
-        )
-        add("Sub", ["conditional", "unconditional"], "difference")
-        add("Mul", ["guidance_scale", "difference"], "scaled_difference")
-        output = add("Add", ["unconditional", "scaled_difference"], "guided_out")
-    add("Mul", ["a", "x"], "ax")
-    add("Mul", ["b", output], "bout")
-    add("Add", ["ax", "bout"], "unclipped")
-    add("Clip", ["unclipped", "lo", "hi"], "x0")
-    terms = [("c", "x0"), ("d", "x"), ("e", "x0_previous"), ("f", output), ("s", "z")]
-    products = [add("Mul", [name, value], f"{name}_term") for name, value in terms]
-    total = products[0]
-    for index, product in enumerate(products[1:], start=1):
-        total = add("Add", [total, product], "x_next" if index == len(products) - 1 else f"sum_{index}")
-    add("Cast", ["x_next"], "x_next_32", to=TensorProto.FLOAT)
-    add("Concat", ["x_next_32"] * (1 + guided), "network_input", axis=0)
-
-    def value(name: str, kind: int, shape: list[int] | None = None) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    graph = helper.make_graph(
-        nodes,
+        halves = ["step/unconditional", "step/conditional"]
+        builder.split("Split", out, outputs=halves, axis=0, num_outputs=2)
+        difference = builder.op("Mul", row["guidance_scale"], builder.op("Sub", halves[1], halves[0]))
+        out = builder.op("Add", halves[0], difference)
+    step_ops(builder, row, "x", out, "x0_previous", "z", "x_next", "x0")
+    x_next = builder.cast("x_next", "float32")
+    builder.op("Concat", *[x_next] * (1 + guided), axis=0, output="network_input")
+    state = ("float64", None)
+    graph = builder.graph(
         "guided_step" if guided else "step",
-        [
-            value("x", TensorProto.DOUBLE),
-            value("out", TensorProto.FLOAT),
-            value("x0_previous", TensorProto.DOUBLE),
-            value("z", TensorProto.DOUBLE),
-            value("row", TensorProto.DOUBLE, [len(COEFFICIENTS) + 1]),
-        ],
-        [
-            value("x_next", TensorProto.DOUBLE),
-            value("x0", TensorProto.DOUBLE),
-            value("network_input", TensorProto.FLOAT),
-        ],
+        {
+            "x": state,
+            "out": ("float32", None),
+            "x0_previous": state,
+            "z": state,
+            "row": ("float64", [len(COEFFICIENTS) + 1]),
+        },
+        {"x_next": state, "x0": state, "network_input": ("float32", None)},
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
+    return onnx_file(graph)
 
 
 if __name__ == "__main__":

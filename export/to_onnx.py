@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from export.exporter import ParityError as ParityError
     from export.exporter import denoiser_graph as denoiser_graph
     from export.exporter import export_onnx as export_onnx
+    from export.exporter import export_whole_loop as export_whole_loop
     from export.exporter import onnx_model as onnx_model
     from export.exporter import sampler_spec as sampler_spec
 else:
@@ -27,7 +28,11 @@ else:
 
     __all__, __getattr__, __dir__ = lazy_names(
         __name__,
-        {"export.exporter": "OPSET ParityError denoiser_graph export_onnx onnx_model sampler_spec"},
+        {
+            "export.exporter": """
+                OPSET ParityError denoiser_graph export_onnx export_whole_loop onnx_model sampler_spec
+            """
+        },
     )
 
 
@@ -40,14 +45,36 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.t
     """
     parser = OneLineParser(prog=prog, description="Export a trained model to ONNX.")
     parser.add_argument("model", type=Path, help="folder with config.json and model.safetensors")
-    parser.add_argument("--output", type=Path, default=Path("sampler.onnx"))
+    parser.add_argument("--output", type=Path, help="default: sampler.onnx, or whole-loop.onnx")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
         default="fp32",
         help="fp16: store the weights in 16 bits, which halves the file",
     )
+    parser.add_argument(
+        "--whole-loop",
+        action="store_true",
+        help="write a file that draws finished samples in one call of ONNX Runtime, in any language, instead "
+        "of one for export.sampler: see docs/whole-loop.md",
+    )
+    parser.add_argument(
+        "--in-graph-noise",
+        action="store_true",
+        help="with --whole-loop: the file makes the noise of a seed itself",
+    )
+    parser.add_argument(
+        "--required-inputs",
+        action="store_true",
+        help="with --whole-loop: table, guidance_scale and first_index have no default values, which ONNX "
+        "Runtime's JavaScript and Java cannot override",
+    )
     options = parser.parse_args(arguments)
+    loop_options = {name: getattr(options, name) for name in ("in_graph_noise", "required_inputs")}
+    if any(loop_options.values()) and not options.whole_loop:
+        parser.error("--in-graph-noise, --required-inputs: give --whole-loop too")
+    if options.output is None:
+        options.output = Path("whole-loop.onnx" if options.whole_loop else "sampler.onnx")
     # Not before the arguments are known to be right: this takes seconds.
     from diffusion.training.checkpoints import TrainedModel
     from export import exporter
@@ -57,6 +84,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.t
         model = TrainedModel.load(options.model)
         content, cases = exporter.export_onnx(model, options.precision)
         note = exporter.compare_samples(model, content, cases)
+        if options.whole_loop:
+            content, loop_cases = exporter.export_whole_loop(content, **loop_options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,6 +106,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.t
     print(f"largest difference: {worst:.1e}, relative to the largest output")
     if note:
         print(note)
+    if options.whole_loop:
+        worst = max(case.max_abs_error for case in loop_cases)
+        print(
+            f"whole loop: {len(loop_cases)} comparisons with export.sampler passed, largest difference "
+            f"{worst:.1e} standard deviations of the data"
+        )
+        return 0
     print(f"next: python -m export.sampler {options.output} --output samples.png")
     return 0
 

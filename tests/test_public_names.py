@@ -23,7 +23,7 @@ NAMES = {
         scaled_linear_betas sigmoid_betas sinusoidal_embedding step to_epsilon to_score to_v to_x_0
         train variational_bound zero_terminal_snr
     """,
-    "export": "Cancelled ParityCase ParityError Sampler export_onnx",
+    "export": "Cancelled ParityCase ParityError Preview Sampler export_onnx export_whole_loop",
     "workflows": "Champion RunFailed SearchSpace SweepResult TrainingResult run_sweep run_training",
 }
 # Names of which each loads no library but numpy, Pillow and, for Sampler, ONNX Runtime.

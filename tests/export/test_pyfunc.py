@@ -1,10 +1,12 @@
 """Models behind MLflow's pyfunc interface. `_load_pyfunc` is the name that MLflow looks for."""
 
+import json
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from diffusion.errors import InputError
 from export.pyfunc import _load_pyfunc, _SamplerModel
@@ -80,9 +82,58 @@ def test_images_keep_their_shape(image_file, image_sampler):
     np.testing.assert_allclose(actual, image_sampler.sample(2), rtol=1e-5, atol=1e-4)
 
 
-def test_an_invalid_request_is_refused(served):
-    with pytest.raises(InputError, match="num_samples 0"):
-        served.predict(pd.DataFrame({"num_samples": [0], "seed": [0]}))
+def test_parameters_choose_the_sampler(point_sampler):
+    model = _SamplerModel(point_sampler)
+    options = {"sampler": "dpmpp_2m", "num_steps": 5, "spacing": "linspace"}
+    actual = model.predict(
+        pd.DataFrame({"num_samples": [4]}), {**options, "eta": None, "guidance_scale": None}
+    )
+    np.testing.assert_array_equal(actual, point_sampler.sample(4, **options))
+    own = point_sampler.sample(4)
+    assert np.abs(actual - own).max() > 1e-3 * own.std()
+    np.testing.assert_array_equal(model.predict(pd.DataFrame({"num_samples": [4]}), {"time_limit": 600}), own)
+
+
+@pytest.mark.parametrize(
+    ("table", "params", "named"),
+    [
+        ({"num_samples": [0]}, {}, "num_samples 0"),
+        ({"num_samples": [2.5]}, {}, "num_samples 2.5: give a whole number"),
+        ({"num_samples": [np.nan]}, {}, "num_samples nan"),
+        ({"num_samples": ["2"]}, {}, "num_samples '2'"),
+        ({"seed": [1]}, {}, "the column num_samples"),
+        ({"num_samples": []}, {}, "at least one row"),
+        ({"num_samples": [1], "seed": [1.5]}, {}, "seed 1.5"),
+        ({"num_samples": [1], "label": ["cat"]}, {}, "has no classes"),
+        ({"num_samples": [1]}, {"sampler": "euler"}, "'euler'"),
+        ({"num_samples": [1]}, {"num_steps": 2.5}, "num_steps 2.5"),
+        ({"num_samples": [1]}, {"guidance_scale": 2.0}, "guidance_scale 2"),
+        ({"num_samples": [1]}, {"time_limit": 0}, "time_limit 0"),
+        ({"num_samples": [1]}, {"time_limit": "soon"}, "time_limit 'soon'"),
+        ({"num_samples": [1]}, {"steps": 3}, "params steps"),
+    ],
+    ids=str,
+)
+def test_an_invalid_request_is_refused_in_a_line(point_sampler, table, params, named):
+    """For Python an InputError; for MLflow's server a fault of the request, whose message alone it sends."""
+    with pytest.raises(InputError) as caught:
+        _SamplerModel(point_sampler).predict(pd.DataFrame(table), params)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, MlflowException) and caught.value.get_http_status_code() == 400
+    assert caught.value.__cause__ is None
+    assert "stack_trace" not in json.loads(caught.value.serialize_as_json())
+
+
+def test_the_time_limit_is_for_the_whole_table(point_sampler, monkeypatch):
+    """In MLflow's server it is by default the time for which that waits."""
+    model, table = _SamplerModel(point_sampler), pd.DataFrame({"num_samples": [1] * 500})
+    with pytest.raises(InputError, match="time_limit"):
+        model.predict(table, {"time_limit": 0.02})
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "0.02")
+    assert len(model.predict(table[:10])) == 10, "not outside of it"
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    with pytest.raises(InputError, match="time_limit"):
+        model.predict(table)
 
 
 def test_another_file_is_refused(tmp_path):

@@ -13,15 +13,17 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import diffusion
 import export
 from diffusion.metrics import is_detail
+from export.pyfunc import PARAMETERS
 from export.sampler import Sampler
 from workflows.tracking.tracker import PublishedModel, RegistrationError
 
 _REQUIREMENTS = ("numpy", "onnxruntime", "pillow")
+_PARAMETER_TYPES = {str: DataType.string, int: DataType.long, float: DataType.double}
 _ALIAS = "champion"
 _NAME = "sampler"  # of the model in its run
 
@@ -135,8 +137,15 @@ def log_model(
     columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed", required=False)]
     if spec.classes:
         columns.append(ColSpec(DataType.string, "label", required=False))
+    params = [
+        ParamSpec(name, _PARAMETER_TYPES[kind], default=None)
+        for name, kind in PARAMETERS.items()
+        if spec.classes or name != "guidance_scale"
+    ]
     signature = ModelSignature(
-        inputs=Schema(columns), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *spec.shape))])
+        inputs=Schema(columns),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *spec.shape))]),
+        params=ParamSchema(params),
     )
     # MLflow prints the version on standard error.
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id):

@@ -61,6 +61,10 @@ def test_the_model_has_a_signature_and_an_example(registered):
     model = mlflow.pyfunc.load_model("models:/points@champion")
     assert model.metadata.signature.inputs.input_names() == ["num_samples", "seed"]
     assert model.metadata.signature.outputs.inputs[0].shape == (-1, 2)
+    parameters = [each.name for each in model.metadata.signature.params.params]
+    assert parameters == ["sampler", "num_steps", "eta", "spacing", "time_limit"], (
+        "no guidance without classes"
+    )
     assert model.predict(model.input_example).shape == (4, 2)
     samples = model.predict(pd.DataFrame({"num_samples": [3], "seed": [1]}))
     expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
@@ -124,18 +128,50 @@ def test_mlflow_serves_the_champion(registered, tmp_path):
             start_new_session=True,
         )
     try:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            json.dumps({"dataframe_records": [{"num_samples": 3, "seed": 1}]}).encode(),
-            {"Content-Type": "application/json"},
-        )
+        request = invocation(port, {"dataframe_records": [{"num_samples": 3, "seed": 1}]})
         response = wait_for_response(request, server, log)
+        records = {"dataframe_records": [{"num_samples": 2}]}
+        params = {"sampler": "dpmpp_2m", "num_steps": 3, "time_limit": 50.0}
+        with urllib.request.urlopen(invocation(port, {**records, "params": params}), timeout=120) as answer:
+            chosen = json.load(answer)
+        refusals = [
+            refusal(invocation(port, {"dataframe_records": [{"num_samples": 0}]})),
+            refusal(invocation(port, {"dataframe_records": [{"num_samples": 2**40}]})),
+            refusal(invocation(port, {**records, "params": {"num_steps": 1000}})),
+            refusal(invocation(port, {**records, "params": {"num_steps": "ten"}})),
+            refusal(invocation(port, {**records, "params": {"time_limit": 1e-9}})),
+        ]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, 15)
         server.wait(timeout=120)
     expected = Sampler(registered[1], provider="cpu").sample(3, seed=1)
     np.testing.assert_allclose(response["predictions"], expected, rtol=0, atol=1e-5 * expected.std())
+
+    expected = Sampler(registered[1], provider="cpu").sample(2, sampler="dpmpp_2m", num_steps=3)
+    np.testing.assert_allclose(chosen["predictions"], expected, rtol=0, atol=1e-5 * expected.std())
+    for (status, body), words in zip(
+        refusals,
+        ["num_samples 0", "num_samples 1099511627776", "num_inference_steps 1000", "num_steps", "time_limit"],
+        strict=True,
+    ):
+        assert status == 400 and words in body, body
+        assert "Traceback" not in body and "stack_trace" not in body and ".py" not in body, body
+
+
+def invocation(port, content):
+    return urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        json.dumps(content).encode(),
+        {"Content-Type": "application/json"},
+    )
+
+
+def refusal(request):
+    """Status and body of an answer that is an error."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=120)
+    return caught.value.code, caught.value.read().decode()
 
 
 def wait_for_response(request, server, log):
