@@ -301,8 +301,11 @@ def test_the_package_has_types_and_runs_where_it_is_installed(files, tmp_path, r
     (consumer / "package.json").write_text('{"type": "module"}')
     (consumer / "consumer.ts").write_text(CONSUMER)
     compiler = JAVASCRIPT / "node_modules" / "typescript" / "bin" / "tsc"
-    flags = ["--strict", "--noEmit", "--target", "es2022", "--module", "nodenext", "--types", ""]
-    result = node(compiler, *flags, "consumer.ts", cwd=consumer)
+    options = {"strict": True, "noEmit": True, "target": "es2022", "module": "nodenext", "types": []}
+    (consumer / "tsconfig.json").write_text(
+        json.dumps({"compilerOptions": options, "files": ["consumer.ts"]})
+    )
+    result = node(compiler, cwd=consumer)
     assert result.returncode == 0, result.stdout
     (consumer / "draw.js").write_text(
         'import { readFileSync } from "node:fs";\n'
