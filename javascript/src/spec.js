@@ -89,6 +89,8 @@ const MAX_FLOAT32 = 3.4028234663852886e38;
  */
 export function readSpec(entries) {
   const version = entries.get(`${PREFIX}format_version`);
+  if (entries.has(`${PREFIX}whole_loop`))
+    throw new InputError("the file is a whole loop, which ONNX Runtime runs by itself: give the sampler.onnx of a run");
   if (version === undefined)
     throw new InputError("the file has no ray_ddpm metadata: give the sampler.onnx of a run");
   if (version !== "1" && version !== "2")
