@@ -1,9 +1,10 @@
 # ruff: noqa: I001  (sorting would put every name on a line of its own)
-"""Writing `sampler.onnx` (`export_onnx`), checking it against PyTorch, and drawing samples (`Sampler`)."""
+"""Writing `sampler.onnx` (`export_onnx`), checking it, and drawing samples (`Sampler`, `Cascade`)."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from export.cascade import Cascade as Cascade
     from export.limits import Cancelled as Cancelled
     from export.parity import ParityCase as ParityCase, ParityError as ParityError
     from export.sampler import Preview as Preview, Sampler as Sampler
@@ -14,6 +15,7 @@ else:
     __all__, __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "export.cascade": "Cascade",
             "export.limits": "Cancelled",
             "export.parity": "ParityCase ParityError",
             "export.sampler": "Preview Sampler",

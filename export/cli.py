@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from diffusion.errors import InputError
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.contract import FAST
@@ -35,6 +36,21 @@ def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:
         metavar="NAME=FILE.npy",
         help="value of a condition of the model, for all samples or one per sample: a file of numpy.save, or "
         "a number; once for each condition",
+    )
+    parser.add_argument(
+        "--then",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="SECOND.onnx",
+        help="a model of train.py --super-resolution, which draws larger images for those of MODEL; may be "
+        "given again for a third one",
+    )
+    parser.add_argument(
+        "--low-resolution-noise",
+        type=float,
+        help="with --then: standard deviation of the noise added to the images between two models; default: "
+        "the file's own",
     )
     parser.add_argument("--threads", type=int, help="CPU threads; default: chosen by the size of the model")
     parser.add_argument(
@@ -118,6 +134,20 @@ def _add_given_flags(parser: argparse.ArgumentParser) -> None:
         help="with --start-from-image or --interpolate: fraction of the steps that run, above 0 and up to "
         "1, by default 0.6: the smaller, the closer to what is given",
     )
+
+
+def check_cascade_flags(options: argparse.Namespace) -> None:
+    """Check the flags about a cascade, before a model is opened.
+
+    Raises:
+        InputError: a flag needs --then, or does not go with it.
+    """
+    if not options.then and options.low_resolution_noise is not None:
+        raise InputError("--low-resolution-noise: it needs --then; give that too, or leave it out")
+    for name in ("known", "start_from_image", "interpolate"):
+        if options.then and getattr(options, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag}: it does not go with --then; give one of them")
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,7 @@ UInt32Array = NDArray[np.uint32]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
+_BETWEEN_MODELS = np.uint32(0xFFFFFFFF)  # k of what belongs to no row of a table
 
 
 def threefry(
@@ -42,6 +43,33 @@ def threefry(
             x0 = x0 + schedule[(group + 1) % 3]
             x1 = x1 + schedule[(group + 2) % 3] + np.uint32(group + 1)
     return x0, x1
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """Seed of the noise of a model in a cascade, so that each has its own: the seed itself for the first.
+
+    For another one it is the first of Threefry's words for key = (seed mod 2^32, stage) and
+    counter = (2^32 - 1, 0), which no sample's noise has.
+
+    Args:
+        seed: seed of the cascade.
+        stage: number of the model, from 0.
+    """
+    if stage == 0:
+        return seed
+    word, _ = threefry((seed_words(seed), np.uint32(stage)), (_BETWEEN_MODELS, np.uint32(0)))
+    return int(word)
+
+
+def condition_noise(seed: int, sample_indices: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Noise of the images that a model in a cascade receives: `normal_noise` with k = 2^32 - 1.
+
+    Args:
+        seed: `stage_seed` of the model.
+        sample_indices: indices of the samples, [batch].
+        shape: shape of one image.
+    """
+    return normal_noise(seed, sample_indices, int(_BETWEEN_MODELS), shape)
 
 
 def seed_words(seeds: int | Sequence[int]) -> UInt32Array:

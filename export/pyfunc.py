@@ -1,4 +1,4 @@
-"""MLflow's pyfunc interface to sampler.onnx; the `loader_module` of logged models.
+"""MLflow's pyfunc interface to sampler.onnx or the files of a cascade; the `loader_module` of logged models.
 
 import mlflow
 import pandas as pd
@@ -11,6 +11,7 @@ samples = model.predict(pd.DataFrame({"num_samples": [64]}), params={"sampler": 
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diffusion.errors import InputError
+from export.cascade import Cascade, cascade_files
 from export.sampler import Sampler
+from export.session import Provider
 from export.values import real_number
 
 # Parameters of a request, with their types, beside the columns of its table. `guidance_scale` is only for
@@ -39,7 +42,7 @@ _SERVERS_LIMIT, _SERVERS_DEFAULT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "60"
 
 
 class _SamplerModel:
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler | Cascade) -> None:
         self._sampler = sampler
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
@@ -125,5 +128,17 @@ def _whole(value: Any) -> Any:
 
 
 def _load_pyfunc(data_path: str) -> _SamplerModel:
-    """Load the model; MLflow calls this with the path of the logged sampler.onnx."""
-    return _SamplerModel(Sampler(data_path))
+    """Load the model; MLflow calls this with the path of the logged sampler.onnx or of a folder of files."""
+    return _SamplerModel(open_model(Path(data_path)))
+
+
+def open_model(path: Path, provider: Provider = "auto") -> Sampler | Cascade:
+    """Open a logged model.
+
+    Args:
+        path: path of a sampler.onnx, or of a folder with the files of a cascade, see `cascade_files`.
+        provider: where the networks run, as for `export.Sampler`.
+    """
+    if not path.is_dir():
+        return Sampler(path, provider)
+    return Cascade([Sampler(each, provider) for each in cascade_files(path)])

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from diffusion.errors import InputError
+from export.cascade import cascade_files
 
 REGISTRY = "models:/"  # how the URI of a registered model begins
 _MAX_MESSAGE = 200
@@ -30,6 +31,20 @@ def download_sampler(uri: str) -> bytes:
     Raises:
         InputError: MLflow is not installed, the model does not exist, or it contains no sampler.onnx.
     """
+    models = download_models(uri)
+    if len(models) != 1:
+        raise InputError(
+            f"{uri} is a cascade of {len(models)} models: open it by "
+            "Cascade([Sampler(each) for each in export.registered.download_models(URI)])"
+        )
+    return models[0]
+
+
+def download_models(uri: str) -> list[bytes]:
+    """Download the sampler.onnx of a registered model, or the files of a registered cascade in their order.
+
+    Arguments and errors as for `download_sampler`.
+    """
     if not uri.startswith(REGISTRY):
         raise InputError(f"{uri!r}: give {REGISTRY}NAME@ALIAS or {REGISTRY}NAME/VERSION")
     try:
@@ -47,9 +62,12 @@ def download_sampler(uri: str) -> bytes:
                 f"{uri} cannot be downloaded from {mlflow.get_tracking_uri()}: {first_line}"
             ) from error
         files = sorted(Path(folder).rglob("sampler.onnx"))
-        if len(files) != 1:
+        if len(files) == 1:
+            return [files[0].read_bytes()]
+        first = next(iter(Path(folder).rglob("1.onnx")), None)
+        if files or first is None:
             raise InputError(
                 f"{uri} contains {len(files)} files named sampler.onnx instead of one: "
                 "give a model that a sweep registered"
             )
-        return files[0].read_bytes()
+        return [path.read_bytes() for path in cascade_files(first.parent)]

@@ -34,7 +34,8 @@ from diffusion.process.samplers import (
 )
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
-from export.cli import sampler_parser, sampling_options
+from export.cascade import Cascade
+from export.cli import check_cascade_flags, sampler_parser, sampling_options
 from export.conditions import ConditionInputs, read_conditions, resolve_conditions
 from export.contract import FAST, OUTPUT
 from export.doctor import doctor_report
@@ -695,18 +696,25 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
     if options.model is None:
         parser.error("give the path of a sampler.onnx")
     try:
+        check_cascade_flags(options)
         check_given_flags(options)
-        sampler = Sampler(options.model, options.provider, options.threads)
+        opened = [Sampler(path, options.provider, options.threads) for path in (options.model, *options.then)]
+        sampler = opened[-1]
+        draw: Any = sampler.sample
+        if options.then:
+            draw = partial(Cascade(opened).sample, low_resolution_noise=options.low_resolution_noise)
         check_suffix(options.output, sampler.spec)
         given = read_given(options, sampler.spec)
-        print(
-            f"{printable(str(options.model))}: {sampler.spec.data['kind']} of shape "
-            f"{list(sampler.spec.shape)}, runs on {sampler.runs_on}"
-        )
+        for path, each in zip((options.model, *options.then), opened, strict=True):
+            print(
+                f"{printable(str(path))}: {each.spec.data['kind']} of shape {list(each.spec.shape)}, runs on "
+                f"{each.runs_on}"
+            )
         for note in given.notes:
             print(printable(note))
         started = time.perf_counter()
-        draw: Any = sampler.sample if given.ends is None else partial(sampler.interpolate, *given.ends)
+        if given.ends is not None:
+            draw = partial(sampler.interpolate, *given.ends)
         samples = draw(
             given.num_samples,
             first_index=options.first_index,

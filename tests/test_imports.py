@@ -25,7 +25,7 @@ LAYERS = {
         "redaction", "environment", "installation", "terminal", "status", "signals", "storage", "data",
         "ray_runtime", "tracking", "publishing", "cli", "cluster", "evaluation", "bulk_sampling",
         "training", "sweep", "results", "api", "run_management", "sync", "doctor", "ui", "generate",
-        "evaluate", "runs", "train", "tune", "__main__",
+        "evaluate", "register", "runs", "train", "tune", "__main__",
     ),
 }  # fmt: skip
 ABOVE = {

@@ -23,7 +23,7 @@ NAMES = {
         scaled_linear_betas sigmoid_betas sinusoidal_embedding step to_epsilon to_score to_v to_x_0
         train variational_bound zero_terminal_snr
     """,
-    "export": "Cancelled ParityCase ParityError Preview Sampler export_onnx export_whole_loop",
+    "export": "Cancelled Cascade ParityCase ParityError Preview Sampler export_onnx export_whole_loop",
     "workflows": "Champion RunFailed SearchSpace SweepResult TrainingResult run_sweep run_training",
 }
 # Names of which each loads no library but numpy, Pillow and, for Sampler, ONNX Runtime.
@@ -34,7 +34,7 @@ LIGHT = {
         draw_samples linear_betas preset quadratic_betas respaced_timesteps sampler_table scaled_linear_betas
         sigmoid_betas step zero_terminal_snr dataset_from_memory
     """,
-    "export": "Cancelled Sampler",
+    "export": "Cancelled Cascade Sampler",
     "workflows": "RunFailed SearchSpace SweepResult TrainingResult run_sweep run_training",
 }
 # Their values are those of config files and of JSON: of a type that differs from one parameter to the next.

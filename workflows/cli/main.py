@@ -27,6 +27,7 @@ _COMMANDS = {
     "sample": _Command("export.sampler", None, "draw samples from a sampler.onnx"),
     "generate": _Command("workflows.generate", "train", "draw many samples on all cores, GPUs or machines"),
     "evaluate": _Command("workflows.evaluate", "train", "judge samples of models or of other programs"),
+    "register": _Command("workflows.register", "train", "put several models into the registry as a cascade"),
     "runs": _Command("workflows.runs", "train", "list, compare and delete runs"),
     "export": _Command("export.to_onnx", "train", "export a trained model to ONNX"),
     "sync": _Command("workflows.sync", "train", "send to MLflow what it has missed"),

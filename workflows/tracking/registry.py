@@ -18,8 +18,8 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 import diffusion
 import export
 from diffusion.metrics import is_detail
-from export.pyfunc import PARAMETERS
-from export.sampler import Sampler
+from export.cascade import Cascade
+from export.pyfunc import PARAMETERS, open_model
 from workflows.tracking.tracker import PublishedModel, RegistrationError
 
 _REQUIREMENTS = ("numpy", "onnxruntime", "pillow")
@@ -133,14 +133,16 @@ def log_model(
         The number of the registered version, empty if it is not registered, and the id of the model.
     """
     _delete_earlier_models(client, run_id)
-    spec = Sampler(model.sampler_file, provider="cpu").spec
+    opened = open_model(model.sampler_file, provider="cpu")
+    spec = opened.spec
+    classes = opened.classes if isinstance(opened, Cascade) else spec.classes
     columns = [ColSpec(DataType.long, "num_samples"), ColSpec(DataType.long, "seed", required=False)]
-    if spec.classes:
+    if classes:
         columns.append(ColSpec(DataType.string, "label", required=False))
     params = [
         ParamSpec(name, _PARAMETER_TYPES[kind], default=None)
         for name, kind in PARAMETERS.items()
-        if spec.classes or name != "guidance_scale"
+        if classes or name != "guidance_scale"
     ]
     signature = ModelSignature(
         inputs=Schema(columns),

@@ -42,7 +42,8 @@ class PublishedModel:
     """A published model as a tracker gets it.
 
     Attributes:
-        sampler_file: path of its sampler.onnx.
+        sampler_file: path of its sampler.onnx, or of a folder with the files of a cascade, see
+            `export.cascade.cascade_files`.
         params: its parameters by dotted name.
         metrics: its metrics, which have been logged.
     """
