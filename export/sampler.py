@@ -118,6 +118,7 @@ class _Request:
     seeds: UInt32Array  # one for all, [], or one per sample, [num_samples]
     first_index: int
     table: SamplerTable
+    num_calls: int  # of the network, for each batch
     labels: NDArray[np.int64] | None
     conditions: ConditionInputs
     guidance_scale: float
@@ -435,16 +436,19 @@ class Sampler:
         classes = self.spec.classes
         if seed_list is not None and labels is None and classes:
             labels = first % len(classes)
+        table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
+        checked = resolve_given(count, self.spec.units, **given)
         return _Request(
             samples=np.empty((count, *self.spec.shape), dtype=np.float32),
             seeds=words,
             first_index=first,
-            table=self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing),
+            table=table,
+            num_calls=checked.num_calls(table),
             labels=resolve_labels(labels, count, classes, first),
             conditions=resolve_conditions(conditions, count, self.spec.conditions),
             guidance_scale=self._guidance_scale(guidance_scale),
             batch_size=size,
-            given=resolve_given(count, self.spec.units, **given),
+            given=checked,
         )
 
     def interpolate(
@@ -497,7 +501,7 @@ class Sampler:
     def _draw(self, request: _Request, guard: RequestGuard) -> Iterator[_State]:
         """Fill `request.samples` batch by batch, yielding after each network call."""
         samples, given, batch_size = request.samples, request.given, request.batch_size
-        num_calls = given.num_calls(request.table)
+        num_calls = request.num_calls
         samples_done = batches_done = 0
         while samples_done < len(samples):
             batch = slice(samples_done, min(samples_done + batch_size, len(samples)))

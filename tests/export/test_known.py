@@ -258,3 +258,5 @@ def test_a_file_with_impossible_levels_is_refused_where_they_matter(
     for options in ({"known": [1.0, np.nan]}, {"start_from": [1.0, 1.0]}):
         with pytest.raises(InputError, match="alphas_cumprod is not between 0 and 1"):
             sampler.sample(2, **options)
+        with pytest.raises(InputError, match="alphas_cumprod is not between 0 and 1"):
+            sampler.stream(2, **options)  # before anything is asked for

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_repaint
 
 from diffusion.process import samplers
 from diffusion.process.generate import generate, sample_states
 from diffusion.process.image_start import first_row, start_from
-from diffusion.process.inpainting import JUMP_NOISE, KNOWN_NOISE, REPETITION, Inpainting
+from diffusion.process.inpainting import JUMP_NOISE, KNOWN_NOISE, REPETITION, Inpainting, inject
 from diffusion.process.samplers import last_sample, sampler_table, step, trajectory
 from diffusion.process.sampling_methods import SamplingMethod, Stage, ddim
 from diffusion.registry import SAMPLERS
@@ -235,3 +236,32 @@ def test_generate_inpaints_and_starts(schedule):
     assert (weak - x_0).abs().mean() < 0.5 * (strong - x_0).abs().mean()
     with pytest.raises(ValueError, match="strength"):
         generate(Network(), table, (4,), 5, seed=0, x_0=x_0, strength=0.0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_every_run_and_jump_is_that_of_diffusers(schedule, eta, monkeypatch):
+    """RePaintScheduler in float64, which has one noise for both parts. Its pipeline orders runs otherwise."""
+    count, betas = schedule.num_train_timesteps, schedule.betas.copy()
+    theirs = scheduling_repaint.RePaintScheduler(count, trained_betas=betas, eta=eta, clip_sample=False)
+    theirs.betas, theirs.alphas_cumprod = torch.tensor(betas), torch.tensor(schedule.alphas_cumprod)
+    theirs.final_alpha_cumprod, theirs.num_inference_steps = torch.tensor(1.0).double(), count
+    known, mask = torch.from_numpy(KNOWN), torch.from_numpy(1.0 - UNKNOWN)
+
+    def tensor_noise(index):
+        return torch.from_numpy(noise(index % 2**30))  # one for both parts
+
+    table = sampler_table(schedule, "ddim", count, eta=eta)
+    x = inject(noise(-1), Inpainting(KNOWN, UNKNOWN), table.alphas_cumprod[0], lambda: noise(2**30 - 1))
+    x = torch.from_numpy(x)
+    for run in Inpainting(KNOWN, UNKNOWN, 2).runs(table):
+        timestep, fresh = int(table.timesteps[run.row]), tensor_noise(run.noise_index)
+        monkeypatch.setattr(scheduling_repaint, "randn_tensor", lambda *_, fresh=fresh, **__: fresh)
+        if run.signal is not None:
+            x = theirs.undo_step(x, timestep)
+        out = torch.from_numpy(denoise(x.numpy(), timestep))
+        x = theirs.step(out, timestep, x, known, mask).prev_sample
+    ours = last_sample(
+        trajectory(denoise, noise(-1), table, lambda index: noise(index if index < 0 else index % 2**30),
+                   Inpainting(KNOWN, UNKNOWN, 2))
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, x.numpy(), rtol=0, atol=1e-9)
