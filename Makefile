@@ -13,8 +13,10 @@
 # make docs-outputs  run the commands of the documentation, and write what they print into it; half an hour
 # make docs-pictures make its pictures again, from the runs of make docs-outputs
 # make notebook      execute the notebook of examples/ again; four minutes
+# make javascript    install the packages of javascript/, check its types and pack it; needs Node.js with npm
+# make page          make a web page that draws samples, into build/page (MODEL=sampler.onnx, PAGE=folder, WEBGPU=no)
 # make lint          check format, lint and types, as CI does
-# make clean         remove the environment
+# make clean         remove the environment and the packages of javascript/
 # TORCH=cpu makes an environment without CUDA's packages, 3.4 GB less, if pip's index has PyTorch's CPU wheels, or
 # PIP_EXTRA_INDEX_URL names one that has. The other commands then keep it.
 
@@ -33,7 +35,7 @@ PORT ?= 5000
 CLUSTER ?= ray_cluster.yaml
 
 .PHONY: demo bench test test-quick coverage test-slow test-faults test-cluster lint doctor docs docs-outputs \
-	docs-pictures notebook ui cluster-ui clean
+	docs-pictures javascript page notebook ui cluster-ui clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/python workflows/tune.py --data digits
@@ -94,6 +96,21 @@ docs-outputs: $(VENV)/test.stamp
 docs-pictures: $(VENV)/test.stamp
 	$(BIN)/python -m docs.pictures --folder $(DOCS_RUNS)
 
+# The champion of the newest sweep, unless another file is given.
+MODEL ?= $(firstword $(shell ls -t runs/*/champion/sampler.onnx 2>/dev/null))
+PAGE ?= build/page
+WEBGPU ?= yes
+NODE_PACKAGES := javascript/node_modules/.package-lock.json
+
+javascript: $(NODE_PACKAGES)
+	cd javascript && npm pack --silent
+
+page: $(NODE_PACKAGES)
+	@test -n "$(MODEL)" || \
+	  { echo "error: runs/ has no champion; run make demo first, or give a file: make page MODEL=sampler.onnx"; exit 2; }
+	@node javascript/page/build.js "$(MODEL)" "$(PAGE)" $(if $(filter no,$(WEBGPU)),--without-webgpu)
+	@echo "to see it: python3 -m http.server --directory $(PAGE), then open http://localhost:8000"
+
 notebook: $(VENV)/docs.stamp
 	$(BIN)/jupyter execute --inplace --timeout 1800 examples/*.ipynb
 
@@ -105,7 +122,12 @@ cluster-ui: $(VENV)/cluster.stamp
 	http://127.0.0.1:8265 (its token: ray get-auth-token). Press Ctrl-C to stop."; sleep infinity'
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) javascript/node_modules
+
+$(NODE_PACKAGES): javascript/package.json javascript/package-lock.json
+	@command -v npm > /dev/null || { echo "error: npm is missing; on Debian: apt-get install nodejs npm"; exit 2; }
+	cd javascript && npm ci --ignore-scripts  # that of onnxruntime-node would download CUDA's libraries
+	@touch $@
 
 # One environment with extras installed on demand. A changed dependency recreates it, so nothing stale remains.
 $(VENV)/torch-$(TORCH).stamp: pyproject.toml constraints.txt

@@ -37,6 +37,7 @@ LONG = (
     "benchmarks",
     "workflows/storage/test_old_runs.py",
     "workflows/cli/test_main.py",
+    "workflows/test_doctor.py",
 )
 
 # Modules that `make test` runs in one process: those that start Ray, and those whose fixtures convert models.

@@ -84,12 +84,7 @@ class Lab:
     ) -> "subprocess.CompletedProcess[str]":
         """Run a shell command on a host, in the project's folder, in the environment of a login shell."""
         process = self.start(host, command)
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate(timeout=20)
-            raise AssertionError(f"{host}: {command}: not done in {timeout} s\n{output[-4000:]}") from None
+        output = output_of(process, timeout, f"{host}: {command}")
         assert not check or process.returncode == 0, f"{host}: {command}\n{output[-6000:]}"
         return subprocess.CompletedProcess(command, process.returncode, output, "")
 
@@ -199,12 +194,43 @@ class Lab:
         return ":22 " in result.stdout
 
 
+class Patience:
+    """A time limit for what takes as many times longer as there are processes for each of the cores.
+
+    Args:
+        seconds: time that it may take on a machine that does nothing else.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._started, self._seconds, self._slowdown = time.monotonic(), seconds, 1.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more time has passed, at the highest load so far."""
+        self._slowdown = max(self._slowdown, os.getloadavg()[0] / (os.cpu_count() or 1))
+        return time.monotonic() > self._started + self._seconds * self._slowdown
+
+
 def wait_for(condition: Callable[[], bool], seconds: float, description: str) -> None:
-    """Wait until a condition holds, or fail with a description of it."""
-    deadline = time.monotonic() + seconds
+    """Wait until a condition holds, or fail with a description of it; `seconds` as for `Patience`."""
+    patience = Patience(seconds)
     while not condition():
-        assert time.monotonic() < deadline, f"{description}: not within {seconds:.0f} s"
+        assert not patience.is_over, f"{description}: not within {seconds:.0f} s"
         time.sleep(0.5)
+
+
+def output_of(process: "subprocess.Popen[str]", seconds: float, description: str) -> str:
+    """What a process has printed when it ends; it is killed, and the test fails, if it takes longer."""
+    patience = Patience(seconds)
+    while True:
+        try:
+            return process.communicate(timeout=1.0)[0]
+        except subprocess.TimeoutExpired:
+            if patience.is_over:
+                break
+    process.kill()
+    output, _ = process.communicate(timeout=20)
+    raise AssertionError(f"{description}: not done in {seconds:.0f} s\n{output[-4000:]}")
 
 
 def mlflow_runs(lab: Lab, host: str) -> dict[str, list[str]]:

@@ -5,9 +5,10 @@ The tests build on each other, in this order.
 
 import json
 import time
+from functools import partial
 
 import pytest
-from lab import ROOT, SHARED, Lab, mlflow_runs, require_hosts, wait_for
+from lab import ROOT, SHARED, Lab, mlflow_runs, output_of, require_hosts, wait_for
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.cluster
@@ -82,10 +83,7 @@ def submit(lab, name, flags=""):
 
 
 def finish(process, seconds):
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
+    output = output_of(process, seconds, "a submitted training")
     assert process.returncode == 0, output[-6000:]
     return output
 
@@ -147,7 +145,7 @@ def test_failures_do_not_change_the_result(pages):
 
     drivers = pages.processes("head", "workflows/train.py")
     pages.run("head", f"kill -9 {' '.join(map(str, drivers))}")
-    process.communicate(timeout=60)
+    output_of(process, 60, "the end of a training without its driver")
     assert process.returncode != 0 and mlflow_runs(pages, "laptop")["interrupted"] == ["RUNNING"]
     finish(submit(pages, "interrupted", "--resume"), 480)
 
@@ -177,9 +175,9 @@ def test_the_mlflow_server_outlives_a_second_ray_up(cluster):
 def test_ray_down_leaves_no_ray_processes(cluster):
     cluster.run("laptop", f"ray down -y {FILE}", timeout=120)
     names = ("raylet/raylet", "gcs_server", "ray::", "dashboard")
-    deadline = time.monotonic() + 120
-    while left := {host: name for host in HOSTS for name in names if cluster.processes(host, name)}:
-        assert time.monotonic() < deadline, left
-        time.sleep(2)
+    for host in HOSTS:
+        for name in names:
+            gone = partial(lambda *of: not cluster.processes(*of), host, name)
+            wait_for(gone, 120, f"the end of {name} on {host}")
     cluster.run("head", "python -m workflows.cluster mlflow --stop")
     wait_for(lambda: not cluster.processes("head", "mlflow"), 20, "the end of MLflow's server")

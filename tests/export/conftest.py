@@ -1,5 +1,6 @@
 """Fixtures: two small models with random weights, their ONNX files, and ways to alter such a file."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import export
+from benchmarks.javascript_runs import missing_packages
 from diffusion.config import Config, NetworkConfig, SamplerConfig, ScheduleConfig
 from diffusion.data.dataset import DataSpec
 from diffusion.networks.build import build_network
@@ -98,6 +100,16 @@ def image_onnx(image_export):
 @pytest.fixture(scope="session")
 def point_onnx(point_model):
     return export_onnx(point_model)[0]
+
+
+@pytest.fixture(scope="session")
+def conditional_file(point_model, tmp_path_factory):
+    """Points with three classes, deployed with guidance."""
+    data = replace(point_model.data, classes=("cat", "dog", "eel"))
+    sampler = SamplerConfig(name="dpmpp_2m", num_steps=6, guidance_scale=2.5)
+    path = tmp_path_factory.mktemp("conditional") / "conditional.onnx"
+    path.write_bytes(export_onnx(make_model(data, sampler))[0])
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +215,15 @@ def shift_output_at(proto, timestep, amount):
         ]
     )
     return proto
+
+
+@pytest.fixture(scope="session")
+def node_packages():
+    """Skips where Node.js or the packages of javascript/ are missing; in CI they must be there."""
+    missing = missing_packages()
+    if missing is not None:
+        assert not os.environ.get("CI"), f"needs {missing}"
+        pytest.skip(f"needs {missing}")
 
 
 @pytest.fixture

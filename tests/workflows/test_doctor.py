@@ -39,7 +39,6 @@ def report(capsys, *arguments):
     return status, text, parts
 
 
-@pytest.mark.long
 def test_ray_starts_in_a_process_of_its_own():
     (line,) = doctor._ray()
     assert line.startswith("starts; machines: 1, CPU cores: ")

@@ -56,6 +56,11 @@ def test_a_slow_rise_ends_at_the_error_of_the_lowest():
     assert best_of(per_example(*rises, spread=1.0)) == 2, "0.08 above the lowest, with an error of 0.1"
 
 
+def test_a_fall_after_a_rise_does_not_hide_the_lowest():
+    """0.54 is lower than the evaluation before it; 0.62 is within an error of it, but not of the lowest."""
+    assert best_of(per_example(0.5, 0.58, 0.54, 0.62, spread=1.0)) == 2
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_objective_that_is_not_finite_is_never_the_best(bad):
     assert best_of([MeasuredObjective(value) for value in (bad, 0.5, bad)]) == 1
