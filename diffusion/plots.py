@@ -50,6 +50,7 @@ def draw_samples(
     limits: tuple[float, float, float, float] | None = None,
     title: str = "",
     num_classes: int = 0,
+    columns: int | None = None,
 ) -> Image.Image:
     """Draw samples in one picture: images as a grid, points as a scatter plot.
 
@@ -60,9 +61,12 @@ def draw_samples(
         title: title of a scatter plot.
         num_classes: if not 0, sample i belongs to class i % num_classes. Each class has a column of the
             grid (up to 16 classes) or a colour.
+        columns: columns of a grid; None: the classes, or as many as make it nearly square.
     """
     if value_range is not None:
-        return image_grid(samples, value_range, columns=num_classes if 0 < num_classes <= 16 else None)
+        if columns is None and 0 < num_classes <= 16:
+            columns = num_classes
+        return image_grid(samples, value_range, columns=columns)
     return scatter(samples, limits, title=title, num_classes=num_classes)
 
 

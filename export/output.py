@@ -12,9 +12,16 @@ from diffusion.files import path_kind, replacing
 from diffusion.plots import IMAGE_CHANNELS, draw_samples
 from export.contract import SamplerSpec
 
+_MAX_PATH_COLUMNS = 16
+
 
 def save_samples(
-    samples: NDArray[np.float32], spec: SamplerSpec, path: Path, *, labels_cycle: bool = True
+    samples: NDArray[np.float32],
+    spec: SamplerSpec,
+    path: Path,
+    *,
+    labels_cycle: bool = True,
+    is_path: bool = False,
 ) -> None:
     """Write samples in the format of the path's suffix: .png (grid or scatter plot), .npy or .csv (points).
 
@@ -24,6 +31,7 @@ def save_samples(
         path: path of the file.
         labels_cycle: for a conditional model, whether the samples' labels cycle through the classes; a
             picture then shows which class each sample has.
+        is_path: whether the samples lead from one to another; a picture then has them in rows of up to 16.
 
     Raises:
         InputError: the suffix is another one, .csv is given for images, or the path cannot be written.
@@ -31,28 +39,32 @@ def save_samples(
     suffix = check_suffix(path, spec)
     try:
         with replacing(path) as part:
-            _write(samples, spec, part, suffix, len(spec.classes) if labels_cycle else 0)
+            if suffix == ".png":
+                draw_samples(
+                    samples,
+                    spec.data["range"],
+                    title=f"{len(samples)} samples",
+                    num_classes=len(spec.classes) if labels_cycle else 0,
+                    columns=min(len(samples), _MAX_PATH_COLUMNS) if is_path else None,
+                ).save(part)
+            else:
+                _write_values(samples, spec, part, suffix)
     except OSError as error:
         raise InputError(
             f"--output {path} cannot be written ({error.strerror}): choose another path"
         ) from error
 
 
-def _write(
-    samples: NDArray[np.float32], spec: SamplerSpec, path: Path, suffix: str, num_classes: int
-) -> None:
+def _write_values(samples: NDArray[np.float32], spec: SamplerSpec, path: Path, suffix: str) -> None:
     if suffix == ".npy":
         np.save(path, samples)
-    elif suffix == ".csv":
-        columns = spec.data.get("columns") or [f"x{index}" for index in range(samples.shape[1])]
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            # The shortest text of each float32: 1.4, where Python's float has 1.399999976158142.
-            writer.writerows(row.astype(str) for row in samples)
-    else:
-        title = f"{len(samples)} samples"
-        draw_samples(samples, spec.data["range"], title=title, num_classes=num_classes).save(path)
+        return
+    columns = spec.data.get("columns") or [f"x{index}" for index in range(samples.shape[1])]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        # The shortest text of each float32: 1.4, where Python's float has 1.399999976158142.
+        writer.writerows(row.astype(str) for row in samples)
 
 
 def check_suffix(path: Path, spec: SamplerSpec) -> str:

@@ -489,7 +489,8 @@ class Sampler:
         labels, scale = options.get("labels"), options.get("guidance_scale")
         if self.spec.classes and labels is None and self._guidance_scale(scale) != 0.0:
             raise InputError(
-                "labels: every frame needs the same class; give labels, or the guidance scale 0 for no class"
+                "labels: every frame needs the same class; give one (--label), or guidance_scale 0 "
+                "(--guidance-scale 0) for no class"
             )
         return self.sample(
             seeds=[seed] * frames,
@@ -729,8 +730,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
             **sampling_options(options),
         )
         seconds = time.perf_counter() - started
-        labels_cycle = options.label is None and given.ends is None
-        save_samples(samples, sampler.spec, options.output, labels_cycle=labels_cycle)
+        is_path = given.ends is not None
+        labels_cycle = options.label is None and not is_path
+        save_samples(samples, sampler.spec, options.output, labels_cycle=labels_cycle, is_path=is_path)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -86,11 +86,12 @@ def test_a_start_from_an_image(image_file, image_sampler, known, capsys):
 
 
 def test_frames_between_two_images(image_file, image_sampler, known, capsys):
-    """8 frames by default, in the grid of the other pictures."""
+    """8 frames by default, in one row."""
     Image.open("known.png").transpose(Image.Transpose.ROTATE_180).save("turned.png")
     assert "8 samples" in run(capsys, image_file, "--interpolate", "known.png", "turned.png", "--steps", 5)
     expected = image_sampler.interpolate(known, known[:, ::-1, ::-1], 8, num_steps=5)
-    drawn = draw_samples(expected, (0.0, 16.0))
+    drawn = draw_samples(expected, (0.0, 16.0), columns=8)
+    assert drawn.width > 7 * drawn.height
     np.testing.assert_array_equal(np.asarray(Image.open("samples.png")), np.asarray(drawn))
 
 
