@@ -229,7 +229,10 @@ def output_of(process: "subprocess.Popen[str]", seconds: float, description: str
             if patience.is_over:
                 break
     process.kill()
-    output, _ = process.communicate(timeout=20)
+    try:
+        output, _ = process.communicate(timeout=5.0)
+    except subprocess.TimeoutExpired as error:  # its children have its output open, and end with the lab
+        output = (error.output or b"").decode(errors="replace")
     raise AssertionError(f"{description}: not done in {seconds:.0f} s\n{output[-4000:]}")
 
 
