@@ -50,6 +50,15 @@ def test_of_many_trials_the_better_half_continues():
     assert np.mean(continued) < 300
 
 
+def test_a_trial_that_runs_again_is_not_compared_with_itself():
+    """As after the end of its node or a lack of memory."""
+    scheduler = at_once(POINTS)
+    assert [report_result(scheduler, "a", 100, value) for value in (1.0, 5.0)] == [
+        TrialScheduler.CONTINUE
+    ] * 2
+    assert report_result(scheduler, "b", 100, 4.0) == TrialScheduler.CONTINUE, "the later run counts"
+
+
 def observe_finished(scheduler, early, final):
     """Add finished trials of an earlier session, given their objectives after 100 and 800 updates."""
     for number, (at_100, at_800) in enumerate(zip(early, final, strict=True)):
