@@ -107,10 +107,23 @@ def test_no_modules_import_each_other_in_a_circle(package):
     assert done == own
 
 
+def test_environment_variables_are_read_in_one_module():
+    """Others at most hand all of them on to a process; the sampler, which runs alone, has its own."""
+    for module, path in FILES.items():
+        if module == "workflows.environment" or module.startswith("export."):
+            continue
+        tree = ast.parse(path.read_text())
+        handed_on = {id(node.left) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+                assert id(node) in handed_on, f"{module}, line {node.lineno}"
+
+
 def test_mlflow_is_for_tracking_and_the_registry():
-    """Only one module of export fetches a registered model, by MLflow's own client."""
+    """Of export, one module fetches registered models, and one is what MLflow loads and serves."""
     users = {name for name in FILES if "mlflow" in {each.split(".")[0] for each in imports(name)}}
     assert users == {
+        "export.pyfunc",
         "export.registered",
         "workflows.tracking.dataset_input",
         "workflows.tracking.deletion",

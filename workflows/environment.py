@@ -1,7 +1,6 @@
-"""Every environment variable of Ray, MLflow, OpenMP and this project that is read or set.
+"""Every environment variable that is read or set.
 
-AWS's own variables are read in `workflows.storage.bucket`. This module imports none of torch, ray and mlflow,
-which read some of these variables when they are imported.
+This module imports none of torch, ray and mlflow, which read some of these variables when they are imported.
 """
 
 import logging
@@ -174,6 +173,16 @@ def reported_variables() -> dict[str, str]:
     """The variables that are set among those that change what runs do, without any that hold a secret."""
     names = (*_REPORTED, *_DEFAULTS, *_QUIET)
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def s3_endpoint() -> str | None:
+    """AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: address of a server that is not Amazon's; None if not set."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def s3_region() -> str | None:
+    """AWS_REGION or AWS_DEFAULT_REGION: region of buckets whose URI has none; None if it is not set."""
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
 def set_mlflow_requests(timeout_seconds: int) -> None:

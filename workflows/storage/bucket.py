@@ -1,7 +1,6 @@
 """Storage backend for buckets: s3://, gs:// and whatever else pyarrow can open."""
 
 import hashlib
-import os
 import re
 import shutil
 import textwrap
@@ -19,6 +18,7 @@ from pyarrow import fs
 from diffusion.errors import InputError
 from diffusion.files import part_name
 from diffusion.manifest import MANIFEST, parse_manifest
+from workflows.environment import s3_endpoint, s3_region
 from workflows.redaction import S3_OPTIONS, redact, redact_argument, remember
 
 _CHUNK_BYTES = 8 * 2**20
@@ -45,7 +45,7 @@ class Bucket:
         remember(uri)
         if uri.startswith("s3:"):
             _check_s3_uri(uri)
-            endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            endpoint = endpoint or s3_endpoint()
         self._uri = uri
         self._endpoint = endpoint
         self._retry = retry
@@ -188,7 +188,7 @@ class Bucket:
         access_key, _, secret_key = user.partition(":")
         endpoint = options.get("endpoint_override") or self._endpoint or ""
         scheme, _, host = endpoint.rpartition("://")
-        region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        region = options.get("region") or s3_region()
         if region is None:
             # Other servers than Amazon's accept any region, and looking it up at Amazon would be slow.
             region = "us-east-1" if endpoint else fs.resolve_s3_region(bucket)
