@@ -15,8 +15,9 @@ again, from x that is noised back to where they began:
 
 benchmarks/results/inpainting.md has the error that remains, by the number of repetitions.
 
-Source: RePaint, arXiv:2201.09865, Algorithm 1 and Eqs. 8a to 8c. Its last row adds noise to the known part of
-x_0; here none is added, and x is replaced before the first row too, where alphas_cumprod may be far from 0.
+Source: RePaint, arXiv:2201.09865, Algorithm 1 and Eqs. 8a to 8c; line 5 of the algorithm scales the noise by
+the variance instead of its square root, which Eq. 8a has right. Unlike there, x is replaced before the first
+row too, where alphas_cumprod may be far from 0.
 """
 
 from collections.abc import Callable, Iterator
