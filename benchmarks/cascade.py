@@ -35,8 +35,8 @@ from workflows.evaluation.judge import judge
 RESULTS = Path(__file__).parent / "results"
 SIDE, LOW_SIDE = 28, 7
 FRACTIONS = {"single": 1.0, "low": 0.2, "second": 0.8}  # of the training time
-NOISE_LEVELS = (0.0, 0.1, 0.25, 0.5)
-NUM_SAMPLES, NUM_SHOWN, COLUMNS = 500, 24, 12
+NOISE_LEVELS = (0.0, 0.1, 0.3)
+NUM_SAMPLES, NUM_SHOWN, COLUMNS = 300, 24, 12
 
 
 def config_of(name: str, data: Path) -> Config:
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of images of 28 pixels or more")
     parser.add_argument("--folder", type=Path, required=True, help="folder for models and samples")
-    parser.add_argument("--seconds", type=float, default=100.0, help="training time of each way, of one core")
+    parser.add_argument("--seconds", type=float, default=80.0, help="training time of each way, of one core")
     parser.add_argument("--only", choices=list(FRACTIONS), help="train this model, and stop")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

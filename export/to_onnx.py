@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.t
             f"{worst:.1e} standard deviations of the data"
         )
         return 0
-    print(f"next: python -m export.sampler {options.output} --output samples.png")
+    then = "" if model.config.data.low_resolution is None else "FIRST.onnx --then "
+    print(f"next: python -m export.sampler {then}{options.output} --output samples.png")
     return 0
 
 

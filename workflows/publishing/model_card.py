@@ -79,7 +79,7 @@ def model_card(model: TrainedModel) -> str:
 A denoising diffusion model of {data.kind} of shape {list(data.shape)}, from
 {origin}.
 
-{_use_section(data, registered=bool(trial_id))}## Data
+{_use_section(data, config.data.low_resolution, registered=bool(trial_id))}## Data
 {code(data.name)}, fingerprint {code(data.fingerprint)}.
 Values are normalised with mean {data.mean} and standard deviation {data.std}.
 
@@ -108,9 +108,27 @@ It reproduces the distribution of the training data, including its errors and ga
 """
 
 
-def _use_section(data: DataSpec, *, registered: bool) -> str:
+def _use_section(data: DataSpec, low_resolution: int | None, *, registered: bool) -> str:
     """How to draw samples: from the file and, if a sweep registered the model, from MLflow."""
     result = f"float32 [64, {', '.join(map(str, data.shape))}], in data units"
+    if low_resolution is not None:
+        return f"""## Use
+It draws images for those of a model of the same data reduced to {low_resolution}x{low_resolution} pixels:
+
+```
+python -m export.sampler FIRST.onnx --then sampler.onnx --num-samples 64 --output samples.png
+```
+
+```python
+from export import Cascade, Sampler
+
+samples = Cascade([Sampler("FIRST.onnx"), Sampler("sampler.onnx")]).sample(64, seed=0)  # {result}
+```
+
+The samples of its pictures and metrics were drawn for reduced images of held-out data, not for those of
+another model.
+
+"""
     section = f"""## Use
 `sampler.onnx` draws samples without PyTorch:
 

@@ -65,17 +65,20 @@ def file_lines(folder: str) -> list[str]:
     ]
 
 
-def next_lines(folder: str, tracker: Tracker, *, is_local: bool) -> list[str]:
+def next_lines(
+    folder: str, tracker: Tracker, *, is_local: bool, low_resolution: int | None = None
+) -> list[str]:
     """Commands to run next: to see the runs in the tracker, and to sample from the model.
 
     Args:
         folder: folder of the model, as it is shown to the user.
         tracker: tracker of the run.
         is_local: whether the folder is on this machine, so that its sampler.onnx can be opened.
+        low_resolution: side of the images that a super-resolution model receives; None for other models.
     """
     lines = [f"next: {tracker.location_hint()}"]
     if is_local:
-        lines.append(
-            f"      python -m export.sampler {folder}/sampler.onnx --num-samples 64 --output samples.png"
-        )
+        file = f"{folder}/sampler.onnx"
+        files = file if low_resolution is None else f"MODEL_OF_{low_resolution}_PIXELS.onnx --then {file}"
+        lines.append(f"      python -m export.sampler {files} --num-samples 64 --output samples.png")
     return lines

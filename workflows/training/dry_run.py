@@ -106,11 +106,14 @@ def run_lines(config: Config, dataset: Dataset, resources: WorkerResources) -> l
     num_workers = str(resources.num_workers)
     if resources.max_workers:
         num_workers += f" to {resources.max_workers}"
+    low, receives = config.data.low_resolution, ""
+    if low is not None:
+        receives = f", which receives images of {low}x{low} pixels: the second of a cascade"
     epochs = training.num_updates * training.batch_size / len(dataset.train)
     return [
         f"data      {spec.name}: {len(dataset.train)} examples of shape {list(spec.shape)} for training, "
         f"{len(dataset.val)} for validation, {len(dataset.test)} for testing",
-        f"network   {config.network.kind}, {num_parameters:,} parameters",
+        f"network   {config.network.kind}, {num_parameters:,} parameters{receives}",
         f"training  {training.num_updates} updates of {training.batch_size} examples ({epochs:.3g} epochs), "
         f"{training.precision}, {training.num_evaluations} evaluations",
         f"workers   {num_workers}, each with {'a GPU' if resources.uses_gpus else cpus}",

@@ -236,10 +236,18 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
         warnings = log_model(log.tracker, to_send, model.config.flat(), metrics)
         log.tracker.flush()
     notes = samplers.sentences() if samplers else []
-    return [*warnings, *_summary(log, metrics, notes, schedule_lines(model.config, model.data))]
+    low_resolution = model.config.data.low_resolution
+    lines = _summary(log, metrics, notes, schedule_lines(model.config, model.data), low_resolution)
+    return [*warnings, *lines]
 
 
-def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str], warnings: list[str]) -> list[str]:
+def _summary(
+    log: RunLogger,
+    metrics: dict[str, float],
+    notes: list[str],
+    warnings: list[str],
+    low_resolution: int | None,
+) -> list[str]:
     folder = f"{display_path(log.folder)}/model"
     last = log.history[-1]
     return [
@@ -252,7 +260,7 @@ def _summary(log: RunLogger, metrics: dict[str, float], notes: list[str], warnin
         "",
         *file_lines(folder),
         "",
-        *next_lines(folder, log.tracker, is_local=log.folder.is_local),
+        *next_lines(folder, log.tracker, is_local=log.folder.is_local, low_resolution=low_resolution),
     ]
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion.config import DataConfig
 from diffusion.data.dataset import load_dataset
+from diffusion.data.sources import open_source
 from diffusion.networks.build import build_network
-from diffusion.presets import preset
+from diffusion.presets import preset, source_preset
 from diffusion.training.checkpoints import TrainedModel
 from export.parity import ParityCase, ParityError
 from export.sampler import Sampler
@@ -171,3 +173,24 @@ def test_the_model_card_says_what_is_not_known(points, tmp_path):
     assert "uncommitted" not in card(points[0], tmp_path, git_clean=True)
     write_model_card(points[0], tmp_path)
     assert "Not recorded" in (tmp_path / "model_card.md").read_text()
+
+
+@pytest.mark.long
+def test_the_second_model_of_a_cascade_is_published_with_samples_for_held_out_images(tmp_path):
+    config = DataConfig(name="digits", super_resolution="4:8")
+    values = {"network.base_channels": 8, "network.channel_multipliers": (1,)}
+    config = source_preset(open_source(config)).with_values({**SMALL, **values})
+    dataset = load_dataset(config.data)
+    network = build_network(config, dataset.spec.shape).eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    model = TrainedModel(config, dataset.spec, network)
+    write_model_artifacts(model, dataset, None, tmp_path, lambda line: None)
+    assert json.loads((tmp_path / "parity.json").read_text())["passed"]
+    by_torch, by_onnx = (
+        np.asarray(Image.open(tmp_path / name), dtype=float) for name in ("samples.png", "samples_onnx.png")
+    )
+    assert np.abs(by_torch - by_onnx).max() <= 1.0, "for the same images"
+    card = (tmp_path / "model_card.md").read_text()
+    assert "reduced to 4x4 pixels" in card and "--then sampler.onnx" in card
+    assert "export.sampler sampler.onnx" not in card

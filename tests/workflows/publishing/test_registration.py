@@ -108,6 +108,8 @@ def test_the_last_lines_name_the_quality_the_files_and_the_next_commands():
     ]
     local = next_lines("runs/one/model", Recorder(), is_local=True)
     assert local[0].startswith("next: make ui") and "runs/one/model/sampler.onnx" in local[1]
+    second = next_lines("runs/one/model", Recorder(), is_local=True, low_resolution=7)[1]
+    assert "MODEL_OF_7_PIXELS.onnx --then runs/one/model/sampler.onnx" in second
 
 
 def test_a_run_in_a_bucket_gets_no_command_to_sample():
