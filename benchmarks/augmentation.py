@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of images")
     parser.add_argument("--folder", type=Path, required=True, help="folder for models and samples")
     parser.add_argument(
-        "--seconds", type=float, default=80.0, help="training time of each model, of one core"
+        "--seconds", type=float, default=60.0, help="training time of each model, of one core"
     )
     parser.add_argument("--only", type=float, choices=PROBABILITIES, help="train this model, and stop")
     options = parser.parse_args()

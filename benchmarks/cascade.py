@@ -28,7 +28,8 @@ from diffusion.plots import rows_of_images
 from diffusion.presets import source_preset
 from export.cascade import Cascade
 from export.sampler import Sampler
-from export.to_onnx import export_onnx
+from export.to_onnx import onnx_model
+from export.torch_sampler import TorchSampler
 from workflows.evaluation.candidates import Candidate
 from workflows.evaluation.judge import judge
 
@@ -58,7 +59,7 @@ def train(name: str, data: Path, folder: Path, seconds: float) -> None:
     config = config_of(name, data)
     model, taken = train_for(config, load_dataset(config.data), FRACTIONS[name] * seconds)
     model.save(folder / name)
-    content, _ = export_onnx(model)
+    content = onnx_model(TorchSampler.of(model)).SerializeToString()
     (folder / f"{name}.onnx").write_bytes(content)
     weights = sum(weight.numel() for weight in model.network.parameters())
     updates = model.config.training.num_updates
