@@ -18,15 +18,15 @@ def draw_augmentations(count: int, probability: float, generator: torch.Generato
     Each of the six changes is made with the given probability, independently of the others; a flip then is
     one of both orientations, so that it is seen half as often.
 
-    The description determines the change, and no two descriptions are of the same one: a stretch along a line
-    is described by twice the angle of the line, since it is the same in both directions of the line.
+    The description determines the change, so that the network can tell what is not in the data. A stretch
+    along a line is described by twice the angle of the line, since it is the same in both directions of it.
 
     Args:
         count: number of images.
         probability: probability of each change.
         generator: source of the random numbers; the result is on its device.
 
-    Source: EDM, arXiv:2206.00364, Appendix F.2 and Table 6; the size of each change is the one there.
+    Source: EDM, arXiv:2206.00364, Appendix F.2, with the changes and their sizes there.
     """
     device = generator.device
     uniform = torch.rand(count, 10, generator=generator, device=device)

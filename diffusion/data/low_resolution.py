@@ -58,7 +58,7 @@ def noised(low_resolution: Tensor, noise: Tensor, noise_levels: Tensor) -> tuple
     Returns:
         [batch, C, H, W], and `noise_levels`.
 
-    Source: Gaussian conditioning augmentation, arXiv:2106.15282, Section 4.2.
+    Source: conditioning augmentation of Cascaded diffusion, arXiv:2106.15282.
     """
     return low_resolution + noise_levels[:, None, None, None] * noise, noise_levels
 

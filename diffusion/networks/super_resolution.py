@@ -17,7 +17,7 @@ class SuperResolution(nn.Module):
             standard deviation of the noise.
         factor: size of an image divided by that of the low-resolution one.
 
-    Source: Gaussian conditioning augmentation, arXiv:2106.15282, Section 4.2.
+    Source: conditioning augmentation of Cascaded diffusion, arXiv:2106.15282.
     """
 
     def __init__(self, unet: nn.Module, factor: int) -> None:
