@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.schedulers import scheduling_ddpm
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.process.prediction_types import PredictionType
@@ -38,12 +39,13 @@ def scheduler(
     """The scheduler of diffusers that corresponds to a sampler, with every other option off.
 
     Args:
-        name: "ddpm", "ddim" or "dpmpp_2m".
+        name: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m" (UniPC's predictor, UniP-3) or
+            "dpmpp_3m_published" (DPM-Solver++(3M) as diffusers has it).
         schedule: schedule of the betas.
         exact: whether to replace its float32 alphas_cumprod by those of the schedule in float64.
         prediction_type: meaning of the network's output.
         spacing: "leading", "trailing" or "linspace".
-        clip: interval (-c, c) for x0, or None; ignored by "dpmpp_2m", which does not clip.
+        clip: interval (-c, c) for x0, or None; ignored by those of DPM-Solver++, which do not clip.
         variance: "beta_tilde" or "beta", for "ddpm".
     """
     options = {
@@ -62,23 +64,31 @@ def scheduler(
     elif name == "ddim":
         made = diffusers.DDIMScheduler(set_alpha_to_one=True, **options, **clipping)
     else:
-        made = diffusers.DPMSolverMultistepScheduler(
-            solver_order=2,
-            algorithm_type="dpmsolver++",
-            solver_type="midpoint",
-            lower_order_final=True,
-            euler_at_final=False,
-            use_karras_sigmas=False,
-            use_exponential_sigmas=False,
-            use_beta_sigmas=False,
-            use_lu_lambdas=False,
-            use_flow_sigmas=False,
-            use_dynamic_shifting=False,
-            final_sigmas_type="zero",
-            lambda_min_clipped=-float("inf"),
-            variance_type=None,
-            **options,
-        )
+        options |= {
+            "lower_order_final": True,
+            "use_karras_sigmas": False,
+            "use_exponential_sigmas": False,
+            "use_beta_sigmas": False,
+            "use_flow_sigmas": False,
+            "use_dynamic_shifting": False,
+            "final_sigmas_type": "zero",
+        }
+        if name == "dpmpp_3m":
+            every_step = list(range(schedule.num_train_timesteps))
+            made = diffusers.UniPCMultistepScheduler(
+                solver_order=3, predict_x0=True, solver_type="bh2", disable_corrector=every_step, **options
+            )
+        else:
+            made = diffusers.DPMSolverMultistepScheduler(
+                solver_order=3 if name == "dpmpp_3m_published" else 2,
+                algorithm_type="sde-dpmsolver++" if name == "dpmpp_2m_sde" else "dpmsolver++",
+                solver_type="midpoint",
+                euler_at_final=False,
+                use_lu_lambdas=False,
+                lambda_min_clipped=-float("inf"),
+                variance_type=None,
+                **options,
+            )
     if exact:
         made.betas = torch.tensor(schedule.betas)
         made.alphas = torch.tensor(schedule.alphas)
@@ -118,7 +128,9 @@ def diffusers_trajectory(
     spacing = options.pop("spacing", "trailing")
     custom = spacing in ("logsnr", "karras")  # from the log-SNR of timesteps
     made = scheduler(sampler, schedule, spacing="leading" if custom else spacing, **options)
-    if sampler == "dpmpp_2m" or custom:  # the former has spacings of its own
+    if sampler == "dpmpp_3m":
+        set_timesteps_of_unipc(made, table.timesteps)
+    elif sampler.startswith("dpmpp") or custom:  # the former have spacings of their own
         made.set_timesteps(timesteps=table.timesteps.tolist())
     else:
         made.set_timesteps(table.num_rows)
@@ -136,11 +148,21 @@ def diffusers_trajectory(
                 variance_noise=z,
                 return_dict=False,
             )[0]
+        elif sampler == "dpmpp_2m_sde":
+            x = made.step(out, timestep, x, variance_noise=z, return_dict=False)[0]
         else:
             with mock.patch.object(scheduling_ddpm, "randn_tensor", return_value=z):
                 x = made.step(out, timestep, x, return_dict=False)[0]
         states.append(x)
     return torch.stack(states)
+
+
+def set_timesteps_of_unipc(made: Any, timesteps: NDArray[np.int64]) -> None:
+    """Set timesteps of our own: `UniPCMultistepScheduler.set_timesteps` only takes their number."""
+    made.set_timesteps(len(timesteps))
+    sigmas = ((1.0 - made.alphas_cumprod) / made.alphas_cumprod) ** 0.5
+    made.timesteps = torch.from_numpy(timesteps)
+    made.sigmas = torch.cat([sigmas[made.timesteps], torch.zeros(1)])
 
 
 def our_trajectory(table: SamplerTable, start: Tensor, noise: Tensor, network: Denoiser = denoise) -> Tensor:

@@ -1,6 +1,7 @@
 """Format version 2: files whose models need what version 1 does not have, and hostile ones."""
 
 import base64
+import dataclasses
 import json
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 
 from diffusion.errors import InputError
 from diffusion.process.samplers import COEFFICIENTS, sampler_table, step, with_learned_variance
+from diffusion.registry import SAMPLERS
 from export.contract import SamplerSpec
 from export.gpu_loop import fits_device_loop
 from export.noise import normal_noise
 from export.parity import check_network
 from export.sampler import Sampler
-from export.to_onnx import sampler_spec
+from export.to_onnx import export_onnx, sampler_spec
+from export.torch_sampler import TorchSampler
 
 CONDITIONS = {
     "low_resolution": np.random.default_rng(0).uniform(0.0, 16.0, (5, 1, 2, 2)),
@@ -322,3 +325,71 @@ def test_a_part_of_version_2_in_version_1_is_refused(image_model):
     for part, value in (("noise_level", "sigma"), ("conditions", [])):
         spec = json.loads(metadata["ray_ddpm.spec"]) | {part: value}
         assert part in refused({**metadata, "ray_ddpm.spec": json.dumps(spec)})
+
+
+def deployed(model, **values):
+    """(model, its file) if it is deployed with this sampler."""
+    config = model.config.with_values({f"sampler.{name}": value for name, value in values.items()})
+    changed = dataclasses.replace(model, config=config)
+    return changed, export_onnx(changed)
+
+
+@pytest.mark.parametrize(
+    ("values", "version", "rows"),
+    [
+        ({"name": "dpmpp_3m", "num_steps": 8}, "2", 8),
+        ({"name": "dpmpp_3m", "num_steps": 3}, "1", 3),  # too few for the third order
+        ({"name": "dpmpp_2m_sde", "num_steps": 8}, "1", 8),
+        ({"name": "heun", "num_steps": 8}, "2", 15),
+        ({"name": "heun_churn", "num_steps": 8, "eta": 0.7}, "2", 15),
+        ({"name": "ddim", "num_steps": 8, "spacing": "karras"}, "2", 8),
+    ],
+    ids=str,
+)
+def test_models_are_deployed_with_every_sampler_in_the_version_that_it_needs(
+    point_model, values, version, rows
+):
+    model, (content, cases) = deployed(point_model, **{"spacing": "logsnr", "eta": None, **values})
+    assert all(case.passed for case in cases)
+    sampler = Sampler(content, provider="cpu")
+    assert (sampler.spec.format_version, sampler.spec.table.num_rows) == (version, rows)
+    by_torch = sampler.spec.denormalise(TorchSampler.of(model).draw(5).samples)
+    np.testing.assert_allclose(sampler.sample(5), by_torch, rtol=0, atol=1e-4 * by_torch.std())
+    # What the file says about its sampler gives the same table.
+    again = sampler.table(sampler=values["name"])
+    np.testing.assert_array_equal(again.coefficients, sampler.spec.table.coefficients)
+
+
+def test_a_file_of_version_1_draws_by_every_sampler(point_model, point_onnx):
+    """Also those whose tables have the column e2 and two rows a step."""
+    sampler, reference = Sampler(point_onnx, provider="cpu"), TorchSampler.of(point_model)
+    assert sampler.spec.format_version == "1"
+    drawn = {}
+    for name in SAMPLERS:
+        table = sampler.table(sampler=name, num_steps=8, spacing="karras")
+        states = list(reference.states(5, table))
+        drawn[name] = sampler.sample(5, sampler=name, num_steps=8, spacing="karras")
+        expected = sampler.spec.denormalise(states[-1])
+        np.testing.assert_allclose(drawn[name], expected, rtol=0, atol=1e-4 * expected.std())
+    assert len({values.tobytes() for values in drawn.values()}) == len(drawn)
+
+
+def test_another_sampler_than_the_files_has_its_own_eta(point_onnx):
+    """The file is ddim with eta 0.5."""
+    sampler = Sampler(point_onnx, provider="cpu")
+    assert (sampler.spec.sampler["name"], sampler.spec.sampler["eta"]) == ("ddim", 0.5)
+
+    def table(name, eta=None):
+        return sampler.table(sampler=name, num_steps=6, eta=eta).coefficients
+
+    np.testing.assert_array_equal(table("ddim"), table("ddim", 0.5))
+    np.testing.assert_array_equal(table("heun_churn"), table("heun_churn", 0.25))
+    assert not np.array_equal(table("heun_churn"), table("heun_churn", 0.5))
+
+
+def test_the_spacing_karras_in_version_1_is_refused(point_model):
+    metadata = sampler_spec(point_model).to_metadata()
+    assert metadata["ray_ddpm.format_version"] == "1"
+    content = json.loads(metadata["ray_ddpm.spec"])
+    content["sampler"]["spacing"] = "karras"
+    assert "spacing karras" in refused({**metadata, "ray_ddpm.spec": json.dumps(content)})

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M), arXiv:2211.01095, Algorithm 2, as rows of the sampler table."""
+"""DPM-Solver++ (2M, its SDE, and 3M), arXiv:2211.01095, as rows of the sampler table."""
 
 from itertools import product
 
@@ -67,6 +67,91 @@ def test_clipped_2m_agrees_with_diffusers_for_a_network_that_clips_its_output(sc
     clipped = assert_agreement(schedule, 12, lambda x, t: denoise(x, t).clip(*CLIP), clip=CLIP, **options)
     free = assert_agreement(schedule, 12, **options)
     assert (clipped[-1] - free[-1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(
+    ("spacing", "steps"), list(product(SPACINGS, [NUM_TRAIN_TIMESTEPS, 20, 12, 4, 3, 2, 1]))
+)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m"])
+def test_the_sde_and_the_third_order_agree_with_diffusers(schedule, sampler, spacing, steps, prediction_type):
+    """The SDE with diffusers' sde-dpmsolver++, 3M with the predictor of its UniPC, at the same timesteps."""
+    options = {"prediction_type": prediction_type, "spacing": spacing}
+    table = sampler_table(schedule, sampler, steps, step_ratio_guard=None, **options)
+    start, noise = shared_noise(table.num_rows)
+    theirs = diffusers_trajectory(sampler, table, schedule, start, noise, **options)
+    ours = our_trajectory(table, start, noise)
+    assert torch.isfinite(theirs).all()
+    if sampler == "dpmpp_3m" and steps >= 15:  # UniPC lowers the order of the last two rows here, too
+        ours, theirs = ours[:-2], theirs[:-2]
+    assert relative_difference(ours, theirs) <= 2e-5  # diffusers' sigmas are float32
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_without_extrapolation_the_sde_is_ddpm(schedule, spacing):
+    ddpm = sampler_table(schedule, "ddpm", 12, spacing=spacing)
+    table = sampler_table(schedule, "dpmpp_2m_sde", 12, spacing=spacing)
+    for name in "abdfs":
+        np.testing.assert_array_equal(table.column(name), ddpm.column(name))
+    np.testing.assert_allclose(table.column("c") + table.column("e"), ddpm.column("c"), rtol=1e-12)
+    flat = table.column("e") == 0.0
+    np.testing.assert_array_equal(table.coefficients[flat], ddpm.coefficients[flat])
+
+
+def exact_polynomial_row(schedule, table, row, degree):
+    """x of the next row if x0 is a polynomial of half the log-SNR, integrated by quadrature."""
+    lambdas, alphas_cumprod = half_log_snr(schedule, table), table.alphas_cumprod
+    begin, end = lambdas[row], lambdas[row + 1]
+    points, weights = np.polynomial.legendre.leggauss(40)
+    at = begin + (points + 1.0) * (end - begin) / 2.0
+    integral = (end - begin) / 2.0 * (weights * np.exp(at - end) * (at - begin) ** degree).sum()
+    x = 0.8
+    sigma_ratio = np.sqrt((1.0 - alphas_cumprod[row + 1]) / (1.0 - alphas_cumprod[row]))
+    return x, sigma_ratio * x + np.sqrt(alphas_cumprod[row + 1]) * integral
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_rows_of_third_order_are_exact_for_parabolas(schedule, spacing, degree):
+    """x_s = sigma_s / sigma_t x + sqrt(abar_s) integral exp(lambda - lambda_s) x0(lambda) d lambda, Eq. 8."""
+    table = sampler_table(schedule, "dpmpp_3m", 20, prediction_type="sample", spacing=spacing)
+    lambdas = half_log_snr(schedule, table)
+    rows = np.flatnonzero(table.column("e2"))
+    assert len(rows) >= 10
+    for row in rows:
+        x, expected = exact_polynomial_row(schedule, table, row, degree)
+        x0, x0_previous, x0_previous_2 = (lambdas[[row, row - 1, row - 2]] - lambdas[row]) ** degree
+        actual, _ = step(
+            table.coefficients[row],
+            np.float64(x),
+            x0,
+            x0_previous,
+            0.0,
+            columns=table.columns,
+            x0_previous_2=x0_previous_2,
+        )
+        assert actual == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_third_order_is_lowered_at_the_ends_and_after_long_steps():
+    """Steps in log-SNR of 1, 1, 1, 4, 3, 3, 2 and a last one to x_0, or twice as many equal ones."""
+    log_snr = np.cumsum([-9.0, 1.0, 1.0, 1.0, 4.0, 3.0, 3.0, 2.0])
+    alphas_cumprod = 1.0 / (1.0 + np.exp(-log_snr[::-1]))
+    schedule = NoiseSchedule(1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]))
+    second = sampler_table(schedule, "dpmpp_2m", 8)
+    third = sampler_table(schedule, "dpmpp_3m", 8)
+    # Row 3 has the step of 4, row 4 follows it, row 6 is the last but one of fewer than 15, row 7 the last.
+    np.testing.assert_array_equal(np.flatnonzero(third.column("e2")), [2, 5])
+    lower = third.column("e2") == 0.0
+    np.testing.assert_array_equal(third.coefficients[lower, :9], second.coefficients[lower])
+    for steps, last in ((14, 11), (15, 13)):
+        equal = sampler_table(equal_log_snr_steps(steps - 1), "dpmpp_3m", steps)
+        assert np.flatnonzero(equal.column("e2")).tolist() == list(range(2, last + 1))
+
+
+def test_a_table_has_the_column_e2_only_if_it_needs_it(schedule):
+    for sampler, steps, needed in (("dpmpp_3m", 4, False), ("dpmpp_3m", 5, True), ("dpmpp_2m", 20, False)):
+        assert ("e2" in sampler_table(schedule, sampler, steps).columns) == needed
 
 
 @pytest.mark.parametrize("guard", [None, 3.0, 1.2])

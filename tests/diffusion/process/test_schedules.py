@@ -10,6 +10,7 @@ from diffusion.process.schedules import (
     Spacing,
     cosine_betas,
     linear_betas,
+    nearest_timesteps,
     respaced_timesteps,
     zero_terminal_snr,
 )
@@ -211,7 +212,7 @@ def test_spacings_include_the_documented_ends(schedule_and_steps):
     last = schedule.num_train_timesteps - 1
     assert respaced_timesteps(schedule, steps, "leading")[-1] == 0
     assert respaced_timesteps(schedule, steps, "trailing")[0] == last
-    for spacing in ("linspace", "logsnr"):
+    for spacing in ("linspace", "logsnr", "karras"):
         timesteps = respaced_timesteps(schedule, steps, spacing)
         assert timesteps[0] == last
         assert steps == 1 or timesteps[-1] == 0
@@ -269,3 +270,40 @@ def test_respacing_rejects_an_unknown_spacing_with_its_name():
     schedule = NoiseSchedule(linear_betas(10, 1e-4, 0.02))
     with pytest.raises(ValueError, match="'quadratic'.*leading, trailing, linspace, logsnr"):
         respaced_timesteps(schedule, 5, "quadratic")
+
+
+def test_karras_has_equal_steps_in_the_seventh_root_of_sigma():
+    """EDM, arXiv:2206.00364, Eq. 5, on timesteps so dense that rounding to one does not show."""
+    schedule = NoiseSchedule(linear_betas(100_000, 1e-6, 1.9e-4))
+    timesteps = respaced_timesteps(schedule, 18, "karras")
+    sigma = np.sqrt((1.0 - schedule.alphas_cumprod) / schedule.alphas_cumprod)[timesteps]
+    highest, lowest, i = sigma[0], sigma[-1], np.arange(18)
+    expected = (highest ** (1 / 7) + i / 17 * (lowest ** (1 / 7) - highest ** (1 / 7))) ** 7
+    assert timesteps[0] == 99_999 and timesteps[-1] == 0
+    np.testing.assert_allclose(sigma, expected, rtol=5e-3)
+
+
+def test_karras_is_karras_of_diffusers():
+    """diffusers' sigmas between the same ends, as the nearest timesteps."""
+    from diffusers import EulerDiscreteScheduler
+
+    schedule = NoiseSchedule(linear_betas(1000, 1e-4, 0.019))  # log-SNR ends above -10
+    sigma = np.sqrt((1.0 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
+    made = EulerDiscreteScheduler(trained_betas=schedule.betas.tolist(), use_karras_sigmas=True)
+    made.sigma_min, made.sigma_max = sigma[0], sigma[-1]
+    theirs = made._convert_to_karras(in_sigmas=sigma[::-1], num_inference_steps=20)
+    nearest = np.abs(np.log(sigma)[None, :] - np.log(np.asarray(theirs))[:, None]).argmin(axis=1)
+    np.testing.assert_array_equal(respaced_timesteps(schedule, 20, "karras"), nearest)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=200)
+def test_nearest_timesteps_is_a_search_over_all(num_timesteps, seed):
+    """The smallest of equally near ones, with equal values and an infinite one among them."""
+    rng = np.random.default_rng(seed)
+    log_snr = -np.sort(rng.integers(-8, 8, num_timesteps).astype(float))
+    if seed % 3 == 0 and num_timesteps > 1:
+        log_snr[-1] = -np.inf
+    targets = rng.integers(-20, 20, 30) / 2.0
+    expected = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
+    np.testing.assert_array_equal(nearest_timesteps(log_snr, targets), expected)
