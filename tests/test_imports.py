@@ -140,8 +140,11 @@ def test_mlflow_is_for_tracking_and_the_registry():
 
 def test_onnx_and_torch_are_for_the_export_alone():
     exporting = {
-        f"export.{name}" for name in ("exporter", "parity", "precision", "step_graph", "torch_sampler")
-    }
+        f"export.{name}"
+        for name in (
+            "exporter", "graph_builder", "parity", "precision", "step_graph", "torch_sampler", "whole_loop"
+        )
+    }  # fmt: skip
     for name in FILES:
         if name.startswith("export.") and name not in exporting:
             assert not {"onnx", "torch"} & {each.split(".")[0] for each in imports(name)}, name
