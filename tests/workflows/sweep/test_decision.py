@@ -175,6 +175,19 @@ def test_in_a_circle_the_lowest_objective_wins():
     assert any("although trial a beats it" in sentence for sentence in decision.sentences())
 
 
+def test_a_cheap_second_that_another_one_beats_does_not_replace_an_equal_first():
+    """f equals all others, which go in a circle, where a is preferred for its objective; c beats a."""
+    better = {("a", "b"), ("b", "c"), ("c", "a")}
+
+    def compare(first, second, round):
+        sign = 0.0 if "f" in (first, second) else -1.0 if (first, second) in better else 1.0
+        return Comparison(Estimate(0.0, 1.0), dict.fromkeys(("distance", "auc"), Estimate(sign, 0.1)), 9)
+
+    others = [finalist(name, 2.0 + rank, cost=0.5) for rank, name in enumerate("abc")]
+    assert decide([finalist("f", 1.0), *others], compare).ranking[:2] == ("f", "a")
+    assert decide([finalist("f", 1.0), others[0]], compare).champion == "a", "the cheaper of two equal ones"
+
+
 def test_a_single_finalist_is_the_champion_without_any_comparison():
     decision = decide([finalist("a")], None)
     assert decision.ranking == ("a",) and decision.sentences() == ["the only trial with a usable model"]
