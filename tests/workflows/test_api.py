@@ -1,6 +1,8 @@
 """run_sweep and run_training on data in memory, in the session's Ray; two tiny runs serve most tests."""
 
 import base64
+import contextlib
+import io
 import json
 import os
 import signal
@@ -180,7 +182,9 @@ def interrupted(ray_here, store):
     thread = threading.Thread(target=interrupt, daemon=True)
     before = process_state()
     thread.start()
-    result = run_training(Pairs(IMAGES), progress=False, **TRAINING, **store)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = run_training(Pairs(IMAGES), progress=False, **TRAINING, **store)
+    assert printed.getvalue() == "", "progress=False prints nothing"
     return result, before, process_state()
 
 

@@ -64,6 +64,10 @@ def check_fits(config: Config, dataset: Dataset) -> None:
         check_network(config, spec.shape, spec.num_classes)
 
 
+def no_notice(line: str) -> None:
+    """Take a line that a quiet run does not print."""
+
+
 def prepare_data(
     config: Config, dataset: Dataset, *, notify: Callable[[str], None] = print
 ) -> tuple[Config, LoadedData]:

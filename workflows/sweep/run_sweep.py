@@ -41,7 +41,7 @@ from export.to_onnx import ParityError
 from workflows.cli.process import on_interrupt
 from workflows.cli.search_space import contains, format_values, start_values
 from workflows.cli.tune_options import UNLIMITED, TuneOptions
-from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
+from workflows.data.load import LoadedData, check_fits, load_or_stream, no_notice, prepare_data
 from workflows.environment import ray_address
 from workflows.publishing.deployed_sampler import sampler_curves
 from workflows.publishing.provenance import provenance
@@ -131,7 +131,8 @@ def _plan(options: TuneOptions, source: DataSource) -> _Plan:
     fixed, searched = options.search.fixed_and_searched(options.config(), dataset.spec.kind)
     check_fits(options.config().with_values(fixed), dataset)
     with waiting("preparing the data", quiet=quiet):
-        base_config, data = prepare_data(options.config(), dataset)
+        notify = no_notice if quiet else print
+        base_config, data = prepare_data(options.config(), dataset, notify=notify)
     config = base_config.with_values(fixed)
     search = make_search(options, config, searched)
     start_ray(options.verbose)

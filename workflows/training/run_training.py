@@ -36,7 +36,7 @@ from export.to_onnx import ParityError
 from workflows.cli.model_reference import model_folder, read_saved_config
 from workflows.cli.process import on_interrupt
 from workflows.cli.run_options import TrainOptions
-from workflows.data.load import LoadedData, check_fits, load_or_stream, prepare_data
+from workflows.data.load import LoadedData, check_fits, load_or_stream, no_notice, prepare_data
 from workflows.publishing.artifacts import write_model_artifacts
 from workflows.publishing.deployed_sampler import sampler_curves, with_deployed_sampler
 from workflows.publishing.final_metrics import metrics_on_test_split
@@ -141,7 +141,7 @@ def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -
         raise InputError(f"this schedule cannot run ({reason})")
     weights = _initial_weights(options, config, dataset) if options.init_from else None
     with waiting("preparing the data", quiet=quiet):
-        config, data = prepare_data(config, dataset)
+        config, data = prepare_data(config, dataset, notify=no_notice if quiet else print)
     if record is not None:
         record.check_unchanged(config, dataset.spec.fingerprint)  # fail early: before Ray is started
     start_ray(options.verbose)
