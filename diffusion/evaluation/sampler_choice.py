@@ -2,8 +2,8 @@
 
 Which sampler suits a model, and how many steps it needs, depends on the model. `measure_samplers` draws
 samples with every sampler at several numbers of steps and compares them with the data; `choose_sampler`
-takes the cheapest that is as good as the best. benchmarks/results/samplers.md has the evidence for which
-samplers are candidates.
+takes the cheapest that is as good as the best. benchmarks/results/samplers_by_cost.md has the evidence
+for which samplers are candidates.
 """
 
 import math
@@ -213,7 +213,7 @@ def measure_samplers(
 
 
 def samplers_to_measure(config: Config, data_kind: str, names: Sequence[str] = ()) -> list[SamplerConfig]:
-    """Each sampler with at most 10 to 200 network evaluations (images: to 50), and the config's own steps.
+    """Each sampler with at most 10 to 200 network evaluations (images: to 50), and as many as the config's.
 
     Args:
         config: config of the model.
@@ -221,12 +221,14 @@ def samplers_to_measure(config: Config, data_kind: str, names: Sequence[str] = (
         names: samplers; none: those that are candidates (`SamplingMethod.is_candidate`), and the config's.
     """
     own, timesteps = config.sampler, config.schedule.num_train_timesteps
+    own_evaluations = SAMPLERS[own.name].rows_per_step * (own.num_steps - 1) + 1
     found = []
     for name, method in SAMPLERS.items():
         if name not in names if names else not (method.is_candidate or name == own.name):
             continue
-        wanted = [(most - 1) // method.rows_per_step + 1 for most in _EVALUATIONS[data_kind]]
+        evaluations = (*_EVALUATIONS[data_kind], own_evaluations)
+        numbers = {min((most - 1) // method.rows_per_step + 1, timesteps) for most in evaluations}
         eta = own.eta if name == own.name else None
-        for number in sorted({min(number, timesteps) for number in (*wanted, own.num_steps)}):
+        for number in sorted(numbers):
             found.append(replace(own, name=name, num_steps=number, eta=eta))
     return found

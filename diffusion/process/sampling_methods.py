@@ -254,8 +254,8 @@ DDPM = SamplingMethod(stages=ddpm, uses_variance=True, parity_steps=100)
 DDIM = SamplingMethod(stages=ddim, uses_eta=True, parity_steps=50)
 DPMPP_2M = SamplingMethod(stages=dpmpp_2m, parity_steps=20)
 DPMPP_3M = SamplingMethod(stages=dpmpp_3m, is_candidate=False, parity_steps=20)
-DPMPP_2M_SDE = SamplingMethod(stages=dpmpp_2m_sde, is_candidate=False, parity_steps=20)
-HEUN = SamplingMethod(stages=heun, rows_per_step=2, is_candidate=False, parity_steps=20)
+DPMPP_2M_SDE = SamplingMethod(stages=dpmpp_2m_sde, parity_steps=20)
+HEUN = SamplingMethod(stages=heun, rows_per_step=2, parity_steps=20)
 HEUN_CHURN = SamplingMethod(
     stages=heun_churn,
     rows_per_step=2,

@@ -63,7 +63,16 @@ def draw(loop, spec, table, batch_size, seed=3, labels=None, scale=1.0, after_ro
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"sampler": "ddpm"}, {"sampler": "ddim", "eta": 1.0}, {"sampler": "dpmpp_2m"}], ids=str
+    "choices",
+    [
+        {},
+        {"sampler": "ddpm"},
+        {"sampler": "ddim", "eta": 1.0},
+        {"sampler": "dpmpp_2m"},
+        {"sampler": "dpmpp_2m_sde", "spacing": "karras"},
+        {"sampler": "heun_churn", "num_steps": 6, "eta": 1.0},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("kind", ["image", "points"])
 def test_samples_equal_those_of_the_numpy_loop(kind, choices, request):
@@ -153,3 +162,13 @@ def test_a_start_from_given_samples_runs_in_the_loop(image_onnx, image_sampler, 
     inpainting = choices | {"known": images, "mask": np.eye(8), "resampling": 2}
     np.testing.assert_array_equal(own.sample(3, **inpainting), image_sampler.sample(3, **inpainting))
     assert calls == [5]
+
+
+def test_a_table_of_order_3_runs_in_the_loop_on_the_host(image_onnx, image_sampler, monkeypatch):
+    """The step's graph does not have x0_previous_2."""
+    own = Sampler(image_onnx, provider="cpu")
+    own._engine._gpu_loops, _ = make_loops(image_onnx)
+    monkeypatch.setattr(gpu_loop.DeviceLoop, "states", lambda *_: pytest.fail("it ran on the device"))
+    choices = {"sampler": "dpmpp_3m", "num_steps": 10}
+    assert "e2" in own.table(**choices).columns
+    np.testing.assert_array_equal(own.sample(3, **choices), image_sampler.sample(3, **choices))

@@ -16,7 +16,6 @@ from diffusion.evaluation.sampler_choice import (
     measure_samplers,
     samplers_to_measure,
 )
-from diffusion.registry import SAMPLERS
 from tests.diffusion.conftest import MixtureDenoiser
 
 
@@ -113,30 +112,30 @@ def test_samples_that_are_not_finite_become_none_in_json():
 
 
 @pytest.mark.parametrize(
-    ("kind", "own", "timesteps", "numbers"),
+    ("kind", "own", "timesteps", "numbers", "numbers_of_heun"),
     [
-        ("points", 100, 1000, [10, 20, 50, 100, 200]),
-        ("points", 100, 60, [10, 20, 50, 60]),
-        ("points", 300, 1000, [10, 20, 50, 100, 200, 300]),
-        ("image", 50, 1000, [10, 20, 50]),
-        ("image", 70, 1000, [10, 20, 50, 70]),
-        ("image", 50, 5, [5]),
+        ("points", 100, 1000, [10, 20, 50, 100, 200], [5, 10, 25, 50, 100]),
+        ("points", 100, 60, [10, 20, 50, 60], [5, 10, 25, 50, 60]),
+        ("points", 300, 1000, [10, 20, 50, 100, 200, 300], [5, 10, 25, 50, 100, 150]),
+        ("image", 50, 1000, [10, 20, 50], [5, 10, 25]),
+        ("image", 70, 1000, [10, 20, 50, 70], [5, 10, 25, 35]),
+        ("image", 50, 5, [5], [5]),
     ],
 )
 def test_candidates_are_measured_at_several_numbers_of_network_evaluations(
-    small_config, kind, own, timesteps, numbers
+    small_config, kind, own, timesteps, numbers, numbers_of_heun
 ):
     config = small_config(
         sampler={"num_steps": own, "name": "ddim", "eta": 0.5}, schedule={"num_train_timesteps": timesteps}
     )
     found = samplers_to_measure(config, kind)
-    candidates = [name for name, method in SAMPLERS.items() if method.is_candidate]
-    assert {"ddpm", "ddim", "dpmpp_2m"} <= set(candidates)
+    one_row = ["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde"]
     assert [(each.name, each.num_steps) for each in found] == [
-        (name, number) for name in candidates for number in numbers
+        *((name, number) for name in one_row for number in numbers),
+        *(("heun", number) for number in numbers_of_heun),
     ]
     # The config's eta is that of its own sampler alone.
-    assert {each.name: each.eta for each in found} == {**dict.fromkeys(candidates), "ddim": 0.5}
+    assert {each.name: each.eta for each in found} == {**dict.fromkeys((*one_row, "heun")), "ddim": 0.5}
 
 
 def test_samplers_can_be_named_and_two_rows_a_step_count_as_two_evaluations(small_config):
@@ -144,10 +143,13 @@ def test_samplers_can_be_named_and_two_rows_a_step_count_as_two_evaluations(smal
     found = samplers_to_measure(config, "image", ["heun", "dpmpp_3m"])
     assert [(each.name, each.num_steps) for each in found] == [
         *(("dpmpp_3m", number) for number in (10, 20, 30, 50)),
-        *(("heun", number) for number in (5, 10, 25, 30)),  # 9, 19, 49 and 59 evaluations
+        *(("heun", number) for number in (5, 10, 15, 25)),  # 9, 19, 29 and 49 evaluations
     ]
-    own = small_config(sampler={"name": "heun_churn", "eta": 0.1, "num_steps": 30})
-    assert ("heun_churn", 0.1) in {(each.name, each.eta) for each in samplers_to_measure(own, "image")}
+    own = small_config(
+        sampler={"name": "heun_churn", "eta": 0.1, "num_steps": 30}, schedule={"num_train_timesteps": 1000}
+    )
+    found = samplers_to_measure(own, "image")
+    assert [(each.num_steps, each.eta) for each in found if each.name == "heun_churn"][-1] == (30, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,9 @@ def test_few_steps_of_an_exact_denoiser_measure_worse_and_are_not_deployed(
     network = MixtureDenoiser(config.schedule.build(), weights, means, covariance)
     lines_said = []
     choice = measure_samplers(config, network, dataset, None, lines_said.append)
-    assert [line.split()[3] for line in lines_said] == ["ddpm", "ddim", "dpmpp_2m"]
+    assert [line.split()[3] for line in lines_said] == [
+        "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"
+    ]  # fmt: skip
     by_steps = {(each.name, each.num_steps): each for each in choice.measured}
     assert by_steps["ddpm", 10].distance > 3 * by_steps["ddpm", 100].distance
     assert by_steps["ddpm", 10].auc > by_steps["ddpm", 100].auc
