@@ -94,6 +94,7 @@ def sampling_difference(
     *,
     exact: bool = True,
     last_noise: float = 0.0,
+    peer: str | None = None,
 ) -> float:
     """Difference between a trajectory of ours and one of diffusers, see `relative_difference`.
 
@@ -104,12 +105,13 @@ def sampling_difference(
         theirs: options of `diffusers_trajectory`.
         exact: see `scheduler`.
         last_noise: all values of the noise in the last row.
+        peer: diffusers' sampler, see `scheduler`, if it is another one.
     """
     schedule = NoiseSchedule(linear_betas(T, *BETAS))
     table = sampler_table(schedule, sampler, num_steps, **{"spacing": "trailing", **ours})
     start, noise = shared_noise(table.num_rows)
     noise[-1] = last_noise
-    reference = diffusers_trajectory(sampler, table, schedule, start, noise, exact=exact, **theirs)
+    reference = diffusers_trajectory(peer or sampler, table, schedule, start, noise, exact=exact, **theirs)
     return relative_difference(our_trajectory(table, start, noise), reference)
 
 
@@ -161,13 +163,15 @@ def samplers() -> Iterator[Agreement]:
         yield agreement("ddim", options, "DDIMScheduler, the same arguments of step", options)
     name = "DPMSolverMultistepScheduler, algorithm_type='dpmsolver++', solver_order=2"
     yield agreement("dpmpp_2m", {"step_ratio_guard": None}, name, {})
+    name = "DPMSolverMultistepScheduler, algorithm_type='sde-dpmsolver++', solver_order=2"
+    yield agreement("dpmpp_2m_sde", {"step_ratio_guard": None}, name, {})
 
 
 def agreement(sampler: str, ours: dict[str, Any], name: str, theirs: dict[str, Any]) -> Agreement:
     """The largest difference over all settings of `samplers`; arguments as in `sampling_difference`."""
     largest = {True: 0.0, False: 0.0}
     # DPMSolverMultistepScheduler does not clip.
-    clips = (None,) if sampler == "dpmpp_2m" else (None, CLIP)
+    clips = (None,) if sampler.startswith("dpmpp") else (None, CLIP)
     for num_steps, prediction_type, spacing, clip, exact in product(
         (20, 50), get_args(PredictionType), ("leading", "trailing"), clips, largest
     ):
@@ -176,7 +180,7 @@ def agreement(sampler: str, ours: dict[str, Any], name: str, theirs: dict[str, A
         largest[exact] = max(largest[exact], difference)
     text = ", ".join([sampler, *(f"{key}={value!r}" for key, value in ours.items())])
     # DPMSolverMultistepScheduler computes in float32 whatever its alphas_cumprod are.
-    return Agreement(text, name, None if sampler == "dpmpp_2m" else largest[True], largest[False])
+    return Agreement(text, name, None if sampler.startswith("dpmpp") else largest[True], largest[False])
 
 
 def conversions() -> Iterator[Agreement]:
@@ -261,6 +265,14 @@ def choices() -> Iterator[Choice]:
         sampling_difference("dpmpp_2m", 20, linspace, linspace),
         sampling_difference("dpmpp_2m", 20, linspace | {"step_ratio_guard": None}, linspace),
     )
+    unguarded = {"step_ratio_guard": None}
+    yield Choice(
+        "dpmpp_3m integrates the parabola through three predictions exactly",
+        "DPMSolverMultistepScheduler with solver_order=3 has half of the curvature's term: order 2",
+        "UniPCMultistepScheduler without its corrector, whose coefficients are ours",
+        sampling_difference("dpmpp_3m", 12, unguarded, {}, peer="dpmpp_3m_published"),
+        sampling_difference("dpmpp_3m", 12, unguarded, {}),
+    )
     clip_network = {"prediction_type": "sample"}
     yield Choice(
         "dpmpp_2m clips x0",
@@ -337,8 +349,9 @@ def results() -> str:
             lines.append(table_row(cells + ["" if row.exact is None else number(row.exact)] * exact))
     lines += [
         "",
-        "Without a counterpart in diffusers: the spacing logsnr (use_lu_lambdas of "
-        "DPMSolverMultistepScheduler also takes noise levels between two timesteps).",
+        "Without a counterpart in diffusers: the spacings logsnr and karras (use_lu_lambdas and "
+        "use_karras_sigmas also take noise levels between two timesteps), and heun_churn. "
+        "tests/diffusion/process/test_heun.py compares heun with HeunDiscreteScheduler.",
         "",
         "## Different on purpose",
         "",
