@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.diffusers_reference import (
     diffusers_trajectory,
+    heun_trajectory,
     our_trajectory,
     relative_difference,
     scheduler,
@@ -165,6 +166,23 @@ def samplers() -> Iterator[Agreement]:
     yield agreement("dpmpp_2m", {"step_ratio_guard": None}, name, {})
     name = "DPMSolverMultistepScheduler, algorithm_type='sde-dpmsolver++', solver_order=2"
     yield agreement("dpmpp_2m_sde", {"step_ratio_guard": None}, name, {})
+    name = "UniPCMultistepScheduler, solver_order=3, without its corrector, 12 steps"
+    third_order = {
+        exact: sampling_difference("dpmpp_3m", 12, {"step_ratio_guard": None}, {}, exact=exact)
+        for exact in (True, False)
+    }
+    yield Agreement("dpmpp_3m, step_ratio_guard=None", name, third_order[True], third_order[False])
+    for sampler in ("heun", "heun_churn, eta=0"):
+        difference = heun_difference(sampler.split(",")[0])
+        yield Agreement(f"{sampler}, step_ratio_guard=None", "HeunDiscreteScheduler", None, difference)
+
+
+def heun_difference(sampler: str) -> float:
+    """Difference between trajectories of 20 steps, without the churn, which diffusers does not have."""
+    schedule = NoiseSchedule(linear_betas(T, *BETAS))
+    table = sampler_table(schedule, sampler, 20, eta=0.0, spacing="trailing", step_ratio_guard=None)
+    start, noise = shared_noise(table.num_rows)
+    return relative_difference(our_trajectory(table, start, noise), heun_trajectory(table, schedule, start))
 
 
 def agreement(sampler: str, ours: dict[str, Any], name: str, theirs: dict[str, Any]) -> Agreement:
@@ -350,8 +368,8 @@ def results() -> str:
     lines += [
         "",
         "Without a counterpart in diffusers: the spacings logsnr and karras (use_lu_lambdas and "
-        "use_karras_sigmas also take noise levels between two timesteps), and heun_churn. "
-        "tests/diffusion/process/test_heun.py compares heun with HeunDiscreteScheduler.",
+        "use_karras_sigmas also take noise levels between two timesteps), and the churn of heun_churn, which "
+        "tests/diffusion/process/test_heun.py compares with EDM's Algorithm 2 written out.",
         "",
         "## Different on purpose",
         "",

@@ -157,6 +157,35 @@ def diffusers_trajectory(
     return torch.stack(states)
 
 
+def heun_trajectory(
+    table: SamplerTable,
+    schedule: NoiseSchedule,
+    start: Tensor,
+    network: Denoiser = denoise,
+    prediction_type: PredictionType = "epsilon",
+) -> Tensor:
+    """Sample with diffusers' `HeunDiscreteScheduler` at the timesteps of a table of "heun".
+
+    Its state is x / sqrt(A): here it is scaled to x.
+
+    Returns:
+        x after each row, [rows, batch, ...].
+    """
+    made = diffusers.HeunDiscreteScheduler(
+        num_train_timesteps=schedule.num_train_timesteps,
+        trained_betas=schedule.betas.tolist(),
+        prediction_type=prediction_type,
+    )
+    made.set_timesteps(timesteps=[*table.timesteps[::2].tolist()])
+    np.testing.assert_array_equal(made.timesteps, table.timesteps)
+    state, states = start / float(np.sqrt(table.alphas_cumprod[0])), []
+    for timestep, alphas_cumprod in zip(made.timesteps, table.alphas_cumprod[1:], strict=True):
+        out = network(made.scale_model_input(state, timestep), int(timestep))
+        state = made.step(out, timestep, state, return_dict=False)[0]
+        states.append(float(np.sqrt(alphas_cumprod)) * state)
+    return torch.stack(states)
+
+
 def set_timesteps_of_unipc(made: Any, timesteps: NDArray[np.int64]) -> None:
     """Set timesteps of our own: `UniPCMultistepScheduler.set_timesteps` only takes their number."""
     made.set_timesteps(len(timesteps))

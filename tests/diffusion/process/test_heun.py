@@ -1,11 +1,14 @@
 """EDM's samplers, arXiv:2206.00364, Algorithms 1 and 2, as rows of the sampler table."""
 
-import diffusers
 import numpy as np
 import pytest
-import torch
 
-from benchmarks.diffusers_reference import denoise
+from benchmarks.diffusers_reference import (
+    heun_trajectory,
+    our_trajectory,
+    relative_difference,
+    shared_noise,
+)
 from diffusion.process.samplers import last_sample, sampler_table, trajectory
 from diffusion.process.schedules import (
     NoiseSchedule,
@@ -101,29 +104,13 @@ def test_churn_keeps_the_marginals_of_the_forward_process(spacing, eta):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_heun_agrees_with_diffusers(schedule, spacing, prediction_type):
-    """diffusers' scheduler at the same timesteps; it keeps sigma, and its state is x / sqrt(A)."""
+    """diffusers' scheduler at the same timesteps, with its second evaluations."""
     table = sampler_table(
         schedule, "heun", 12, spacing=spacing, prediction_type=prediction_type, step_ratio_guard=None
     )
-    visited = respaced_timesteps(schedule, 12, spacing)
-    made = diffusers.HeunDiscreteScheduler(
-        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
-        trained_betas=schedule.betas.tolist(),
-        prediction_type=prediction_type,
-    )
-    made.set_timesteps(timesteps=visited.tolist())
-    start = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    u, theirs = start / float(np.sqrt(table.alphas_cumprod[0])), []
-    for timestep in made.timesteps:
-        out = denoise(made.scale_model_input(u, timestep), int(timestep))
-        u = made.step(out, timestep, u, return_dict=False)[0]
-        theirs.append(u)
-    assert [int(timestep) for timestep in made.timesteps] == table.timesteps.tolist()
-    ours = [x for x, _ in trajectory(denoise, start, table, lambda row: None)]
-    # In the first row of a step diffusers' state is the predictor's result at the next timestep, as ours.
-    for x, state, level in zip(ours, theirs, table.alphas_cumprod[1:], strict=True):
-        expected = float(np.sqrt(level)) * state
-        assert float((x - expected).abs().max() / expected.abs().max()) <= 1e-5
+    start, noise = shared_noise(table.num_rows)
+    theirs = heun_trajectory(table, schedule, start, prediction_type=prediction_type)
+    assert relative_difference(our_trajectory(table, start, noise), theirs) <= 1e-5
 
 
 def test_a_clip_interval_has_an_effect(schedule, rng):
