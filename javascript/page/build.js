@@ -50,6 +50,10 @@ if (existsSync(folder) && readdirSync(folder).length && !existsSync(join(folder,
 rmSync(folder, { recursive: true, force: true });
 mkdirSync(join(folder, "ort"), { recursive: true });
 for (const part of PARTS) cpSync(join(HERE, part), join(folder, part));
+if (values["without-webgpu"]) {
+  const page = readFileSync(join(folder, "index.html"), "utf8");
+  writeFileSync(join(folder, "index.html"), page.replace('data-webgpu="yes"', 'data-webgpu="no"'));
+}
 cpSync(join(HERE, "../src"), join(folder, "ray-ddpm"), { recursive: true });
 for (const [from, to] of Object.entries({ ...WASM, ...(values["without-webgpu"] ? {} : WEBGPU) }))
   cpSync(join(RUNTIME, from), join(folder, "ort", to));

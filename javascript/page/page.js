@@ -15,7 +15,7 @@ const element = (id) => document.getElementById(id);
 const [canvas, form, row, error] = ["canvas", "controls", "row", "error"].map(element);
 const model = new Model();
 
-/** @type {{ spec: import("./ray-ddpm/spec.js").SamplerSpec, name: string, withEta: string[] } | null} */
+/** @type {{ spec: import("./ray-ddpm/spec.js").SamplerSpec, name: string, defaultEta: Record<string, number> } | null} */
 let file = null;
 /** @type {Recording | null} */
 let recording = null;
@@ -189,14 +189,15 @@ function options() {
   const own = file.spec.sampler;
   const [sampler, spacing] = [element("sampler").value, element("spacing").value];
   const [numSteps, eta] = [Number(element("steps").value), Number(element("eta").value)];
-  const etaChanged = file.withEta.includes(sampler) && element("eta").value !== element("eta").defaultValue;
+  const usesEta = sampler in file.defaultEta;
+  const etaChanged = usesEta && element("eta").value !== element("eta").defaultValue;
   const same = sampler === own.name && numSteps === own.num_steps && spacing === own.spacing && !etaChanged;
   const chosen = element("class").value;
   const guidance = element("guidance");
   return {
     seed: Number(element("seed").value),
     batchSize: Math.max(1, Math.floor(MAX_BATCH_VALUES / sizeOf(file.spec.data.shape))),
-    ...(same ? {} : { sampler, numSteps, spacing, ...(file.withEta.includes(sampler) ? { eta } : {}) }),
+    ...(same ? {} : { sampler, numSteps, spacing, ...(usesEta ? { eta } : {}) }),
     ...(chosen === "" ? {} : { labels: Number(chosen) }),
     ...(guidance.value === guidance.defaultValue ? {} : { guidanceScale: Number(guidance.value) }),
   };
@@ -291,7 +292,7 @@ function setDefault(id, value) {
 function updateOutputs() {
   element("guidance-value").textContent = element("guidance").value;
   element("eta-value").textContent = element("eta").value;
-  element("eta-field").hidden = !file.withEta.includes(element("sampler").value);
+  element("eta-field").hidden = !(element("sampler").value in file.defaultEta);
 }
 
 // Controls
@@ -302,6 +303,10 @@ form.addEventListener("input", ({ target }) => {
     const { name, num_steps } = file.spec.sampler.fast;
     target.value = name;
     element("steps").value = String(num_steps);
+  }
+  if (target.id === "sampler") {
+    const own = file.spec.sampler;
+    setDefault("eta", target.value === own.name ? own.eta : (file.defaultEta[target.value] ?? 0));
   }
   updateOutputs();
   if (drawing) return;
@@ -386,7 +391,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => file
 async function start() {
   element("not-started").remove();
   const gpu = await navigator.gpu?.requestAdapter().catch(() => null);
-  if (gpu) element("webgpu-field").hidden = !(await fetch("ort/webgpu.js", { method: "HEAD" })).ok;
+  element("webgpu-field").hidden = !gpu || document.documentElement.dataset.webgpu === "no"; // see build.js
   const response = await fetch("sampler.onnx").catch(() => null);
   if (response?.ok) return open(await response.arrayBuffer(), "sampler.onnx");
   element("model").textContent = "No model yet";

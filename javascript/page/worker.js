@@ -1,6 +1,6 @@
 /** Runs the model of the page, away from the thread that draws it. */
 
-import { InputError, Sampler, SAMPLERS, SAMPLERS_WITH_ETA, SPACINGS } from "./ray-ddpm/index.js";
+import { DEFAULT_ETA, InputError, Sampler, SAMPLERS, SPACINGS } from "./ray-ddpm/index.js";
 
 const RUNTIMES = {
   wasm: {
@@ -32,7 +32,7 @@ const requests = {
     const opened = await Sampler.open(bytes, { ort, sessionOptions: { executionProviders: runtime.providers } });
     await sampler?.release();
     sampler = opened;
-    return { spec: opened.spec, samplers: SAMPLERS, withEta: SAMPLERS_WITH_ETA, spacings: SPACINGS, engine: runtime.name };
+    return { spec: opened.spec, samplers: SAMPLERS, defaultEta: DEFAULT_ETA, spacings: SPACINGS, engine: runtime.name };
   },
 
   /** Draw samples, with a message "row" after each call of the network. */

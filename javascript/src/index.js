@@ -3,7 +3,7 @@
 export { InputError } from "./errors.js";
 export { normalNoise, threefry } from "./noise.js";
 export { Sampler } from "./sampler.js";
-export { SAMPLERS, SAMPLERS_WITH_ETA } from "./samplers.js";
+export { DEFAULT_ETA, SAMPLERS } from "./samplers.js";
 export { NoiseSchedule, SPACINGS } from "./schedule.js";
 
 /** @typedef {import("./inputs.js").ConditionValues} ConditionValues */

@@ -29,7 +29,7 @@ import { broadcast, classesOf, readSpec, signatureOf, sizeOf } from "./spec.js";
  * @property {number | bigint} [seed] 0 if it is left out; only seed mod 2^32 is used
  * @property {string} [sampler] a name of `SAMPLERS`, or "fast" for the file's choice with few network evaluations
  * @property {number} [numSteps] from 1 to the number of training timesteps
- * @property {number} [eta] fraction of fresh noise, 0 to 1, in the samplers of `SAMPLERS_WITH_ETA`
+ * @property {number} [eta] fraction of fresh noise, 0 to 1, in the samplers of `DEFAULT_ETA`
  * @property {import("./schedule.js").Spacing} [spacing] how the timesteps are chosen
  * @property {import("./inputs.js").Labels} [labels] for a conditional model, the name or number of one class for all
  *   samples, or one for each; by default sample i has label i modulo the number of classes

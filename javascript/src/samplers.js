@@ -42,8 +42,13 @@ const METHODS = {
 /** Names of the samplers that every file can be sampled with. */
 export const SAMPLERS = Object.keys(METHODS);
 
-/** Names of those in which eta has an effect. */
-export const SAMPLERS_WITH_ETA = SAMPLERS.filter((name) => METHODS[name].eta !== undefined);
+/**
+ * What eta is by default in each sampler in which it has an effect, unless the file says otherwise of its own.
+ * @type {Record<string, number>}
+ */
+export const DEFAULT_ETA = Object.fromEntries(
+  Object.entries(METHODS).flatMap(([name, { eta }]) => (eta === undefined ? [] : [[name, eta]])),
+);
 
 const MAX_STEP_RATIO = 3; // of a step in log_snr to the one before: a longer one would extrapolate too far
 const MIN_STEPS_FOR_ORDER_3 = 15; // with fewer, the last steps have a lower order
@@ -53,7 +58,7 @@ const MIN_STEPS_FOR_ORDER_3 = 15; // with fewer, the last steps have a lower ord
  * @typedef {object} SamplerOptions
  * @property {string} [sampler] a name of `SAMPLERS`, or "fast" for the file's choice with few network evaluations
  * @property {number} [numSteps] from 1 to the number of training timesteps
- * @property {number} [eta] fraction of fresh noise, 0 to 1, in the samplers of `SAMPLERS_WITH_ETA`
+ * @property {number} [eta] fraction of fresh noise, 0 to 1, in the samplers of `DEFAULT_ETA`
  * @property {Spacing} [spacing] how the timesteps are chosen
  */
 
@@ -77,7 +82,7 @@ export function samplerTable(spec, { sampler, numSteps, eta, spacing }) {
   const method = METHODS[name];
   if (eta !== undefined && !(eta >= 0 && eta <= 1)) throw new InputError(`eta ${shown(eta)}: give 0 to 1`);
   if (eta && method.eta === undefined) {
-    const [all, any] = [" and ", " or "].map((word) => SAMPLERS_WITH_ETA.join(word));
+    const [all, any] = [" and ", " or "].map((word) => Object.keys(DEFAULT_ETA).join(word));
     throw new InputError(`eta ${eta}: only the samplers ${all} use it, not ${name}; choose ${any}, or leave eta out`);
   }
   const schedule = new NoiseSchedule(spec.schedule.betas);

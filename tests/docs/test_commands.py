@@ -30,9 +30,22 @@ PAGES = pages()
 SAVED_MODEL = ROOT / "tests" / "workflows" / "storage" / "format_1" / "finished-sweep" / "champion"
 BLOCKS = [block for path in PAGES for block in read_blocks(path)]
 # Programs of others, and flags of theirs that the text names.
-EXTERNAL = {"aws", "cd", "chmod", "g++", "mlflow", "npm", "python3", "ray", "source"}
+EXTERNAL = {"./whole_loop", "aws", "cd", "chmod", "g++", "mlflow", "npm", "python3", "ray", "source"}
 EXTERNAL_FLAGS = {"--address", "--app-name", "--env-manager", "--generate", "--no-wait", "--region"}
-LANGUAGES = {"", "bash", "ini", "js", "python", "text", "toml", "{eval-rst}", "{include}", "{toctree}"}
+LANGUAGES = {
+    "",
+    "bash",
+    "csharp",
+    "ini",
+    "java",
+    "javascript",
+    "python",
+    "text",
+    "toml",
+    "{eval-rst}",
+    "{include}",
+    "{toctree}",
+}
 
 
 def place(block: Block) -> str:

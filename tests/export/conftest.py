@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import export
-from benchmarks.javascript_runs import missing_packages
+from benchmarks.javascript_runs import JAVASCRIPT, missing_packages
 from diffusion.config import Config, NetworkConfig, SamplerConfig, ScheduleConfig
 from diffusion.data.dataset import DataSpec
 from diffusion.networks.build import build_network
@@ -23,6 +23,8 @@ from export.sampler import Sampler
 from export.to_onnx import denoiser_graph, export_onnx
 
 torch.set_num_threads(1)
+# Programs in JavaScript find the packages that `make javascript` installs, unless others are named.
+os.environ.setdefault("NODE_PATH", str(JAVASCRIPT / "node_modules"))
 
 
 def make_model(data, sampler, seed=0, num_train_timesteps=20):
@@ -155,6 +157,46 @@ def _metadata_of():
 @pytest.fixture(scope="session", name="with_metadata")
 def _with_metadata():
     return with_metadata
+
+
+@pytest.fixture(scope="session")
+def endless(image_onnx):
+    """A hostile file: a call of its network never ends."""
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Identity", ["go"], ["still"]),
+            onnx.helper.make_node("Mul", ["value", "one"], ["next"]),
+        ],
+        "body",
+        [
+            onnx.helper.make_tensor_value_info("count", onnx.TensorProto.INT64, []),
+            onnx.helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, None),
+        ],
+        [
+            onnx.helper.make_tensor_value_info("still", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, None),
+        ],
+    )
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Cast", ["t"], ["t_float"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Loop", ["", "true", "x"], ["model_output"], body=body),
+        ],
+        "endless",
+        [
+            onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 1, 8, 8]),
+            onnx.helper.make_tensor_value_info("t", onnx.TensorProto.INT64, ["batch"]),
+        ],
+        [onnx.helper.make_tensor_value_info("model_output", onnx.TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [
+            onnx.helper.make_tensor("true", onnx.TensorProto.BOOL, [], [True]),
+            onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [], [1.0]),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return with_metadata(model.SerializeToString(), metadata_of(image_onnx))
 
 
 def shift_output(proto, amount):

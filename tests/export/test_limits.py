@@ -14,46 +14,6 @@ from export.limits import WATCHER_THREAD, Cancelled, OutOfMemory, RequestGuard
 from export.sampler import Sampler
 
 
-@pytest.fixture(scope="module", name="endless")
-def _endless(image_onnx, metadata_of, with_metadata):
-    """A hostile file: a call of its network never ends."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["still"]),
-            helper.make_node("Mul", ["value", "one"], ["next"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("count", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("value", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
-        ],
-    )
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["t"], ["t_float"], to=TensorProto.FLOAT),
-            helper.make_node("Loop", ["", "true", "x"], ["model_output"], body=body),
-        ],
-        "endless",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 8, 8]),
-            helper.make_tensor_value_info("t", TensorProto.INT64, ["batch"]),
-        ],
-        [helper.make_tensor_value_info("model_output", TensorProto.FLOAT, ["batch", 1, 8, 8])],
-        [
-            helper.make_tensor("true", TensorProto.BOOL, [], [True]),
-            helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model)
-    return with_metadata(model.SerializeToString(), metadata_of(image_onnx))
-
-
 def test_a_call_that_never_ends_is_ended_by_the_time_limit(endless):
     sampler, started = Sampler(endless, provider="cpu"), time.monotonic()
     with pytest.raises(InputError, match=r"time_limit 0\.5"):

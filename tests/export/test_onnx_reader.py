@@ -224,11 +224,11 @@ def node(*arguments, **options):
 
 @pytest.fixture(scope="module", name="run_js")
 def _run_js():
-    """A function from cases to their samples, flat. The module is found by NODE_PATH or in node_modules."""
+    """A function from cases to their samples, flat. The module is found by NODE_PATH."""
     if shutil.which("node") is None:
         pytest.skip("Node.js is not installed")
     if node("-e", "require.resolve('onnxruntime-node')").returncode:
-        pytest.skip("onnxruntime-node is not installed: npm install it and set NODE_PATH to its folder")
+        pytest.skip("onnxruntime-node is not installed: make javascript")
 
     def run(cases):
         result = node("--input-type=module", "-e", JS_CASES, input=json.dumps(cases))

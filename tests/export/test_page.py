@@ -215,8 +215,28 @@ def test_it_can_be_stopped_and_never_freezes(open_page, page_url):
     page.wait_for_timeout(500)
     page.click("#draw")
     page.wait_for_selector(IDLE)
-    assert page.inner_text("#status") in ("Stopped",) or "2000 images" in page.inner_text("#status")
+    assert page.inner_text("#status") == "Stopped" or "2000 images" in page.inner_text("#status")
     assert page.evaluate("() => window.longest") < 1000
+    assert not open_page.errors
+
+
+def test_a_network_that_never_ends_can_be_stopped(open_page, page_url, endless, image_file, tmp_path):
+    (tmp_path / "endless.onnx").write_bytes(endless)
+    page = open_page(page_url)
+    page.wait_for_selector(IDLE)
+    drop(page, tmp_path / "endless.onnx")
+    page.wait_for_selector("#model:has-text('endless')")
+    page.wait_for_selector(IDLE)
+    page.click("#draw")
+    page.wait_for_selector(BUSY)
+    page.wait_for_timeout(300)
+    page.click("#draw")
+    page.wait_for_selector("#status:has-text('Stopped')")
+    drop(page, image_file)
+    page.wait_for_selector("#model:not(:has-text('endless'))")
+    page.wait_for_selector(IDLE)
+    page.click("#draw")
+    page.wait_for_selector("#save:not([disabled])")
     assert not open_page.errors
 
 

@@ -273,7 +273,7 @@ const { readFileSync } = require("node:fs");
 def test_javascript_draws_the_same_samples_in_one_call(point_onnx, point_sampler, tmp_path):
     find = ["node", "-e", "require.resolve('onnxruntime-node')"]
     if shutil.which("node") is None or subprocess.run(find, capture_output=True).returncode:
-        pytest.skip("onnxruntime-node is not installed: npm install it and set NODE_PATH to its folder")
+        pytest.skip("onnxruntime-node is not installed: make javascript")
     file = whole_loop.whole_loop(point_onnx, in_graph_noise=True, required_inputs=True)
     (tmp_path / "loop.onnx").write_bytes(file)
     table = point_sampler.table(sampler="dpmpp_2m", num_steps=5)
