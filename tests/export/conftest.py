@@ -38,7 +38,7 @@ def make_model(data, sampler, seed=0, num_train_timesteps=20):
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build_network(config, data.shape)
+        network = build_network(config, data.shape, len(data.classes or ()))
         torch.nn.init.normal_(network.outward.weight, std=0.1)
         torch.nn.init.normal_(network.outward.bias, std=0.1)
     provenance = {"run_id": "abc123", "git_revision": "0123456", "metrics": {"val/elbo_window": 1.25}}

@@ -15,14 +15,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from diffusion.config import SamplerConfig
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.sampler import Sampler
-from export.to_onnx import export_onnx
 
 READER = Path(__file__).parents[2] / "docs" / "onnx_reader.py"
-CLASSES = ("cat", "dog", "eel")
 SPACINGS = get_args(Spacing)
 SAMPLERS_WITH_ETA = {"ddim": 0.5, "heun_churn": 0.7}
 
@@ -34,16 +31,6 @@ def eta_of(sampler):
 @pytest.fixture(scope="module", name="reader")
 def _reader():
     return SimpleNamespace(**runpy.run_path(str(READER), run_name="reader"))
-
-
-@pytest.fixture(scope="module", name="conditional_file")
-def _conditional_file(make_model, point_model, tmp_path_factory):
-    """Points with three classes, deployed with guidance."""
-    data = replace(point_model.data, classes=CLASSES)
-    sampler = SamplerConfig(name="dpmpp_2m", num_steps=6, guidance_scale=2.5)
-    path = tmp_path_factory.mktemp("conditional") / "sampler.onnx"
-    path.write_bytes(export_onnx(make_model(data, sampler))[0])
-    return path
 
 
 def assert_same(actual, expected):
