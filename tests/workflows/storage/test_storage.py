@@ -1,5 +1,6 @@
 """Local folders and buckets behave the same, and report early that they cannot be used."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -468,3 +469,12 @@ def test_a_local_storage_does_not_import_pyarrow(tmp_path):
         cwd=Path(__file__).parents[3],
     )
     assert result.stdout.strip() == "False"
+
+
+def test_a_local_file_that_is_too_large_to_be_read_at_once_is_not_read(tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**30 + 1)  # without blocks on the disk
+    started = time.monotonic()
+    with pytest.raises(OSError) as caught:
+        local_module.LocalFolder(tmp_path).read_bytes("huge")
+    assert caught.value.errno == errno.EFBIG and time.monotonic() < started + 1.0
