@@ -16,9 +16,11 @@ from tests.export.conftest import POINTS, make_model
 from workflows.cli.model_reference import model_folder
 from workflows.cli.resume import run_to_resume
 from workflows.cli.run_options import TrainFlags
+from workflows.cli.search_space import SearchSpace
 from workflows.cli.tune_options import TuneFlags, TuneOptions
 from workflows.storage.run_record import RunRecord, check_same_config, read_record
 from workflows.storage.storage import Storage
+from workflows.sweep.sweep_logger import SweepLogger
 
 
 @pytest.fixture
@@ -244,3 +246,29 @@ def test_a_record_with_any_value_replaced_is_resumed_or_refused_in_one_line(tmp_
         assert str(error).isprintable()
     else:
         assert resumed.config().flat() and found.name == record.name
+
+
+def test_a_sweep_is_resumed_only_with_its_own_search_workers_and_data(runs):
+    options = TuneOptions(data="heart", search=SearchSpace(num_train_timesteps=(10, 20)))
+    RunRecord(
+        "one",
+        "shapes",
+        "0" * 32,
+        options.config(),
+        "f" * 64,
+        command="tune",
+        options=options.resume_options(),
+    ).write(runs.child("one"), "stopped")
+    record = read_record(runs.child("one"))  # in which tuples have become lists
+
+    def check(options, fingerprint="f" * 64):
+        record.check_unchanged(options.config(), fingerprint, SweepLogger.fixed_options(options))
+
+    check(options)
+    check(replace(options, num_trials=99))  # the budget may change
+    with pytest.raises(InputError, match="--search differs from what the sweep to be resumed was started"):
+        check(replace(options, search=SearchSpace(num_train_timesteps=(10, 30))))
+    with pytest.raises(InputError, match="--workers-per-trial differs from"):
+        check(replace(options, workers_per_trial=2))
+    with pytest.raises(InputError, match="the data of heart have changed since the sweep one was started"):
+        check(options, "e" * 64)
