@@ -9,7 +9,7 @@ from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.contract import FAST
 from export.parser import OneLineParser
-from export.session import Provider
+from export.session import Arena, DeviceOptions, Provider
 
 
 def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:
@@ -55,6 +55,21 @@ def sampler_parser(prog: str = "python -m export.sampler") -> OneLineParser:
     parser.add_argument("--threads", type=int, help="CPU threads; default: chosen by the size of the model")
     parser.add_argument(
         "--time-limit", type=float, help="fail if sampling takes longer than this, in seconds"
+    )
+    parser.add_argument("--device-id", type=int, default=0, help="number of the GPU; default: 0")
+    parser.add_argument(
+        "--gpu-memory-gb", type=float, help="memory of the GPU that ONNX Runtime may take; default: no limit"
+    )
+    parser.add_argument(
+        "--arena",
+        choices=get_args(Arena),
+        default="kSameAsRequested",
+        help="how ONNX Runtime's memory on the GPU grows",
+    )
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let a GPU round products to 10 bits: faster, and samples move by 5e-4 standard deviations",
     )
     parser.add_argument("--doctor", action="store_true", help="report what this machine can run, and exit")
     return parser
@@ -148,6 +163,19 @@ def check_cascade_flags(options: argparse.Namespace) -> None:
         if options.then and getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag}: it does not go with --then; give one of them")
+
+
+def device_options(options: argparse.Namespace) -> DeviceOptions:
+    """Convert the parsed flags of a GPU.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    gigabytes = options.gpu_memory_gb
+    if gigabytes is not None and not 0.0 < gigabytes <= 1e6:
+        raise InputError(f"--gpu-memory-gb {gigabytes:g}: give a number of gigabytes greater than 0")
+    limit = None if gigabytes is None else int(gigabytes * 1e9)
+    return DeviceOptions(options.device_id, limit, options.arena, options.tf32)
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:

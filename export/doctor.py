@@ -12,7 +12,7 @@ import onnxruntime
 from onnxruntime.capi import build_and_package_info
 
 from diffusion.errors import InputError
-from export.gpu_loop import step_file
+from export.gpu_loop import noise_file
 from export.session import DRIVER_LIBRARY, Provider, open_session
 
 _CUDA_MAJOR = 13
@@ -52,7 +52,7 @@ def doctor_report(provider: Provider = "auto") -> tuple[list[str], bool]:
     findings = [_build(), _packages(), *_driver(), *_libraries()]
     lines = [_line(finding.subject, finding.status) for finding in findings]
     try:
-        _, runs_on = open_session(step_file(guided=False).read_bytes(), provider)
+        _, runs_on = open_session(noise_file().read_bytes(), provider)
         lines.append(_line("session", f"runs on {runs_on}"))
         works = True
     except InputError as error:

@@ -4,18 +4,28 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 import onnxruntime
 
 from diffusion.errors import InputError
+from export.device_thread import DeviceThread
 from export.values import real_number
 
 WATCHER_THREAD = "sampling-request-watcher"
 
 _SECONDS_BETWEEN_POLLS = 0.05
-_OUT_OF_MEMORY = re.compile(r"bad_alloc|allocate memory|out of memory|OOM", re.IGNORECASE)
+# What ONNX Runtime, CUDA, cuBLAS and cuDNN say. cuBLAS cannot make its handle, and cuDNN reports an internal
+# error, where there is too little memory for what they allocate themselves.
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|allocate memory|out of memory|\bOOM\b|bfc_?arena|cudaErrorMemoryAllocation|"
+    r"CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|"
+    r"CUDNN_STATUS_(ALLOC_FAILED|INTERNAL_ERROR|EXECUTION_FAILED_CUDART)|ALLOCATION_FAILED",
+    re.IGNORECASE,
+)
 
 
 class Cancelled(RuntimeError):
@@ -76,20 +86,62 @@ class RequestGuard:
         if self._watcher is not None:
             self._watcher.join()
 
-    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    @property
+    def options(self) -> onnxruntime.RunOptions:
+        """Options of every run of a session in this request, by which it is ended."""
+        return self._options
+
+    def run(self, call: Callable[..., Any], *arguments: Any, on: DeviceThread | None = None) -> Any:
         """Run a method of a session as `call(*arguments, run_options)`.
+
+        Args:
+            call, arguments: the method and its arguments.
+            on: thread that does it; None for this one.
 
         Raises:
             Cancelled: `stop` was set.
             InputError: the time limit was exceeded, or the graph cannot be run.
             OutOfMemory: the batch did not fit into memory.
         """
+        return self.do(call, *arguments, self._options, on=on)
+
+    def do(self, call: Callable[..., Any], *arguments: Any, on: DeviceThread | None = None) -> Any:
+        """Make any call that uses the device, such as a copy; as for `run`, but without run options."""
         self._check()
+        if on is not None:
+            return self.wait(on.submit(call, *arguments))
         try:
-            return call(*arguments, self._options)
+            return call(*arguments)
         except Exception as error:  # ONNX Runtime has an exception class per status code
             self._check()
             raise translate_error(error) from error
+
+    def wait(self, future: "Future[Any]") -> Any:
+        """Wait for a call in another thread, no longer than the request may take.
+
+        A call that has not begun by then never does. One that is under way goes on in its thread, unless it
+        is a session's run, which is terminated; what is submitted to that thread later comes after it.
+
+        Raises:
+            As for `run`.
+        """
+        try:
+            while True:
+                done, _ = futures.wait([future], timeout=_SECONDS_BETWEEN_POLLS)
+                if done:
+                    break
+                self._check()
+            return future.result()
+        except (Cancelled, InputError, OutOfMemory):
+            future.cancel()
+            raise
+        except Exception as error:
+            self._check()
+            raise translate_error(error) from error
+        except BaseException:  # Ctrl-C
+            self._options.terminate = True
+            future.cancel()
+            raise
 
     def _check(self) -> None:
         if self._stop is not None and self._stop.is_set():

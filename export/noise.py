@@ -5,7 +5,10 @@ counter = (k, p): k = 0 is the initial noise, k = i + 1 the noise of the sampler
 p is the index of a pair of neighbouring elements of the sample, in C order.
 """
 
+import math
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 UInt32Array = NDArray[np.uint32]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PAIRS_PER_BLOCK = 2**14  # whose words stay in a core's cache
+_BLOCKS_FOR_THREADS = 8  # from which on starting threads pays
 PARITY = np.uint32(0x1BD11BDA)
 _BETWEEN_MODELS = np.uint32(0xFFFFFFFF)  # k of what belongs to no row of a table
 
@@ -31,17 +36,23 @@ def threefry(
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, Section 3.3.
     """
-    words = (np.asarray(word, dtype=np.uint32) for word in (*key, *counter))
-    key0, key1, x0, x1 = np.broadcast_arrays(*words)
+    key0, key1, counter0, counter1 = (np.asarray(word, dtype=np.uint32) for word in (*key, *counter))
     schedule = (key0, key1, key0 ^ key1 ^ PARITY)
+    shape = np.broadcast_shapes(key0.shape, key1.shape, counter0.shape, counter1.shape)
+    x0, x1, shifted = (np.empty(shape, dtype=np.uint32) for _ in range(3))
     with np.errstate(over="ignore"):  # words wrap around
-        x0, x1 = x0 + key0, x1 + key1
+        np.add(counter0, key0, out=x0)
+        np.add(counter1, key1, out=x1)
         for group in range(5):
             for rotation in ROTATIONS[group % 2]:
-                x0 = x0 + x1
-                x1 = ((x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))) ^ x0
-            x0 = x0 + schedule[(group + 1) % 3]
-            x1 = x1 + schedule[(group + 2) % 3] + np.uint32(group + 1)
+                x0 += x1
+                np.left_shift(x1, np.uint32(rotation), out=shifted)
+                x1 >>= np.uint32(32 - rotation)
+                x1 |= shifted
+                x1 ^= x0
+            x0 += schedule[(group + 1) % 3]
+            x1 += schedule[(group + 2) % 3]
+            x1 += np.uint32(group + 1)
     return x0, x1
 
 
@@ -80,7 +91,7 @@ def seed_words(seeds: int | Sequence[int]) -> UInt32Array:
 
 
 def normal_noise(
-    seed: int | UInt32Array, sample_indices: ArrayLike, k: int, shape: tuple[int, ...]
+    seed: int | UInt32Array, sample_indices: ArrayLike, k: int, shape: tuple[int, ...], threads: int = 1
 ) -> NDArray[np.float64]:
     """Standard normal noise: the Box-Muller transform of Threefry's words.
 
@@ -92,16 +103,50 @@ def normal_noise(
         sample_indices: indices of the samples within the seed, [batch].
         k: 0 for the initial noise, i + 1 for the noise of row i of the sampler's table.
         shape: shape of one sample.
+        threads: number of threads to use if there is much to do; they do not change the numbers.
 
     Returns:
         float64 [batch, *shape].
     """
-    size = int(np.prod(shape))
-    pairs = np.arange((size + 1) // 2, dtype=np.uint32)
+    size = math.prod(shape)
+    num_pairs = (size + 1) // 2
     indices = np.asarray(sample_indices).astype(np.uint32)[:, None]
     words = seed if isinstance(seed, np.ndarray) else seed_words(seed)
-    w0, w1 = threefry((words.reshape(-1, 1), indices), (np.uint32(k), pairs))
-    radius = np.sqrt(-2.0 * np.log((w0 + 0.5) / 2.0**32))
-    theta = 2.0 * np.pi * (w1 + 0.5) / 2.0**32
-    values = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=-1).reshape(len(indices), -1)
+    seeds = np.broadcast_to(words.reshape(-1, 1), indices.shape)
+    values = np.empty((len(indices), 2 * num_pairs))
+    samples = max(1, _PAIRS_PER_BLOCK // num_pairs)
+    blocks = [
+        (slice(first, first + samples), slice(pair, min(pair + _PAIRS_PER_BLOCK, num_pairs)))
+        for first in range(0, len(indices), samples)
+        for pair in range(0, num_pairs, _PAIRS_PER_BLOCK)
+    ]
+
+    def fill(block: tuple[slice, slice]) -> None:
+        rows, pairs = block
+        counter = np.arange(pairs.start, pairs.stop, dtype=np.uint32)
+        w0, w1 = threefry((seeds[rows], indices[rows]), (np.uint32(k), counter))
+        _box_muller(w0, w1, values[rows, 2 * pairs.start : 2 * pairs.stop])
+
+    if threads == 1 or len(blocks) < _BLOCKS_FOR_THREADS:
+        for block in blocks:
+            fill(block)
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # numpy lets other threads run while it computes
+            deque(pool.map(fill, blocks), maxlen=0)
     return values[:, :size].reshape(len(indices), *shape)
+
+
+def _box_muller(w0: UInt32Array, w1: UInt32Array, out: NDArray[np.float64]) -> None:
+    """Write the noise of pairs of words, [..., pairs], to `out`, [..., 2 * pairs]."""
+    radius = w0.astype(np.float64)
+    radius += 0.5
+    radius /= 2.0**32
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    theta = w1.astype(np.float64)
+    theta += 0.5
+    theta *= 2.0 * np.pi
+    theta /= 2.0**32
+    np.multiply(radius, np.cos(theta), out=out[..., 0::2])
+    np.multiply(radius, np.sin(theta), out=out[..., 1::2])

@@ -35,19 +35,19 @@ from diffusion.process.samplers import (
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.cascade import Cascade
-from export.cli import check_cascade_flags, sampler_parser, sampling_options
+from export.cli import check_cascade_flags, device_options, sampler_parser, sampling_options
 from export.conditions import ConditionInputs, read_conditions, resolve_conditions
 from export.contract import FAST, OUTPUT
 from export.doctor import doctor_report
 from export.engine import Engine
-from export.gpu_loop import State
+from export.gpu_loop import NoiseKeys, State
 from export.known_files import check_given_flags, read_given
 from export.labels import Labels, resolve_labels
 from export.limits import Cancelled, OutOfMemory, RequestGuard
 from export.noise import UInt32Array, normal_noise, seed_words
 from export.notebook import notebook_html
 from export.output import check_suffix, save_samples
-from export.session import Provider
+from export.session import DeviceOptions, Provider
 from export.values import real_number, whole_number
 
 __all__ = ["Cancelled", "Preview", "Sampler"]
@@ -125,14 +125,24 @@ class _Request:
     batch_size: int
     given: Given
 
-    def noise(self, batch: slice, shape: tuple[int, ...]) -> Callable[[int], NDArray[np.float64]]:
+    def noise(
+        self, batch: slice, shape: tuple[int, ...], threads: int
+    ) -> Callable[[int], NDArray[np.float64]]:
         """Function from a row of the table, or -1 for the start, to the noise of some of the samples."""
+        seeds, indices = self._words(batch)
+        return lambda row: normal_noise(seeds, indices, row + 1, shape, threads)
+
+    def noise_keys(self, batch: slice, table: SamplerTable) -> NoiseKeys:
+        """What a device makes the same noise of; `table` is the request's, or its last rows."""
+        return NoiseKeys(*self._words(batch), first_k=self.table.num_rows - table.num_rows + 1)
+
+    def _words(self, batch: slice) -> tuple[UInt32Array, UInt32Array]:
+        """Seed and index of each sample."""
+        count = batch.stop - batch.start
         if self.seeds.ndim == 0:
-            seeds, indices = self.seeds, self.first_index + np.arange(batch.start, batch.stop)
-        else:
-            seeds = self.seeds[batch]
-            indices = np.full(len(seeds), self.first_index)
-        return lambda row: normal_noise(seeds, indices, row + 1, shape)
+            first = self.first_index + batch.start
+            return np.full(count, self.seeds), np.arange(first, first + count).astype(np.uint32)
+        return self.seeds[batch], np.full(count, self.first_index, dtype=np.uint32)
 
 
 class _State(NamedTuple):
@@ -162,10 +172,12 @@ class Sampler:
 
     Args:
         model: path of a sampler.onnx, or the content of one as bytes.
-        provider: where the network runs. "cpu"; "cuda", which fails if CUDA is not available; or "auto",
-            which uses CUDA if it is available and the CPU otherwise.
+        provider: where the network runs. "cpu"; "cuda", which fails if CUDA is not available; "auto", which
+            uses CUDA if it is available and the CPU otherwise; "openvino", from OpenVINO's own package, on
+            the CPU; "tensorrt" or "coreml", if this build of ONNX Runtime has them.
         threads: number of CPU threads, from 1 to 1024. None is one thread for a tiny model without
             convolutions and one per core for others.
+        device_options: which GPU is used, and how its memory and its arithmetic are.
 
     Attributes:
         spec: the file's metadata, such as `spec.shape` and `spec.classes`.
@@ -176,7 +188,12 @@ class Sampler:
     """
 
     def __init__(
-        self, model: str | Path | bytes, provider: Provider = "auto", threads: int | None = None
+        self,
+        model: str | Path | bytes,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        *,
+        device_options: DeviceOptions | None = None,
     ) -> None:
         if threads is not None:
             threads = whole_number("threads", threads, 1, 1024)
@@ -188,18 +205,20 @@ class Sampler:
             else read_file(user_path(model), "the path of a sampler.onnx", MAX_FILE_BYTES)
         )
         try:
-            self._engine = Engine(content, provider, threads)
+            self._engine = Engine(content, provider, threads, device_options)
         except InputError as error:
             if isinstance(model, bytes):
                 raise
             raise InputError(f"{model}: {error}") from error
         self.spec = self._engine.spec
         self._content, self._provider, self._threads = content, provider, threads
+        self._device_options = device_options
         self._html: str | None = None
 
-    def __reduce__(self) -> tuple[type["Sampler"], tuple[bytes, Provider, int | None]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the file's bytes; the process that reads the pickle opens them on its own device."""
-        return type(self), (self._content, self._provider, self._threads)
+        arguments = (self._content, self._provider, self._threads)
+        return partial(type(self), device_options=self._device_options), arguments
 
     def __repr__(self) -> str:
         """What the file draws, by which sampler, and where."""
@@ -221,7 +240,7 @@ class Sampler:
 
     @property
     def runs_on(self) -> str:
-        """ "CPU" or "CUDA", followed by the reason if CUDA or CUDA graphs could not be used."""
+        """The provider, such as "CPU" or "CUDA", and what of CUDA could not be used, with the reason."""
         return self._engine.runs_on
 
     @classmethod
@@ -502,11 +521,11 @@ class Sampler:
     def _draw(self, request: _Request, guard: RequestGuard) -> Iterator[_State]:
         """Fill `request.samples` batch by batch, yielding after each network call."""
         samples, given, batch_size = request.samples, request.given, request.batch_size
-        num_calls = request.num_calls
+        num_calls, threads = request.num_calls, self._threads or os.cpu_count() or 1
         samples_done = batches_done = 0
         while samples_done < len(samples):
             batch = slice(samples_done, min(samples_done + batch_size, len(samples)))
-            table, noise = given.rows(request.table, request.noise(batch, self.spec.shape), batch)
+            table, noise = given.rows(request.table, request.noise(batch, self.spec.shape, threads), batch)
             states = self._engine.states(
                 table,
                 noise,
@@ -515,6 +534,7 @@ class Sampler:
                 request.guidance_scale,
                 guard,
                 given.inpainting(batch),
+                request.noise_keys(batch, table),
             )
             num_batches = batches_done + math.ceil((len(samples) - samples_done) / batch_size)
             num_rows = num_batches * num_calls
@@ -703,7 +723,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.s
     try:
         check_cascade_flags(options)
         check_given_flags(options)
-        opened = [Sampler(path, options.provider, options.threads) for path in (options.model, *options.then)]
+        choices = device_options(options)
+        opened = [
+            Sampler(path, options.provider, options.threads, device_options=choices)
+            for path in (options.model, *options.then)
+        ]
         sampler = opened[-1]
         draw: Any = sampler.sample
         if options.then:

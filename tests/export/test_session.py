@@ -66,7 +66,7 @@ def test_a_build_without_cuda_is_the_reason(image_onnx, monkeypatch):
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has a CUDA device")
 def test_a_session_that_silently_fell_back_is_not_taken_for_cuda(image_onnx, monkeypatch):
     """Without its CUDA libraries, ONNX Runtime opens a session on the CPU and raises nothing."""
-    monkeypatch.setattr(session, "cuda_unavailable_reason", lambda: None)
+    monkeypatch.setattr(session, "cuda_unavailable_reason", lambda device_id=0: None)
     assert Sampler(image_onnx, provider="auto").runs_on.startswith("CPU, since ")
     assert "provider cuda" in refused(image_onnx, "cuda")
 
