@@ -37,6 +37,12 @@ LONG = (
     "benchmarks",
     "workflows/storage/test_old_runs.py",
     "workflows/cli/test_main.py",
+    "workflows/sweep/test_refused_sweep.py",
+    "diffusion/data/test_augmentation.py",
+    "workflows/test_evaluate.py",
+    "workflows/publishing/test_deployed_sampler.py",
+    "workflows/evaluation",
+    "diffusion/test_devices.py",
     "workflows/test_doctor.py",
 )
 
