@@ -9,6 +9,7 @@ the model of docs/how-to/known-parts.md, and mlflow.db. Pages are photographed b
 
 import argparse
 import contextlib
+import shlex
 import shutil
 import signal
 import socket
@@ -125,6 +126,22 @@ def save_rows(rows: Mapping[str, NDArray[np.floating]], sampler: Sampler, path: 
     rows_of_images(rows, sampler.spec.data["range"], columns=10).quantize(32).save(path, optimize=True)
 
 
+def by_command(folder: Path, path: Path) -> None:
+    """What the command of README's table draws beside this picture; a training is not repeated."""
+    lines = (DOCS.parent / "README.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| ") and f"(docs/{path.name})" in line)
+    words = shlex.split(row.split("`")[1])
+    trains = "--output" not in words
+    if trains:
+        drawn = folder / "runs" / words[words.index("--name") + 1] / "model" / "samples.png"
+    else:
+        drawn = folder / words[words.index("--output") + 1]
+    if not (trains and drawn.exists()):
+        subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True)
+    picture = Image.open(drawn).convert("RGB").reduce(2 if trains else 1)  # a training draws more samples
+    picture.quantize(32).save(path, optimize=True)
+
+
 def report(folder: Path, path: Path) -> None:
     """The first screen of the report of the sweep over digits."""
     photograph((digits_sweep(folder) / "report.html").as_uri(), path, (1200, 900))
@@ -168,6 +185,10 @@ PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "known-parts.png": known_parts,
     "varied.png": varied,
     "between.png": between,
+    "guidance.png": by_command,
+    "completed.png": by_command,
+    "conditional.png": by_command,
+    "efficient.png": by_command,
     "report.png": report,
     "mlflow.png": mlflow,
     "schedules.png": schedules,

@@ -19,6 +19,7 @@ from diffusion.config import Config
 from diffusion.errors import InputError
 from docs.blocks import ROOT, Block, commands, pages, read_blocks
 from docs.command_reference import COMMANDS, command_help, subcommands
+from docs.pictures import PICTURES, by_command
 from docs.run_blocks import shorten
 from export.parser import OneLineParser
 from workflows.api import SweepSettings, TrainingSettings
@@ -143,6 +144,19 @@ SHELL = [block for block in BLOCKS if block.is_shell]
 def test_every_command_is_one(block):
     for words in commands(block.text):
         check(words)
+
+
+def test_the_commands_of_readmes_table_are_commands_and_have_drawn_its_pictures():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "`python " in line]
+    assert len(rows) == 6
+    shown = set()
+    for row in rows:
+        check(shlex.split(row.split("`")[1]))
+        for name in re.findall(r"\(docs/(\w+\.png)\)", row):
+            assert 0 < (ROOT / "docs" / name).stat().st_size < 60_000
+            shown.add(name)
+    assert shown == {name for name, draw in PICTURES.items() if draw is by_command}
 
 
 @pytest.mark.parametrize(
