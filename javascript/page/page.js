@@ -321,6 +321,7 @@ element("dice").addEventListener("click", () => {
 
 row.addEventListener("input", () => {
   stopPlaying();
+  if (!drawing) recording.first = 0; // all batches together
   position = Number(row.value);
   show();
 });

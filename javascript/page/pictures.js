@@ -1,7 +1,8 @@
 /** Pictures of samples on a canvas: a grid of images, or points as a scatter. */
 
 const COLOURS = ["#4f46e5", "#e8590c", "#0a8f6a", "#c2255c", "#1c7ed6", "#b08900", "#7048e8", "#2b8a3e", "#d6336c", "#0c8599"];
-const MAX_HEADINGS = 12;
+const MAX_CLASSES = 12; // that have columns of their own
+const MAX_HEADINGS = 24;
 
 /**
  * Draw a grid of images.
@@ -12,8 +13,9 @@ const MAX_HEADINGS = 12;
  */
 export function drawImages(canvas, values, { shape: [channels, height, width], range }, headings) {
   const count = values.length / (channels * height * width);
-  const titled = headings !== null && headings.length > 1 && headings.length <= MAX_HEADINGS;
-  const columns = titled ? Math.min(headings.length, count) : Math.ceil(Math.sqrt(count));
+  const side = Math.ceil(Math.sqrt(count));
+  // Each class has a column of its own, or several.
+  const [titled, columns] = classColumns(headings, count, side);
   const pixelWidth = widthOf(canvas);
   const cell = pixelWidth / columns;
   const cellHeight = (cell * height) / width;
@@ -22,7 +24,8 @@ export function drawImages(canvas, values, { shape: [channels, height, width], r
   const context = canvas.getContext("2d");
   if (titled) {
     Object.assign(context, { fillStyle: style("--soft"), font: font(13), textAlign: "center", textBaseline: "middle" });
-    headings.slice(0, columns).forEach((name, i) => context.fillText(name, (i + 0.5) * cell, top / 2, cell * 0.9));
+    for (let i = 0; i < columns; i++)
+      context.fillText(headings[i % headings.length], (i + 0.5) * cell, top / 2, cell * 0.9);
   }
   context.imageSmoothingQuality = "high";
   const tile = new OffscreenCanvas(width, height);
@@ -47,6 +50,20 @@ export function drawImages(canvas, values, { shape: [channels, height, width], r
     }
     context.restore();
   }
+}
+
+/**
+ * Whether columns have headings, and how many there are.
+ * @param {string[] | null} headings
+ * @param {number} count number of images
+ * @param {number} side columns of a square
+ * @returns {[boolean, number]}
+ */
+function classColumns(headings, count, side) {
+  const classes = headings?.length ?? 0;
+  if (classes < 2 || classes > MAX_CLASSES) return [false, side];
+  const columns = classes * Math.max(1, Math.round(side / classes));
+  return [columns <= MAX_HEADINGS, Math.min(columns, count)];
 }
 
 /**
