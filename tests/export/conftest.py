@@ -39,7 +39,8 @@ def make_model(data, sampler, seed=0, num_train_timesteps=20):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_network(config, data.shape, len(data.classes or ()))
-        torch.nn.init.normal_(network.outward.weight, std=0.1)
+        # Guidance would multiply rounding errors by hundreds if an untrained network's output were larger.
+        torch.nn.init.normal_(network.outward.weight, std=0.02 if data.classes else 0.1)
         torch.nn.init.normal_(network.outward.bias, std=0.1)
     provenance = {"run_id": "abc123", "git_revision": "0123456", "metrics": {"val/elbo_window": 1.25}}
     return TrainedModel(config, data, network.eval().requires_grad_(False), provenance)

@@ -113,7 +113,7 @@ def test_pressing_the_button_draws_and_a_seed_gives_the_same_picture(open_page, 
     noise = drawn(page)
     assert page.inner_text("#row-label") == "Noise"
     page.click("#draw")
-    page.wait_for_selector(BUSY)
+    page.wait_for_selector("#save:not([disabled])")
     first = drawn(page)
     assert first != noise and page.inner_text("#row-label") == "Step 10 of 10"
     assert "64 images in" in page.inner_text("#status")
