@@ -1,12 +1,14 @@
 """Log sampler.onnx to MLflow and register it there, as a pyfunc model whose predict draws samples."""
 
 import contextlib
+import importlib.metadata
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnxruntime
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
@@ -22,7 +24,16 @@ from export.cascade import Cascade
 from export.pyfunc import PARAMETERS, open_model
 from workflows.tracking.tracker import PublishedModel, RegistrationError
 
-_REQUIREMENTS = ("numpy", "onnxruntime", "pillow")
+# Where there is a build of ONNX Runtime for GPUs. It runs on CPUs too; the two use the same folder, so that
+# installing the other one over it would remove CUDA.
+_HAS_GPU_BUILD = (
+    "(sys_platform == 'linux' or sys_platform == 'win32') and "
+    "(platform_machine == 'x86_64' or platform_machine == 'AMD64')"
+)
+_HAS_NO_GPU_BUILD = (
+    "(sys_platform != 'linux' and sys_platform != 'win32') or "
+    "(platform_machine != 'x86_64' and platform_machine != 'AMD64')"
+)
 _PARAMETER_TYPES = {str: DataType.string, int: DataType.long, float: DataType.double}
 _ALIAS = "champion"
 _NAME = "sampler"  # of the model in its run
@@ -68,6 +79,16 @@ def register(
         if promoted:
             client.set_registered_model_alias(name, _ALIAS, version)
     return int(version), promoted, model_id
+
+
+def requirements() -> list[str]:
+    """What a registered model needs, in the versions of this process: with those its file was checked."""
+    runtime = onnxruntime.__version__
+    return [
+        *(f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "pillow")),
+        f"onnxruntime-gpu=={runtime}; {_HAS_GPU_BUILD}",
+        f"onnxruntime=={runtime}; {_HAS_NO_GPU_BUILD}",
+    ]
 
 
 def log_only(
@@ -158,7 +179,7 @@ def log_model(
             code_paths=[str(Path(package.__path__[0])) for package in (diffusion, export)],
             signature=signature,
             input_example=pd.DataFrame({"num_samples": [4], "seed": [0]}),
-            pip_requirements=list(_REQUIREMENTS),
+            pip_requirements=requirements(),
             registered_model_name=registered_name,
             params={name: str(value) for name, value in model.params.items()},
         )

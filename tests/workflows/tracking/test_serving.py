@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from packaging.requirements import Requirement
 
 from diffusion.config import SamplerConfig
 from diffusion.errors import InputError
@@ -73,6 +75,20 @@ def test_the_model_has_a_signature_and_an_example(registered):
     np.testing.assert_allclose(
         without_a_seed, Sampler(registered[1], provider="cpu").sample(3), rtol=1e-5, atol=1e-5
     )
+
+
+def test_the_requirements_are_pinned_and_keep_the_build_for_gpus(registered):
+    """The markers are this project's own, so that exactly one build of ONNX Runtime is installed anywhere."""
+    path = mlflow.pyfunc.get_model_dependencies("models:/points@champion")
+    lines = [Requirement(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    found = {each.name: each for each in lines if each.name != "mlflow"}
+    assert set(found) == {"numpy", "pillow", "onnxruntime", "onnxruntime-gpu"}
+    assert all(str(each.specifier).startswith("==") for each in found.values())
+    with open(Path(__file__).parents[3] / "pyproject.toml", "rb") as file:
+        own = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
+    for requirement in own:
+        assert requirement.specifier.contains(next(iter(found[requirement.name].specifier)).version)
+        assert requirement.marker == found[requirement.name].marker
 
 
 def test_the_models_page_has_its_parameters_and_metrics(registered):
