@@ -31,7 +31,7 @@ PAGES = pages()
 SAVED_MODEL = ROOT / "tests" / "workflows" / "storage" / "format_1" / "finished-sweep" / "champion"
 BLOCKS = [block for path in PAGES for block in read_blocks(path)]
 # Programs of others, and flags of theirs that the text names.
-EXTERNAL = {"./whole_loop", "aws", "cd", "chmod", "g++", "mlflow", "npm", "python3", "ray", "source"}
+EXTERNAL = {"./whole_loop", "aws", "cd", "chmod", "cut", "g++", "mlflow", "npm", "printf", "python3", "ray", "source"}
 EXTERNAL_FLAGS = {"--address", "--app-name", "--env-manager", "--generate", "--no-wait", "--region"}
 LANGUAGES = {
     "",
