@@ -31,7 +31,20 @@ PAGES = pages()
 SAVED_MODEL = ROOT / "tests" / "workflows" / "storage" / "format_1" / "finished-sweep" / "champion"
 BLOCKS = [block for path in PAGES for block in read_blocks(path)]
 # Programs of others, and flags of theirs that the text names.
-EXTERNAL = {"./whole_loop", "aws", "cd", "chmod", "cut", "g++", "mlflow", "npm", "printf", "python3", "ray", "source"}
+EXTERNAL = {
+    "./whole_loop",
+    "aws",
+    "cd",
+    "chmod",
+    "cut",
+    "g++",
+    "mlflow",
+    "npm",
+    "printf",
+    "python3",
+    "ray",
+    "source",
+}
 EXTERNAL_FLAGS = {"--address", "--app-name", "--env-manager", "--generate", "--no-wait", "--region"}
 LANGUAGES = {
     "",
@@ -63,7 +76,7 @@ def _reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "photos").mkdir()
-    for name in ("measurements.csv", "samples.npy", "samples.csv", "more.parquet"):
+    for name in ("flowers.csv", "measurements.csv", "samples.npy", "samples.csv", "more.parquet"):
         (tmp_path / name).touch()
     for name in ("runs/one-heart/model", "runs/hearts/champion", "runs/digits/champion"):
         (tmp_path / name).mkdir(parents=True)
