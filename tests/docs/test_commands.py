@@ -34,6 +34,7 @@ BLOCKS = [block for path in PAGES for block in read_blocks(path)]
 EXTERNAL = {
     "./whole_loop",
     "aws",
+    "cat",
     "cd",
     "chmod",
     "cut",
