@@ -14,10 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack, get_args
+from typing import Any, NamedTuple, Unpack, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,72 +25,33 @@ from diffusion.errors import InputError, printable
 from diffusion.files import read_file, user_path
 from diffusion.memory_limit import check_memory
 from diffusion.process.given import Given, GivenOptions, path_between, resolve_given
-from diffusion.process.samplers import (
-    SamplerTable,
-    sampler_table,
-    samplers_with_eta,
-    with_learned_variance,
-)
+from diffusion.process.samplers import SamplerTable
 from diffusion.process.schedules import Spacing
-from diffusion.registry import SAMPLERS
 from export.cascade import Cascade
 from export.cli import check_cascade_flags, device_options, sampler_parser, sampling_options
-from export.conditions import ConditionInputs, read_conditions, resolve_conditions
-from export.contract import FAST, OUTPUT
+from export.conditions import read_conditions, resolve_conditions
+from export.contract import OUTPUT
 from export.doctor import doctor_report
 from export.engine import Engine
-from export.gpu_loop import NoiseKeys, State
+from export.gpu_loop import State
 from export.known_files import check_given_flags, read_given
 from export.labels import Labels, resolve_labels
 from export.limits import Cancelled, OutOfMemory, RequestGuard
-from export.noise import UInt32Array, normal_noise, seed_words
+from export.noise import seed_words
 from export.notebook import notebook_html
 from export.output import check_suffix, save_samples
+from export.request import MAX_SAMPLES, NUM_INDICES, InterpolationOptions, Request, SamplingOptions, seed_list
 from export.session import DeviceOptions, Provider
+from export.table_choice import choose_table
 from export.values import real_number, whole_number
 
 __all__ = ["Cancelled", "Preview", "Sampler"]
 
-_MAX_SAMPLES = 10_000_000  # per call
-_NUM_INDICES = 2**32  # samples of one seed
 MAX_FILE_BYTES = 2 * 1024**3  # the limit of the protobuf format
 _MAX_BATCH_SIZE, _MAX_BATCH_VALUES = 1024, 2**22
 # Convolutions on a CPU make many times as many activations, which leave a core's cache if it has more than
 # these values of x to work on: a batch of 1,024 images takes a quarter more time and 11 times the memory.
 _CACHED_VALUES_PER_CORE = 2**14
-
-
-class SamplingOptions(GivenOptions, total=False):
-    """Arguments of `Sampler.sample` that say what is drawn, which `Sampler.stream` passes on."""
-
-    seed: int
-    seeds: Sequence[int] | None
-    sampler: str | None
-    num_steps: int | None
-    eta: float | None
-    spacing: Spacing | None
-    labels: Labels | None
-    conditions: Mapping[str, ArrayLike] | None
-    guidance_scale: float | None
-    first_index: int
-    batch_size: int | None
-
-
-class InterpolationOptions(TypedDict, total=False):
-    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
-
-    sampler: str | None
-    num_steps: int | None
-    eta: float | None
-    spacing: Spacing | None
-    labels: Labels | None
-    conditions: Mapping[str, ArrayLike] | None
-    guidance_scale: float | None
-    first_index: int
-    batch_size: int | None
-    time_limit: float | None
-    stop: threading.Event | None
-    on_row: Callable[[int, int], None] | None
 
 
 class Preview(NamedTuple):
@@ -108,41 +68,6 @@ class Preview(NamedTuple):
     rows_done: int
     num_rows: int
     samples: NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class _Request:
-    """A checked request; `samples`, in data units, is filled while it is drawn."""
-
-    samples: NDArray[np.float32]
-    seeds: UInt32Array  # one for all, [], or one per sample, [num_samples]
-    first_index: int
-    table: SamplerTable
-    num_calls: int  # of the network, for each batch
-    labels: NDArray[np.int64] | None
-    conditions: ConditionInputs
-    guidance_scale: float
-    batch_size: int
-    given: Given
-
-    def noise(
-        self, batch: slice, shape: tuple[int, ...], threads: int
-    ) -> Callable[[int], NDArray[np.float64]]:
-        """Function from a row of the table, or -1 for the start, to the noise of some of the samples."""
-        seeds, indices = self._words(batch)
-        return lambda row: normal_noise(seeds, indices, row + 1, shape, threads)
-
-    def noise_keys(self, batch: slice, table: SamplerTable) -> NoiseKeys:
-        """What a device makes the same noise of; `table` is the request's, or its last rows."""
-        return NoiseKeys(*self._words(batch), first_k=self.table.num_rows - table.num_rows + 1)
-
-    def _words(self, batch: slice) -> tuple[UInt32Array, UInt32Array]:
-        """Seed and index of each sample."""
-        count = batch.stop - batch.start
-        if self.seeds.ndim == 0:
-            first = self.first_index + batch.start
-            return np.full(count, self.seeds), np.arange(first, first + count).astype(np.uint32)
-        return self.seeds[batch], np.full(count, self.first_index, dtype=np.uint32)
 
 
 class _State(NamedTuple):
@@ -402,12 +327,12 @@ class Sampler:
         Raises:
             InputError, Cancelled: as for `sample`.
         """
-        step = whole_number("every", every, 1, _MAX_SAMPLES)
+        step = whole_number("every", every, 1, MAX_SAMPLES)
         guard = RequestGuard(time_limit, stop)
         return self._previews(self._request(num_samples, **options), guard, step)
 
     def _previews(
-        self, request: _Request, guard: RequestGuard, every: int
+        self, request: Request, guard: RequestGuard, every: int
     ) -> Generator[Preview, None, NDArray[np.float32]]:
         with guard:
             for state in self._draw(request, guard):
@@ -434,30 +359,30 @@ class Sampler:
         first_index: int = 0,
         batch_size: int | None = None,
         **given: Unpack[GivenOptions],
-    ) -> _Request:
+    ) -> Request:
         """Check the arguments of a request, and find the defaults of those that are missing."""
-        seed_list = None if seeds is None else _seed_list(seeds, seed, num_samples)
-        if num_samples is None and seed_list is None:
+        numbers = None if seeds is None else seed_list(seeds, seed, num_samples)
+        if num_samples is None and numbers is None:
             raise InputError("num_samples: give the number of samples, or seeds, one for each")
         count = whole_number(
-            "num_samples", len(seed_list) if seed_list is not None else num_samples, 1, _MAX_SAMPLES
+            "num_samples", len(numbers) if numbers is not None else num_samples, 1, MAX_SAMPLES
         )
         size = self._default_batch_size() if batch_size is None else batch_size
-        size = whole_number("batch_size", size, 1, _MAX_SAMPLES)
-        last_index = _NUM_INDICES - (1 if seed_list is not None else count)
+        size = whole_number("batch_size", size, 1, MAX_SAMPLES)
+        last_index = NUM_INDICES - (1 if numbers is not None else count)
         first = whole_number("first_index", first_index, 0, last_index)
-        words = seed_words(whole_number("seed", seed) if seed_list is None else seed_list)
+        words = seed_words(whole_number("seed", seed) if numbers is None else numbers)
         check_memory(
             4.0 * count * self.spec.size,
             f"num_samples {count}",
             "give fewer, in several calls with first_index",
         )
         classes = self.spec.classes
-        if seed_list is not None and labels is None and classes:
+        if numbers is not None and labels is None and classes:
             labels = first % len(classes)
         table = self.table(sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
         checked = resolve_given(count, self.spec.units, **given)
-        return _Request(
+        return Request(
             samples=np.empty((count, *self.spec.shape), dtype=np.float32),
             seeds=words,
             first_index=first,
@@ -503,7 +428,7 @@ class Sampler:
 
         Source: DDPM, arXiv:2006.11239, Section 4.3.
         """
-        frames = whole_number("num_frames", num_frames, 2, _MAX_SAMPLES)
+        frames = whole_number("num_frames", num_frames, 2, MAX_SAMPLES)
         check_memory(12.0 * frames * self.spec.size, f"num_frames {frames}", "give fewer")
         labels, scale = options.get("labels"), options.get("guidance_scale")
         if self.spec.classes and labels is None and self._guidance_scale(scale) != 0.0:
@@ -518,7 +443,7 @@ class Sampler:
             **options,
         )
 
-    def _draw(self, request: _Request, guard: RequestGuard) -> Iterator[_State]:
+    def _draw(self, request: Request, guard: RequestGuard) -> Iterator[_State]:
         """Fill `request.samples` batch by batch, yielding after each network call."""
         samples, given, batch_size = request.samples, request.given, request.batch_size
         num_calls, threads = request.num_calls, self._threads or os.cpu_count() or 1
@@ -577,54 +502,12 @@ class Sampler:
         eta: float | None = None,
         spacing: Spacing | None = None,
     ) -> SamplerTable:
-        """Compute the table of a sampler; arguments as for `sample`, with the file's values as defaults."""
-        if num_steps is not None:
-            num_steps = whole_number("num_steps", num_steps)
-        if eta is not None:
-            eta = real_number("eta", eta)
-        for argument, text in (("sampler", sampler), ("spacing", spacing)):
-            if not isinstance(text, str | None):
-                raise InputError(f"{argument} {text!r}: give a name")
-        if sampler is None and num_steps is None and eta is None and spacing is None:
-            return self.spec.table
-        spec, own = self.spec, self.spec.sampler
-        if sampler == FAST:
-            own, sampler = {**own, **self._fast_sampler()}, None
-        name = sampler or own["name"]
-        if eta and name in SAMPLERS and not SAMPLERS[name].uses_eta:
-            users = samplers_with_eta()
-            raise InputError(
-                f"eta {eta:g}: only the samplers {' and '.join(users)} use it, not {name}; choose "
-                f"{' or '.join(users)}, or leave eta out"
-            )
-        if eta is None and name == spec.sampler["name"]:
-            eta = own["eta"]
-        learned = spec.learned_variance
-        build = partial(
-            sampler_table,
-            spec.noise_schedule,
-            name,
-            own["num_steps"] if num_steps is None else num_steps,
-            prediction_type=spec.prediction_type,
-            eta=eta,
-            spacing=spacing or own["spacing"],
-            clip=own["clip"],
-        )
-        try:
-            table = build(variance="beta_tilde" if learned else own["variance"])
-            if learned and name == "ddpm":
-                table = with_learned_variance(table, build(variance="beta"))
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        if spec.noise_level is None:
-            return table
-        noise_levels = spec.noise_levels(table.timesteps)
-        if not np.isfinite(noise_levels).all():
-            raise InputError(
-                f"sampler {name}: at its first timestep {spec.noise_level} is infinite; "
-                "leave sampler, num_steps, eta and spacing out"
-            )
-        return replace(table, timesteps=np.zeros(0, dtype=np.int64), noise_levels=noise_levels)
+        """Compute the table of a sampler; arguments as for `sample`, with the file's values as defaults.
+
+        Raises:
+            InputError: as for `sample`.
+        """
+        return choose_table(self.spec, sampler=sampler, num_steps=num_steps, eta=eta, spacing=spacing)
 
     def denoise(
         self,
@@ -652,15 +535,6 @@ class Sampler:
         inputs = resolve_conditions(conditions, len(x), self.spec.conditions)
         return self._engine.outputs([OUTPUT], x, level, labels, inputs, guidance_scale, RequestGuard())[0]
 
-    def _fast_sampler(self) -> dict[str, Any]:
-        fast: dict[str, Any] | None = self.spec.sampler.get(FAST)
-        if fast is None:
-            raise InputError(
-                f"sampler {FAST}: no fast sampler was measured for this file; choose one of "
-                f"{', '.join(SAMPLERS)}, and a number of steps"
-            )
-        return fast
-
     def _guidance_scale(self, requested: float | None) -> float:
         if requested is None:
             return float(self.spec.sampler["guidance_scale"])
@@ -677,21 +551,6 @@ class Sampler:
         if self._engine.convolves_on_cpu:
             values = min(values, _CACHED_VALUES_PER_CORE * (self._threads or os.cpu_count() or 1))
         return max(1, min(_MAX_BATCH_SIZE, values // max(sizes)))
-
-
-def _seed_list(seeds: Any, seed: Any, num_samples: Any) -> list[int]:
-    """Check the seeds of a request, one for each sample."""
-    if isinstance(seed, int) and seed != 0:
-        raise InputError(f"seed {seed}: seeds are given too; give one of them")
-    try:
-        numbers = [whole_number(f"seeds[{index}]", each) for index, each in enumerate(seeds)]
-    except TypeError as error:
-        raise InputError(f"seeds {seeds!r}: give a list of whole numbers, one for each sample") from error
-    if num_samples is not None and whole_number("num_samples", num_samples) != len(numbers):
-        raise InputError(
-            f"{len(numbers)} seeds for {num_samples} samples: give one per sample, or leave num_samples out"
-        )
-    return numbers
 
 
 def _without_warnings(states: Iterator[State]) -> Iterator[State]:

@@ -15,7 +15,8 @@ from export.engine import Engine
 from export.limits import WATCHER_THREAD, Cancelled
 from export.noise import normal_noise
 from export.output import save_samples
-from export.sampler import Sampler, SamplingOptions
+from export.request import SamplingOptions
+from export.sampler import Sampler
 
 
 def run_normalised(sampler, table, num_samples, seed):
