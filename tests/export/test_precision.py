@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion.errors import InputError
+from diffusion.registry import SAMPLERS
 from export import to_onnx
 from export.parity import STORAGE_TOLERANCE
 from export.precision import with_rounded_weights
@@ -102,7 +103,7 @@ def test_the_command_writes_16_bit_weights(point_model, point_onnx, give_graph, 
     point_model.save(tmp_path / "model")
     path = tmp_path / "half.onnx"
     assert main([str(tmp_path / "model"), "--precision", "fp16", "--output", str(path)]) == 0
-    assert "13 comparisons" in capsys.readouterr().out
+    assert f"{7 + 2 * len(SAMPLERS)} comparisons" in capsys.readouterr().out
     assert any(name.endswith(".fp16") for name in weights_of(path.read_bytes()))
     with pytest.raises(SystemExit) as caught:
         to_onnx.main([str(tmp_path / "model"), "--precision", "int8"])

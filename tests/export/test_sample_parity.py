@@ -9,6 +9,7 @@ import pytest
 from diffusion.config import DataConfig, SamplerConfig
 from diffusion.data.dataset import load_dataset
 from diffusion.evaluation.features import fit_features
+from diffusion.registry import SAMPLERS
 from export.parity import check_samples, num_compared_samples
 from export.sampler import Sampler
 from export.to_onnx import export_onnx, main
@@ -72,7 +73,7 @@ def test_the_command_compares_samples_if_the_data_are_available(
     model.save(tmp_path / "model")
     assert main([str(tmp_path / "model"), "--output", str(tmp_path / "a.onnx")]) == 0
     printed = capsys.readouterr().out
-    assert "12 comparisons" in printed
+    assert f"{6 + 2 * len(SAMPLERS)} comparisons" in printed, "with and without clipping, each sampler"
     assert "not compared" not in printed
 
     elsewhere = dataclasses.replace(model.config.data, name=str(tmp_path / "none"))
@@ -80,6 +81,6 @@ def test_the_command_compares_samples_if_the_data_are_available(
     moved.save(tmp_path / "moved")
     assert main([str(tmp_path / "moved"), "--output", str(tmp_path / "b.onnx")]) == 0
     printed = capsys.readouterr().out
-    assert "11 comparisons" in printed
+    assert f"{5 + 2 * len(SAMPLERS)} comparisons" in printed
     assert "samples were not compared with the data" in printed
     assert str(tmp_path / "none") in printed
