@@ -25,6 +25,7 @@ from export.sampler import MAX_FILE_BYTES, Sampler
 from export.session import Provider
 from workflows.cluster.nodes import possible_nodes
 from workflows.ray_runtime.session import start_ray, stop_ray
+from workflows.signals import remember_interrupts
 from workflows.storage.storage import Storage
 from workflows.terminal import SamplingProgress
 
@@ -116,12 +117,14 @@ def generate(
     if missing:
         start_ray(verbose)
         try:
-            with view:
+            # Ray Data runs callbacks in this thread, in which an interrupt is lost.
+            with view, remember_interrupts() as check_interrupt:
                 for start, file in draw_blocks(
                     content, missing, record, options, suffix, provider, num_actors
                 ):
                     folder.write_bytes(_file_name(start, suffix), file)
                     view.drawn(min(size, num_samples - start))
+                    check_interrupt()
         except KeyboardInterrupt:
             view.print(f"{folder} keeps the samples drawn so far; run the same command again to resume")
             raise

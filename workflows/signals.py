@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # `timeout` and systemd send a second signal right after the first one; only a later one means "at once".
@@ -37,3 +39,35 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
         handler(signal.SIGINT, frame)
     else:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def remember_interrupts() -> Iterator[Callable[[], None]]:
+    """Remember an interrupt that nothing hears: Python ignores an exception in a library's callback.
+
+    Only the main thread may set handlers; in others nothing is remembered.
+
+    Yields:
+        Function that raises KeyboardInterrupt if Ctrl-C was pressed since the context was entered.
+    """
+    was_interrupted = False
+
+    def check() -> None:
+        if was_interrupted:
+            raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield check
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal was_interrupted
+        was_interrupted = True
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,5 +1,6 @@
 """SIGTERM and SIGHUP do what Ctrl-C does, once for each request."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,7 +8,7 @@ import threading
 import pytest
 
 from workflows import signals
-from workflows.signals import treat_as_interrupt
+from workflows.signals import remember_interrupts, treat_as_interrupt
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -56,3 +57,15 @@ def test_what_nohup_ignores_stays_ignored_and_other_threads_set_nothing():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_interrupt_that_is_lost_is_remembered():
+    """As by a destructor, whose exceptions Python prints and ignores."""
+    before = signal.getsignal(signal.SIGINT)
+    with remember_interrupts() as check:
+        check()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
