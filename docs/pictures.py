@@ -186,6 +186,8 @@ PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "varied.png": varied,
     "between.png": between,
     "guidance.png": by_command,
+    "attention.png": by_command,
+    "cascade.png": by_command,
     "completed.png": by_command,
     "conditional.png": by_command,
     "efficient.png": by_command,
