@@ -27,6 +27,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from diffusion.metrics import OBJECTIVE, VAL_ELBO_WINDOW
+
 ROOT = Path(__file__).parents[1]
 NAME = "run"
 LONGEST = 1200.0  # seconds for one command, before it counts as hung
@@ -112,7 +114,7 @@ def mlflow_runs(folder: Path) -> dict[str, object]:
     steps = sorted(
         [entry.step for entry in client.get_metric_history(run.info.run_id, name)]
         for run in runs
-        for name in ("objective", "val/elbo_window")
+        for name in (OBJECTIVE, VAL_ELBO_WINDOW)
         if name in run.data.metrics
     )
     return {
@@ -133,7 +135,7 @@ def sweep_result(folder: Path) -> dict[str, object]:
     table = pd.read_csv(run / "trials.csv")
     return {
         "different trials": table["trial_id"].nunique(),
-        "objectives": sorted(table["objective"].round(12)),
+        "objectives": sorted(table[OBJECTIVE].round(12)),
         "champion's file": (run / "champion" / "sampler.onnx").exists(),
     } | mlflow_runs(folder)
 

@@ -44,6 +44,12 @@ LONG = (
     "workflows/evaluation",
     "diffusion/test_devices.py",
     "workflows/test_doctor.py",
+    "workflows/test_sync.py",
+    "workflows/test_runs.py",
+    "workflows/storage/test_storage.py",
+    "workflows/sweep/report",
+    "diffusion/training/test_super_resolution.py",
+    "diffusion/training/test_best_evaluation.py",
 )
 
 # Modules that `make test` runs in one process: those that start Ray, and those whose fixtures convert models.
