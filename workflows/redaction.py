@@ -41,7 +41,7 @@ def remember(uri: str) -> None:
 
     Messages of libraries can quote it in other places than that URI.
     """
-    found = re.match(r"[A-Za-z][\w.+-]*://([^/@]*):(.*)@", uri, re.DOTALL)
+    found = re.match(r"[A-Za-z][\w.+-]*://([^/@:]*):(.*)@", uri, re.DOTALL)
     for secret in (found[2], unquote(found[2])) if found else ():
         if len(secret) >= _MIN_SECRET:
             _secrets.add(secret)
