@@ -36,8 +36,14 @@ IN_MEMORY = "memory://"
 
 # Values that tell a network how an image was augmented, see `diffusion.data.augmentation`.
 AUGMENTATION_SIZE = 9
+MAX_LOW_RESOLUTION_NOISE = 10.0  # standard deviations of the data
 
 MAX_SEED = 2**32 - 1  # numpy's limit, which also holds for the search algorithms
+
+
+def _check_low_resolution_noise(section: str, noise: float, example: float) -> None:
+    allowed = f"0 to {MAX_LOW_RESOLUTION_NOISE:g}, such as {example:g}"
+    _require(0.0 <= noise <= MAX_LOW_RESOLUTION_NOISE, f"{section}.low_resolution_noise", noise, allowed)
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
@@ -236,8 +242,7 @@ class SamplerConfig:
         _require(eta is None or 0.0 <= eta <= 1.0, "sampler.eta", eta, "0 to 1")
         scale = self.guidance_scale
         _require(0.0 <= scale <= 100.0, "sampler.guidance_scale", scale, "0 to 100, such as 3")
-        noise = self.low_resolution_noise
-        _require(0.0 <= noise <= 10.0, "sampler.low_resolution_noise", noise, "0 to 10, such as 0.1")
+        _check_low_resolution_noise("sampler", self.low_resolution_noise, 0.1)
         if eta and not SAMPLERS[self.name].uses_eta:
             users = samplers_with_eta()
             raise InputError(
@@ -440,9 +445,8 @@ class TrainingConfig:
         _require(
             0.0 <= self.label_dropout < 1.0, "training.label_dropout", self.label_dropout, "0 to below 1"
         )
-        noise = self.low_resolution_noise
         _require(0.0 <= self.augment <= 1.0, "training.augment", self.augment, "0 to 1, such as 0.1")
-        _require(0.0 <= noise <= 10.0, "training.low_resolution_noise", noise, "0 to 10, such as 0.5")
+        _check_low_resolution_noise("training", self.low_resolution_noise, 0.5)
         _require(norm > 0.0, "training.max_gradient_norm", norm, "above 0")
         _require(0.0 <= self.ema_decay < 1.0, "training.ema_decay", self.ema_decay, "0 to below 1")
 

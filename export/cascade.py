@@ -16,14 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion.config import MAX_LOW_RESOLUTION_NOISE
 from diffusion.errors import InputError
 from export.conditions import LOW_RESOLUTION, LOW_RESOLUTION_NOISE
 from export.contract import SamplerSpec
 from export.labels import Labels
 from export.noise import condition_noise, stage_seed
 from export.values import real_number, whole_number
-
-_MAX_NOISE = 10.0  # as in `diffusion.config.TrainingConfig`
 
 
 class Stage(Protocol):
@@ -107,8 +106,10 @@ class Cascade:
         level = None
         if low_resolution_noise is not None:
             level = real_number("low_resolution_noise", low_resolution_noise)
-            if not 0.0 <= level <= _MAX_NOISE:
-                raise InputError(f"low_resolution_noise {level:g}: give 0 to {_MAX_NOISE:g}, such as 0.1")
+            if not 0.0 <= level <= MAX_LOW_RESOLUTION_NOISE:
+                raise InputError(
+                    f"low_resolution_noise {level:g}: give 0 to {MAX_LOW_RESOLUTION_NOISE:g}, such as 0.1"
+                )
         if not self.classes:
             for name, value in (("labels", labels), ("guidance_scale", guidance_scale)):
                 if value is not None:

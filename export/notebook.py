@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from diffusion.errors import InputError
 from diffusion.plots import IMAGE_CHANNELS, draw_samples
-from export.contract import SamplerSpec
+from export.contract import FAST, SamplerSpec
 
 # Limits on what showing an object may cost.
 _SECONDS = 3.0
@@ -52,11 +52,11 @@ def _picture(sampler: _Sampler) -> tuple[str, bytes] | None:
     # A condition has no default value.
     if spec.conditions or (is_image and spec.shape[0] not in IMAGE_CHANNELS):
         return None
-    fast = spec.sampler.get("fast")
+    fast = spec.sampler.get(FAST)
     choice, num_steps, what = None, None, spec.sampler["name"]
     if spec.table.num_rows > _NETWORK_CALLS:
         if fast is not None and fast["num_steps"] <= _NETWORK_CALLS:
-            choice, what = "fast", fast["name"]
+            choice, what = FAST, fast["name"]
         else:
             choice = what = "dpmpp_2m"
             num_steps = min(_NETWORK_CALLS, spec.noise_schedule.num_train_timesteps)

@@ -22,34 +22,30 @@ MAX_SAMPLES = 10_000_000  # per call
 NUM_INDICES = 2**32  # samples of one seed
 
 
-class SamplingOptions(GivenOptions, total=False):
-    """Arguments of `Sampler.sample` that say what is drawn, which `Sampler.stream` passes on."""
+class DrawOptions(TypedDict, total=False):
+    """Arguments of `export.sampler.Sampler.sample` that say how samples are drawn."""
+
+    sampler: str | None
+    num_steps: int | None
+    eta: float | None
+    spacing: Spacing | None
+    labels: Labels | None
+    conditions: Mapping[str, ArrayLike] | None
+    guidance_scale: float | None
+    first_index: int
+    batch_size: int | None
+
+
+class StreamOptions(DrawOptions, GivenOptions, total=False):
+    """Arguments of `Sampler.sample` that `Sampler.stream` passes on."""
 
     seed: int
     seeds: Sequence[int] | None
-    sampler: str | None
-    num_steps: int | None
-    eta: float | None
-    spacing: Spacing | None
-    labels: Labels | None
-    conditions: Mapping[str, ArrayLike] | None
-    guidance_scale: float | None
-    first_index: int
-    batch_size: int | None
 
 
-class InterpolationOptions(TypedDict, total=False):
-    """Arguments of `Sampler.sample` by name that `Sampler.interpolate` has too."""
+class InterpolationOptions(DrawOptions, total=False):
+    """Arguments of `Sampler.sample` that `Sampler.interpolate` passes on."""
 
-    sampler: str | None
-    num_steps: int | None
-    eta: float | None
-    spacing: Spacing | None
-    labels: Labels | None
-    conditions: Mapping[str, ArrayLike] | None
-    guidance_scale: float | None
-    first_index: int
-    batch_size: int | None
     time_limit: float | None
     stop: threading.Event | None
     on_row: Callable[[int, int], None] | None

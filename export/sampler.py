@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, get_args
@@ -24,23 +24,23 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion.errors import InputError, printable
 from diffusion.files import read_file, user_path
 from diffusion.memory_limit import check_memory
-from diffusion.process.given import Given, GivenOptions, path_between, resolve_given
+from diffusion.process.given import GivenOptions, path_between, resolve_given
 from diffusion.process.samplers import SamplerTable
 from diffusion.process.schedules import Spacing
+from export.batches import draw_batches
 from export.cascade import Cascade
 from export.cli import check_cascade_flags, device_options, sampler_parser, sampling_options
 from export.conditions import read_conditions, resolve_conditions
 from export.contract import OUTPUT
 from export.doctor import doctor_report
 from export.engine import Engine
-from export.gpu_loop import State
 from export.known_files import check_given_flags, read_given
 from export.labels import Labels, resolve_labels
-from export.limits import Cancelled, OutOfMemory, RequestGuard
+from export.limits import Cancelled, RequestGuard
 from export.noise import seed_words
 from export.notebook import notebook_html
 from export.output import check_suffix, save_samples
-from export.request import MAX_SAMPLES, NUM_INDICES, InterpolationOptions, Request, SamplingOptions, seed_list
+from export.request import MAX_SAMPLES, NUM_INDICES, InterpolationOptions, Request, StreamOptions, seed_list
 from export.session import DeviceOptions, Provider
 from export.table_choice import choose_table
 from export.values import real_number, whole_number
@@ -68,15 +68,6 @@ class Preview(NamedTuple):
     rows_done: int
     num_rows: int
     samples: NDArray[np.float32]
-
-
-class _State(NamedTuple):
-    """A request after a network call: the calls done and in total, and the batch in progress."""
-
-    rows_done: int
-    num_rows: int
-    first: int  # index of the batch's first sample
-    estimate: Callable[[], NDArray[np.float32]]  # of the batch's finished samples; valid until the next call
 
 
 class Sampler:
@@ -286,7 +277,7 @@ class Sampler:
             batch_size=batch_size,
         )
         with RequestGuard(time_limit, stop) as guard:
-            for state in self._draw(request, guard):
+            for state in draw_batches(self._engine, request, guard, self._num_threads):
                 if on_row is not None:
                     on_row(state.rows_done, state.num_rows)
                 if on_preview is not None:
@@ -300,7 +291,7 @@ class Sampler:
         every: int = 1,
         time_limit: float | None = None,
         stop: threading.Event | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[StreamOptions],
     ) -> Generator[Preview, None, NDArray[np.float32]]:
         """Draw samples as `sample` does, and show them as they come out of the noise.
 
@@ -335,7 +326,7 @@ class Sampler:
         self, request: Request, guard: RequestGuard, every: int
     ) -> Generator[Preview, None, NDArray[np.float32]]:
         with guard:
-            for state in self._draw(request, guard):
+            for state in draw_batches(self._engine, request, guard, self._num_threads):
                 if state.rows_done == state.num_rows:
                     yield Preview(state.rows_done, state.num_rows, request.samples)
                 elif state.rows_done % every == 0:
@@ -443,57 +434,6 @@ class Sampler:
             **options,
         )
 
-    def _draw(self, request: Request, guard: RequestGuard) -> Iterator[_State]:
-        """Fill `request.samples` batch by batch, yielding after each network call."""
-        samples, given, batch_size = request.samples, request.given, request.batch_size
-        num_calls, threads = request.num_calls, self._threads or os.cpu_count() or 1
-        samples_done = batches_done = 0
-        while samples_done < len(samples):
-            batch = slice(samples_done, min(samples_done + batch_size, len(samples)))
-            table, noise = given.rows(request.table, request.noise(batch, self.spec.shape, threads), batch)
-            states = self._engine.states(
-                table,
-                noise,
-                None if request.labels is None else request.labels[batch],
-                {name: values[batch] for name, values in request.conditions.items()},
-                request.guidance_scale,
-                guard,
-                given.inpainting(batch),
-                request.noise_keys(batch, table),
-            )
-            num_batches = batches_done + math.ceil((len(samples) - samples_done) / batch_size)
-            num_rows = num_batches * num_calls
-            try:
-                for row, state in enumerate(_without_warnings(states), start=1):
-                    if row == num_calls:
-                        samples[batch] = given.restore(self._finished(state.x()), batch)
-                    rows_done = batches_done * num_calls + row
-                    estimate = partial(self._estimate, state.x0, given, batch)
-                    yield _State(rows_done, num_rows, batch.start, estimate)
-            except OutOfMemory as error:
-                if batch.stop - batch.start == 1:
-                    raise InputError(f"one sample does not fit into memory: {error}") from error
-                batch_size = (batch.stop - batch.start) // 2
-                continue
-            samples_done, batches_done = batch.stop, batches_done + 1
-
-    def _finished(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            samples = self.spec.denormalise(x)
-            finite = np.isfinite(samples.astype(np.float32)).all()
-        if not finite:
-            raise InputError(
-                "the samples are not finite: the model is broken or diverges with this sampler; "
-                "choose another sampler or more steps"
-            )
-        return samples
-
-    def _estimate(
-        self, x0: Callable[[], NDArray[np.float64]], given: Given, batch: slice
-    ) -> NDArray[np.float32]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return given.restore(self.spec.denormalise(x0()), batch).astype(np.float32)
-
     def table(
         self,
         *,
@@ -545,23 +485,16 @@ class Sampler:
             raise InputError(f"guidance_scale {requested:g}: give 0 to 100, such as 3")
         return requested
 
+    @property
+    def _num_threads(self) -> int:
+        return self._threads or os.cpu_count() or 1
+
     def _default_batch_size(self) -> int:
         sizes = [self.spec.size, *(math.prod(condition.shape) for condition in self.spec.conditions)]
         values = _MAX_BATCH_VALUES
         if self._engine.convolves_on_cpu:
-            values = min(values, _CACHED_VALUES_PER_CORE * (self._threads or os.cpu_count() or 1))
+            values = min(values, _CACHED_VALUES_PER_CORE * self._num_threads)
         return max(1, min(_MAX_BATCH_SIZE, values // max(sizes)))
-
-
-def _without_warnings(states: Iterator[State]) -> Iterator[State]:
-    """Iterate without numpy's warnings: samples that are not finite raise an error of their own."""
-    while True:
-        # Not around the whole loop: the caller's code runs at each yield.
-        with np.errstate(over="ignore", invalid="ignore"):
-            state = next(states, None)
-        if state is None:
-            return
-        yield state
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export.sampler") -> int:

@@ -1,5 +1,6 @@
 """Builds and checks whole-loop files, which draw finished samples in one call: see docs/whole-loop.md."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from diffusion.errors import InputError
-from diffusion.process.samplers import SamplerTable
 from diffusion.registry import SAMPLERS
 from export.contract import BATCH, LABEL, OUTPUT, VARIANCE_OUTPUT, SamplerSpec, X
 from export.graph_builder import GraphBuilder, onnx_file
@@ -124,8 +124,7 @@ def _outer_graph(spec: SamplerSpec, network: onnx.GraphProto, in_graph_noise: bo
         data = builder.op("Clip", data, *(builder.constant(each, "float64") for each in spec.data["range"]))
     builder.cast(data, "float32", output=SAMPLES)
     inputs = loop_inputs(spec, in_graph_noise=in_graph_noise)
-    graph = builder.graph("whole_loop", inputs, {SAMPLES: ("float32", (BATCH, *spec.shape))})
-    return graph
+    return builder.graph("whole_loop", inputs, {SAMPLES: ("float32", (BATCH, *spec.shape))})
 
 
 def _table(builder: GraphBuilder, own: NDArray[np.float64]) -> str:
@@ -236,25 +235,21 @@ def compare_loop(content: bytes, sampler: Sampler) -> list[ParityCase]:
     spec = sampler.spec
     session, _ = open_session(content, "cpu")
     num_steps = spec.noise_schedule.num_train_timesteps
-    tables: dict[str, SamplerTable | None] = {"whole loop": None}
     choices: dict[str, dict[str, Any]] = {"whole loop": {}}
     for name, method in SAMPLERS.items():
         choice = {"sampler": name, "num_steps": min(method.parity_steps, num_steps)}
-        case = f"whole loop, {name}, {choice['num_steps']} steps"
-        try:
-            tables[case] = sampler.table(**choice)
-        except InputError:  # not possible with this model's noise levels
-            continue
-        choices[case] = choice
+        with suppress(InputError):  # not possible with this model's noise levels
+            sampler.table(**choice)
+            choices[f"whole loop, {name}, {choice['num_steps']} steps"] = choice
     scales = [_OWN_GUIDANCE, *(_OTHER_GUIDANCE if spec.classes else ())]
     cases = []
-    for case, table in tables.items():
+    for case, choice in choices.items():
         for scale in scales:
             name = case + ("" if scale is None else f", guidance {scale:g}")
-            expected, actual = _draw_both(session, sampler, table, choices[case], scale)
+            expected, actual = _draw_both(session, sampler, choice, scale)
             std = np.array(spec.data["std"])
             spread = float(np.abs((expected - np.array(spec.data["mean"])) / std).max())
-            if table is not None and not spread <= _DIVERGED:
+            if choice and not spread <= _DIVERGED:
                 continue
             error = float(np.abs((actual - expected) / std).max())
             cases.append(ParityCase(name, error, 1.0, bool(error <= TOLERANCE)))
@@ -264,15 +259,14 @@ def compare_loop(content: bytes, sampler: Sampler) -> list[ParityCase]:
 def _draw_both(
     session: onnxruntime.InferenceSession,
     sampler: Sampler,
-    table: SamplerTable | None,
     choice: dict[str, Any],
     scale: float | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Samples by numpy and by the file, [count, *shape] in data units."""
+    """Samples by numpy and by the file, [count, *shape] in data units; no choice is the file's own table."""
     spec = sampler.spec
-    num_rows = (table or spec.table).num_rows
+    table = sampler.table(**choice) if choice else None
     given = [each.name for each in session.get_inputs()]
-    count = min(_NUM_SAMPLES, max(1, _EVALUATIONS // num_rows))
+    count = min(_NUM_SAMPLES, max(1, _EVALUATIONS // (table or spec.table).num_rows))
     conditions = {
         each.name: normal_noise(_SEED + 1, np.arange(count), index, each.shape) * np.array(each.std)
         + np.array(each.mean)

@@ -77,6 +77,9 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.register") -
         except RegistrationError as error:
             tracker.close("failed")
             raise InputError(f"{tracker.name} did not register the models ({error}): try again") from error
+        except BaseException:
+            tracker.close("stopped")  # nobody would end it
+            raise
         tracker.close("finished")
     if registered is None:
         print(f"the models are not registered: {tracker.name} has no model registry")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.data.dataset import DataSpec
 from diffusion.data.image_reading import reduction_matrix
+from diffusion.normalisation import denormalise, normalise
 
 
 class LowResolution:
@@ -29,9 +30,8 @@ class LowResolution:
     def __init__(self, spec: DataSpec, side: int) -> None:
         assert spec.range is not None, "only images are reduced"
         self.shape = (spec.shape[0], side, side)
-        self._mean, self._std = np.array(spec.mean), np.array(spec.std)
-        ends = [(end - self._mean) / self._std for end in spec.range]
-        self._low, self._high = (torch.from_numpy(end).float() for end in ends)
+        self._mean, self._std = spec.mean, spec.std
+        self._low, self._high = (self.normalised(np.array(end)) for end in spec.range)
 
     def of(self, x_0: Tensor) -> Tensor:
         """Low-resolution images [batch, *shape] of images [batch, C, H, W]; both are normalised."""
@@ -40,11 +40,11 @@ class LowResolution:
 
     def normalised(self, images: NDArray[Any]) -> Tensor:
         """Low-resolution images in data units, [batch, *shape], as float32 in normalised units."""
-        return torch.from_numpy((images - self._mean) / self._std).float()
+        return torch.from_numpy(normalise(images, self._mean, self._std)).float()
 
     def denormalised(self, low_resolution: Tensor) -> NDArray[np.float64]:
         """Low-resolution images in normalised units, in data units; with noise they may exceed the range."""
-        return low_resolution.double().cpu().numpy() * self._std + self._mean
+        return denormalise(low_resolution.double().cpu().numpy(), self._mean, self._std, None)
 
 
 def noised(low_resolution: Tensor, noise: Tensor, noise_levels: Tensor) -> tuple[Tensor, Tensor]:

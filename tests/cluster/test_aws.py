@@ -150,6 +150,8 @@ def test_idle_workers_are_terminated(swept):
 def test_ray_down_leaves_nothing_that_costs_money(cluster):
     on_laptop(cluster, f"ray down -y {FILE}", 120)
     wait_for(lambda: set(cluster.states.values()) == {"terminated"}, 60, "the termination of the head")
+    assert set(cluster.states.values()) == {"terminated"}, "and none was started since"
     program = "import boto3; print(len(boto3.client('ec2').describe_volumes()['Volumes']))"
     command = f'python -c "{program}"'
     wait_for(lambda: on_laptop(cluster, command, 60).strip() == "0", 20, "the end of the disks")
+    assert on_laptop(cluster, command, 60).strip() == "0", "disks"

@@ -181,3 +181,5 @@ def test_ray_down_leaves_no_ray_processes(cluster):
             wait_for(gone, 120, f"the end of {name} on {host}")
     cluster.run("head", "python -m workflows.cluster mlflow --stop")
     wait_for(lambda: not cluster.processes("head", "mlflow"), 20, "the end of MLflow's server")
+    left = [(host, name) for host in HOSTS for name in names if cluster.processes(host, name)]
+    assert not left, "and none was started since"

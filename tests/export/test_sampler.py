@@ -15,7 +15,7 @@ from export.engine import Engine
 from export.limits import WATCHER_THREAD, Cancelled
 from export.noise import normal_noise
 from export.output import save_samples
-from export.request import SamplingOptions
+from export.request import StreamOptions
 from export.sampler import Sampler
 
 
@@ -280,7 +280,7 @@ def test_the_public_arguments_and_their_defaults():
     assert {name: parameters[name].default for name in ("seed", "sampler", "num_steps")} == {
         "seed": 0, "sampler": None, "num_steps": None,
     }  # fmt: skip
-    streamed = set(inspect.signature(Sampler.stream).parameters) | set(SamplingOptions.__annotations__)
+    streamed = set(inspect.signature(Sampler.stream).parameters) | set(StreamOptions.__annotations__)
     assert streamed - {"options", "every"} == set(parameters) - {"on_row", "on_preview"}
     assert list(inspect.signature(Sampler).parameters)[:3] == ["model", "provider", "threads"]
     assert inspect.signature(Sampler).parameters["provider"].default == "auto"

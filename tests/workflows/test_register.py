@@ -14,6 +14,7 @@ from export.registered import download_models, download_sampler
 from export.sampler import Sampler
 from tests.export.test_cascade import file_of, spec_of
 from workflows.register import main
+from workflows.tracking.mlflow_tracker import MlflowTracker
 
 CLASSES = ["a", "b"]
 
@@ -46,6 +47,20 @@ def test_both_files_are_one_model_that_draws_by_both(files, tmp_path, monkeypatc
     assert download_models(model) == list(files)
     with pytest.raises(InputError, match="is a cascade of 2 models"):
         download_sampler(model)
+
+
+@pytest.mark.long
+def test_an_interrupt_leaves_no_run_open(files, tmp_path, monkeypatch):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowTracker, "register", interrupt)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(KeyboardInterrupt):
+        main(["runs/low", "second.onnx", "--experiment", "shapes", "--tracking-uri", uri])
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("shapes").experiment_id])
+    assert run.info.status == "KILLED"
 
 
 @pytest.mark.parametrize(
