@@ -185,7 +185,8 @@ def compare_samples(model: TrainedModel, content: bytes, cases: list[ParityCase]
         return f"{not_compared}: {model.data.name} differs from the data that the model was trained on"
     features = fit_features(dataset, model.config.metrics.features)
     reference, sampler = TorchSampler.of(model, dataset), Sampler(content, provider="cpu")
-    samples = reference.draw(num_compared_samples(reference.spec)).samples
-    cases += check_samples(samples, sampler, dataset, features, reference.conditions)
+    drawn = reference.draw(num_compared_samples(reference.spec))
+    samples = sampler.sample(len(drawn.samples), seed=0, conditions=drawn.conditions)
+    cases += check_samples(model.data.denormalise(drawn.samples), samples, dataset, features)
     require(cases)
     return None

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from diffusion.registry import SAMPLERS
 from export.contract import SamplerSpec
 from export.sampler import Sampler
 from export.session import open_session
-from export.torch_sampler import TorchSampler
+from export.torch_sampler import Conditions, TorchSampler
 
 # Tolerances are relative to the largest output of PyTorch.
 STEP_TOLERANCE = 1e-4
@@ -45,10 +45,20 @@ _EVERY_TIMESTEP = "every timestep"
 # not diverge.
 _DIVERGED = 1e3
 
-# (x, level, labels, guidance_scale) -> output
-DenoiseFunction = Callable[
-    [NDArray[np.float64], float | NDArray[np.int64], NDArray[np.int64] | None, float], NDArray[np.float64]
-]
+
+class DenoiseFunction(Protocol):
+    """`TorchSampler.denoise`, or `Sampler.denoise`."""
+
+    def __call__(
+        self,
+        x: NDArray[np.float64],
+        level: float | NDArray[np.int64],
+        labels: NDArray[np.int64] | None,
+        guidance_scale: float,
+        conditions: Conditions,
+        /,
+    ) -> NDArray[np.float64]:
+        """The network's output for one batch."""
 
 
 class ParityError(RuntimeError):
@@ -110,12 +120,11 @@ def check_parity(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]:
 
     # First all of PyTorch, then all of ONNX Runtime, whose threads would slow PyTorch's down.
     expected = {name: run(reference.denoise) for name, (_, run) in runs.items()}
-    denoise = _with_conditions(sampler, reference)
-    actual = {name: run(denoise) for name, (_, run) in runs.items()}
+    actual = {name: run(sampler.denoise) for name, (_, run) in runs.items()}
     cases = [compare(name, actual[name], expected[name], tolerance) for name, (tolerance, _) in runs.items()]
     samples = next(values for name, values in expected.items() if name.startswith(_DEPLOYED))
     run = partial(_every_timestep, reference, samples)
-    cases.append(compare(_EVERY_TIMESTEP, run(denoise), run(reference.denoise), STEP_TOLERANCE))
+    cases.append(compare(_EVERY_TIMESTEP, run(sampler.denoise), run(reference.denoise), STEP_TOLERANCE))
     diverged = {case.name for case in cases if not case.output_scale <= _DIVERGED}
     return [case for case in cases if case.name not in diverged & may_diverge]
 
@@ -167,11 +176,13 @@ def check_storage(reference: TorchSampler, sampler: Sampler) -> list[ParityCase]
     root mean square difference of samples, since a sample between two modes may end in either.
     """
     spec = reference.spec
-    scale, denoise = float(spec.sampler["guidance_scale"]), _with_conditions(sampler, reference)
+    scale = float(spec.sampler["guidance_scale"])
     calls = partial(_single_calls, reference, _BATCH_SIZES[-1], scale)
     samples = partial(_trajectories, reference, spec.table, scale)
     step, end = (
-        compare(f"weights in 16 bits, {name}", run(denoise), run(reference.denoise), STORAGE_TOLERANCE)
+        compare(
+            f"weights in 16 bits, {name}", run(sampler.denoise), run(reference.denoise), STORAGE_TOLERANCE
+        )
         for name, run in (("one step", calls), ("deployed sampler", samples))
     )
     passed = end.rms_error <= STORAGE_TOLERANCE * end.output_scale
@@ -184,33 +195,27 @@ def num_compared_samples(spec: SamplerSpec) -> int:
 
 
 def check_samples(
-    samples: NDArray[np.float64],
-    sampler: Sampler,
-    dataset: Dataset,
-    features: Features | None,
-    conditions: Callable[[int], Mapping[str, NDArray[np.float64]]] = lambda count: {},
+    expected: NDArray[np.floating], actual: NDArray[np.floating], dataset: Dataset, features: Features | None
 ) -> list[ParityCase]:
     """Compare the quality of samples by PyTorch and ONNX Runtime: their `sample/distance` to the data.
 
     Args:
-        samples: the first samples of seed 0 by PyTorch, [num_samples, *shape], normalised. At most
-            `num_compared_samples` are compared, and at most as many as there are training examples.
-        sampler: the file, on the CPU.
+        expected: samples by PyTorch, [num_samples, *shape], in data units. At most 256 of them are compared,
+            and at most as many as there are training examples.
+        actual: those by ONNX Runtime, of the same shape, from the same noise.
         dataset: the data set that the model was trained on.
         features: features that images are compared by; None for points.
-        conditions: number of samples -> conditions that PyTorch's samples have.
 
     Returns:
         One comparison. It passes if the two distances differ by at most the standard error of PyTorch's
         distance, which is also its scale.
     """
-    num_samples = min(num_compared_samples(sampler.spec), len(samples), len(dataset.train))
-    spec, metrics = sampler.spec, SampleMetrics(dataset, dataset.val[:], features)
-    actual = sampler.sample(num_samples, seed=0, conditions=conditions(num_samples))
-    expected = spec.denormalise(samples[:num_samples])
-    mean, std = np.array(spec.data["mean"]), np.array(spec.data["std"])
+    num_samples = min(len(expected), _MOST_SAMPLES, len(dataset.train))
+    spec, metrics = dataset.spec, SampleMetrics(dataset, dataset.val[:], features)
+    mean, std = np.array(spec.mean), np.array(spec.std)
     by_torch, by_onnx = (
-        metrics.distance(torch.from_numpy((drawn - mean) / std).float()) for drawn in (expected, actual)
+        metrics.distance(torch.from_numpy((drawn[:num_samples] - mean) / std).float())
+        for drawn in (expected, actual)
     )
     error = abs(by_onnx.value - by_torch.value)
     passed = bool(error <= by_torch.standard_error)
@@ -246,20 +251,6 @@ def compare(
     return ParityCase(name, error, scale, passed, float(np.sqrt(np.square(actual - expected).mean())))
 
 
-def _with_conditions(sampler: Sampler, reference: TorchSampler) -> DenoiseFunction:
-    """The denoiser of a file, with the conditions that PyTorch's has."""
-
-    def denoise(
-        x: NDArray[np.float64],
-        level: float | NDArray[np.int64],
-        labels: NDArray[np.int64] | None,
-        guidance_scale: float,
-    ) -> NDArray[np.float64]:
-        return sampler.denoise(x, level, labels, guidance_scale, reference.conditions(len(x)))
-
-    return denoise
-
-
 def _tables(spec: SamplerSpec) -> dict[str, SamplerTable]:
     """Samplers whose trajectories are compared, by name."""
     schedule, tables = spec.noise_schedule, {_DEPLOYED: spec.table}
@@ -279,9 +270,10 @@ def _single_calls(
 ) -> NDArray[np.float64]:
     """Outputs for one batch of noise over a grid of timesteps: float64 [timesteps, batch, *shape]."""
     x, labels = reference.noise(batch_size), reference.labels(batch_size)
+    conditions = reference.conditions(batch_size)
     last = reference.spec.noise_schedule.num_train_timesteps - 1
     grid = np.unique(np.linspace(0, last, _NUM_GRID_TIMESTEPS).round().astype(int))
-    return np.stack([denoise(x, int(t), labels, guidance_scale) for t in grid])
+    return np.stack([denoise(x, int(t), labels, guidance_scale, conditions) for t in grid])
 
 
 def _trajectories(
@@ -289,10 +281,10 @@ def _trajectories(
 ) -> NDArray[np.float64]:
     """Samples of a table, normalised: float64 [count, *shape], at most `_NUM_TRAJECTORIES`."""
     count = min(_NUM_TRAJECTORIES, max(1, _EVALUATIONS_OF_TRAJECTORIES // table.num_rows))
-    labels = reference.labels(count)
+    labels, conditions = reference.labels(count), reference.conditions(count)
 
     def denoise_labelled(x: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-        return denoise(x, level, labels, guidance_scale)
+        return denoise(x, level, labels, guidance_scale, conditions)
 
     return _last(reference.run(denoise_labelled, count, table))
 
@@ -314,7 +306,13 @@ def _every_timestep(
     batches = [slice(first, first + _TIMESTEPS_PER_CALL) for first in timesteps[::_TIMESTEPS_PER_CALL]]
     return np.concatenate(
         [
-            denoise(x_t[rows], timesteps[rows], None if labels is None else labels[rows], 1.0)
+            denoise(
+                x_t[rows],
+                timesteps[rows],
+                None if labels is None else labels[rows],
+                1.0,
+                reference.conditions(len(x_t[rows])),
+            )
             for rows in batches
         ]
     )

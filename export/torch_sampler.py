@@ -24,6 +24,9 @@ from export.conditions import LOW_RESOLUTION, LOW_RESOLUTION_NOISE
 from export.contract import FAST, LABEL, ConditionSpec, SamplerSpec, X
 from export.noise import normal_noise
 
+Conditions = dict[str, NDArray[np.float64]]
+"""Values of each condition by its name, [num_samples, *shape], in the condition's units."""
+
 
 @dataclass(frozen=True, eq=False)
 class DrawnSamples:
@@ -31,11 +34,13 @@ class DrawnSamples:
 
     Attributes:
         samples: float64 [num_samples, *shape], normalised.
+        conditions: the conditions that they were drawn for.
         states: float64 [num_shown, *shape] each: the first samples as the initial noise, then after each row
             of the table.
     """
 
     samples: NDArray[np.float64]
+    conditions: Conditions
     states: list[NDArray[np.float64]]
 
 
@@ -61,7 +66,7 @@ class TorchSampler:
         network: nn.Module,
         spec: SamplerSpec,
         seed: int = 0,
-        conditions: Callable[[int], dict[str, NDArray[np.float64]]] | None = None,
+        conditions: Callable[[int], Conditions] | None = None,
     ) -> None:
         self.network, self.spec, self.seed = network, spec, seed
         self.conditions = cache(conditions or self._random_conditions)
@@ -86,7 +91,7 @@ class TorchSampler:
         """Label of each sample; None without classes."""
         return np.arange(count) % len(self.spec.classes) if self.spec.classes else None
 
-    def _random_conditions(self, count: int) -> dict[str, NDArray[np.float64]]:
+    def _random_conditions(self, count: int) -> Conditions:
         return {
             each.name: normal_noise(self.seed + 1, np.arange(count), index, each.shape) * np.array(each.std)
             + np.array(each.mean)
@@ -98,6 +103,7 @@ class TorchSampler:
         x: NDArray[np.float64],
         level: float | NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
+        conditions: Conditions | None = None,
     ) -> dict[str, NDArray[Any]]:
         """The network's inputs by name.
 
@@ -105,13 +111,14 @@ class TorchSampler:
             x: [batch, *shape], normalised.
             level: timestep or noise level of all rows, or of each.
             labels: int64 [batch]; None: those of `labels`.
+            conditions: of each row; None: those of `conditions`.
         """
         level_type, _ = self.spec.graph_inputs[self.spec.level_input]
         found = {X: x.astype(np.float32), self.spec.level_input: np.full(len(x), level, dtype=level_type)}
         own_labels = self.labels(len(x)) if labels is None else labels
         if self.spec.classes and own_labels is not None:
             found[LABEL] = own_labels
-        values = self.conditions(len(x))
+        values = self.conditions(len(x)) if conditions is None else conditions
         return found | {each.input_name: each.normalise(values[each.name]) for each in self.spec.conditions}
 
     @torch.no_grad()
@@ -129,9 +136,10 @@ class TorchSampler:
         level: float | NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
         guidance_scale: float = 1.0,
+        conditions: Conditions | None = None,
     ) -> NDArray[np.float64]:
         """The network's output for one batch, with guidance, as `export.Sampler.denoise` computes it."""
-        return self._guided_outputs(x, level, labels, guidance_scale)[0]
+        return self._guided_outputs(x, level, labels, guidance_scale, conditions)[0]
 
     def states(
         self,
@@ -179,7 +187,7 @@ class TorchSampler:
         kept = []
         for x in self.states(num_samples):
             kept.append(x[:num_shown].copy())  # a view would keep all samples of every row
-        return DrawnSamples(x, kept)
+        return DrawnSamples(x, self.conditions(num_samples), kept)
 
     def run(
         self, denoise: Callable[[NDArray[np.float64], float], Any], num_samples: int, table: SamplerTable
@@ -200,21 +208,22 @@ class TorchSampler:
         level: float | NDArray[np.int64],
         labels: NDArray[np.int64] | None,
         guidance_scale: float,
+        conditions: Conditions | None = None,
     ) -> list[NDArray[np.float64]]:
         """The network's outputs, the first of them guided.
 
         Source: classifier-free guidance, arXiv:2207.12598, Eq. 6 with guidance_scale = 1 + w.
         """
-        outputs = self.outputs(self.inputs(x, level, labels))
+        outputs = self.outputs(self.inputs(x, level, labels, conditions))
         out, *others = (output.astype(np.float64) for output in outputs)
         if self.spec.classes and guidance_scale != 1.0:
             no_class = np.full(len(x), len(self.spec.classes))
-            unconditional = self.outputs(self.inputs(x, level, no_class))[0].astype(np.float64)
+            unconditional = self.outputs(self.inputs(x, level, no_class, conditions))[0].astype(np.float64)
             out = unconditional + guidance_scale * (out - unconditional)
         return [out, *others]
 
 
-def held_out_conditions(model: TrainedModel, dataset: Dataset, count: int) -> dict[str, NDArray[np.float64]]:
+def held_out_conditions(model: TrainedModel, dataset: Dataset, count: int) -> Conditions:
     """Conditions that validation examples make for a model's samples, in their units; empty without any."""
     side = model.config.data.low_resolution
     if side is None:

@@ -218,7 +218,7 @@ def test_a_long_sampler_has_few_trajectories_but_all_of_its_rows(point_model, nu
     """Calls of a U-Net take nearly all of the check's time, and those of a trajectory cannot be shared."""
     table, levels = sampler_table(NoiseSchedule(linear_betas(1000, 1e-4, 0.02)), "ddim", num_steps), []
 
-    def denoise(x, level, labels, guidance_scale):
+    def denoise(x, level, labels, guidance_scale, conditions):
         levels.append(level)
         return np.zeros_like(x)
 

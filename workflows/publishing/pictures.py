@@ -13,9 +13,7 @@ from diffusion.evaluation.sample_metrics import nearest_training_examples
 from diffusion.plots import draw_samples, plane_limits, rows_of_images, save_animation
 from diffusion.process.forward import q_sample
 from diffusion.training.checkpoints import TrainedModel
-from export.sampler import Sampler
-from export.torch_sampler import DrawnSamples, held_out_conditions
-from workflows.publishing.export import SAMPLER
+from export.torch_sampler import DrawnSamples
 
 _MAX_FRAMES = {"image": 24, "points": 40}  # in each direction; frames of noisy images are large files
 _MILLISECONDS = {"image": 100, "points": 60}  # for which each frame is shown
@@ -23,7 +21,9 @@ _NUM_PAIRS, _NUM_COLUMNS = 24, 8
 _MAX_POINTS_FOR_LIMITS = 10_000
 
 
-def write_pictures(model: TrainedModel, drawn: DrawnSamples, dataset: Dataset, directory: Path) -> None:
+def write_pictures(
+    model: TrainedModel, drawn: DrawnSamples, onnx_samples: np.ndarray, dataset: Dataset, directory: Path
+) -> None:
     """Draw samples.png by PyTorch, samples_onnx.png by ONNX Runtime, and animation.gif.
 
     For images there is also nearest.png: rows of samples, each with the nearest training image below it.
@@ -31,15 +31,13 @@ def write_pictures(model: TrainedModel, drawn: DrawnSamples, dataset: Dataset, d
     Args:
         model: model that drew the samples.
         drawn: its samples by PyTorch, with their states.
+        onnx_samples: the same samples by ONNX Runtime, in data units.
         dataset: data that it was trained on.
-        directory: folder of its sampler.onnx, into which the pictures are written.
+        directory: folder into which the pictures are written.
     """
     data, max_frames = model.data, _MAX_FRAMES[model.data.kind]
     states = [data.denormalise(x) for x in _evenly_thinned(drawn.states, max_frames)]
     samples = states[-1]
-    conditions = held_out_conditions(model, dataset, len(samples))
-    sampler = Sampler(directory / SAMPLER, provider="cpu")
-    onnx_samples = sampler.sample(len(samples), seed=0, conditions=conditions)
     noised: list[np.ndarray] = []
     limits = None
     if data.kind == "points":
@@ -50,7 +48,7 @@ def write_pictures(model: TrainedModel, drawn: DrawnSamples, dataset: Dataset, d
         return draw_samples(x, data.range, limits, title, data.num_classes)
 
     draw(samples, "samples (PyTorch)").save(directory / "samples.png")
-    draw(onnx_samples, "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
+    draw(onnx_samples[: len(samples)], "samples (ONNX Runtime)").save(directory / "samples_onnx.png")
     if data.range is not None:
         with_nearest(samples[:_NUM_PAIRS], dataset).save(directory / "nearest.png")
     forward = [draw(x, "forward diffusion") for x in noised]

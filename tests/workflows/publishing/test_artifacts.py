@@ -16,7 +16,6 @@ from diffusion.presets import preset, source_preset
 from diffusion.training.checkpoints import TrainedModel
 from export.parity import ParityCase, ParityError
 from export.sampler import Sampler
-from export.to_onnx import export_onnx
 from export.torch_sampler import TorchSampler
 from workflows.publishing import export
 from workflows.publishing.artifacts import write_model_artifacts
@@ -66,7 +65,8 @@ def drawn(points):
 def exported(points, drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "new"
     model, dataset = points
-    write_export(model, drawn.samples, dataset, None, folder)
+    samples = write_export(model, drawn, dataset, None, folder)
+    np.testing.assert_allclose(samples, dataset.spec.denormalise(drawn.samples), atol=1e-3)
     return folder
 
 
@@ -89,10 +89,10 @@ def test_an_export_that_fails_parity_writes_nothing(points, tmp_path, monkeypatc
     assert not (tmp_path / "model").exists()
 
 
-def test_pictures_of_points_are_drawn_from_an_exported_model(points, drawn, exported, tmp_path):
-    (tmp_path / "sampler.onnx").write_bytes((exported / "sampler.onnx").read_bytes())
-    write_pictures(points[0], drawn, points[1], tmp_path)
-    assert names(tmp_path) == POINT_PICTURES | {"sampler.onnx"}
+def test_pictures_of_points_show_the_samples_of_pytorch_and_of_the_file(points, drawn, exported, tmp_path):
+    samples = Sampler(exported / "sampler.onnx", provider="cpu").sample(len(drawn.samples), seed=0)
+    write_pictures(points[0], drawn, samples, points[1], tmp_path)
+    assert names(tmp_path) == POINT_PICTURES
     ours, theirs = (
         np.asarray(Image.open(tmp_path / name).convert("L"), dtype=float)[40:]
         for name in ("samples.png", "samples_onnx.png")
@@ -104,9 +104,9 @@ def test_pictures_of_points_are_drawn_from_an_exported_model(points, drawn, expo
 
 def test_pictures_of_images_have_each_samples_nearest_training_image(tmp_path):
     model, dataset = make_model("digits")
-    (tmp_path / "sampler.onnx").write_bytes(export_onnx(model)[0])
-    write_pictures(model, TorchSampler.of(model).draw(64, num_shown=64), dataset, tmp_path)
-    assert names(tmp_path) == POINT_PICTURES | {"nearest.png", "sampler.onnx"}
+    drawn = TorchSampler.of(model).draw(64, num_shown=64)
+    write_pictures(model, drawn, model.data.denormalise(drawn.samples), dataset, tmp_path)
+    assert names(tmp_path) == POINT_PICTURES | {"nearest.png"}
     with Image.open(tmp_path / "nearest.png") as pairs:
         assert min(pairs.size) > 0
 
