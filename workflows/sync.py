@@ -52,14 +52,14 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
         from workflows.storage.run_record import read_record
         from workflows.sweep.journal import JOURNAL_FILE
         from workflows.sweep.sweep_logger import SweepLogger
-        from workflows.tracking.outbox import ENTRIES, FOLDER, read_entries
+        from workflows.tracking.outbox import ENTRIES_FILE, FOLDER, read_entries
         from workflows.tracking.tracker import open_tracker, resolve_tracking_uri
 
     uri = resolve_tracking_uri(options.tracking_uri)
     num_runs, num_left = 0, 0
     for name in options.runs or names:
         folder = storage.child(name)
-        if not folder.exists(f"{FOLDER}/{ENTRIES}"):
+        if not folder.exists(f"{FOLDER}/{ENTRIES_FILE}"):
             continue
         local = SweepLogger.local_folder(folder)  # no training in a bucket keeps entries
         entries, num_done = read_entries(local / FOLDER)

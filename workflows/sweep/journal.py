@@ -2,14 +2,14 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from diffusion.errors import InputError
 from diffusion.files import parse_json, path_kind, read_file, sync
-from diffusion.json_values import fits
 from workflows.status import TrialStatus
+from workflows.storage.tagged_records import TaggedRecords
 
 JOURNAL_FILE = "journal.jsonl"
 REMEDY = "give a new sweep another --name, or restore the journal from a copy"
@@ -69,9 +69,9 @@ class TrialEnded:
 
 TrialEvent = TrialBegan | TrialEvaluated | TrialEnded
 
-_CLASSES: dict[str, type[TrialEvent]] = {"begin": TrialBegan, "evaluated": TrialEvaluated, "end": TrialEnded}
-_NAMES = {kind: name for name, kind in _CLASSES.items()}
-_HINTS = {kind: get_type_hints(kind) for kind in _NAMES}
+_EVENTS = TaggedRecords[TrialEvent](
+    "event", {"begin": TrialBegan, "evaluated": TrialEvaluated, "end": TrialEnded}
+)
 
 
 class Journal:
@@ -91,7 +91,7 @@ class Journal:
         Raises:
             OSError: the disk is full or failing.
         """
-        line = json.dumps({"event": _NAMES[type(event)], **asdict(event)})
+        line = json.dumps(_EVENTS.to_tree(event))
         with self._path.open("a") as file:
             file.write(f"{line}\n")
             file.flush()
@@ -113,11 +113,10 @@ def read_journal(path: Path) -> list[TrialEvent]:
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number},"
         tree = parse_json(line, dict, where, REMEDY)
-        kind = _CLASSES.get(str(tree.pop("event", None)))
-        hints = _HINTS[kind] if kind else {}
-        if kind is None or not all(name in tree and fits(tree[name], hint) for name, hint in hints.items()):
+        event = _EVENTS.from_tree(tree)
+        if event is None:
             raise InputError(f"{where} is damaged (it is no event): {REMEDY}")
-        events.append(kind(**{name: tree[name] for name in hints}))
+        events.append(event)
     return events
 
 

@@ -6,7 +6,7 @@ or when a store is back. Sending an entry twice changes nothing.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from PIL import Image
 from diffusion.metrics import BEST_OBJECTIVE
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
+from workflows.tracking import entries
+from workflows.tracking.entries import ENTRIES, Entry
 from workflows.tracking.metric_table import metric_table, table_metrics
-from workflows.tracking.outbox import Entry
 from workflows.tracking.prepared_view import COLOUR, PICK, PICK_COLOURS, PICTURES, trials_view, view_tag
 from workflows.tracking.send_queue import Refused
 from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError
@@ -81,23 +82,23 @@ class MlflowSender:
         self._metrics: dict[str | None, dict[str, float]] = {}  # newest value of each
         self._data: list[DatasetInput] = []
         self._model_id = ""
-        self._senders: dict[str, Callable[..., Any]] = {
-            "start": self._start,
-            "end": self._end,
-            "start_trial": self._start_trial,
-            "end_trial": self._end_trial,
-            "metrics": self._send_metrics,
-            "table": self._send_table,
-            "dataset": self._send_dataset,
-            "view": self._send_view,
-            "picks": self._send_picks,
-            "picture": self._send_picture,
-            "tags": self._send_tags,
-            "files": self._send_files,
-            "file": self._send_file,
-            "model": self._send_model,
-            "registered_model": self._register_model,
-            "model_metrics": self._link_metrics,
+        self._senders: dict[type[Entry], Callable[[Any], Any]] = {
+            entries.Start: self._start,
+            entries.End: self._end,
+            entries.StartTrial: self._start_trial,
+            entries.EndTrial: self._end_trial,
+            entries.Metrics: self._send_metrics,
+            entries.Table: self._send_table,
+            entries.Data: self._send_data,
+            entries.View: self._send_view,
+            entries.Picks: self._send_picks,
+            entries.Picture: self._send_picture,
+            entries.Tags: self._send_tags,
+            entries.Folder: self._send_folder,
+            entries.File: self._send_file,
+            entries.Model: self._send_model,
+            entries.RegisteredModel: self._register_model,
+            entries.ModelMetrics: self._link_metrics,
         }
 
     def send(self, entry: Entry) -> Any:
@@ -107,10 +108,8 @@ class MlflowSender:
             Refused: it can never succeed.
             Exception: it should be tried again.
         """
-        values = dict(entry)
-        kind = values.pop("kind")
         try:
-            return self._senders[kind](**values)
+            return self._senders[type(entry)](entry)
         except Refused:
             raise
         except Exception as error:
@@ -118,7 +117,7 @@ class MlflowSender:
             if may_pass(cause) or (_is_missing(cause) and not self._has_run()):
                 raise
             reason = redact(str(error).split("\n")[0])[:200] or type(error).__name__
-            raise Refused(f"{kind.replace('_', ' ')}: {reason}") from error
+            raise Refused(f"{ENTRIES.name(entry).replace('_', ' ')}: {reason}") from error
 
     @property
     def children(self) -> dict[str, str]:
@@ -162,56 +161,52 @@ class MlflowSender:
         except MlflowException:
             return False
 
-    def _start(
-        self,
-        name: str,
-        params: Mapping[str, str],
-        folder: str | None,
-        reuse: bool,
-        time: int,
-        store: str = "",  # where it was started first
-    ) -> None:
-        runs = runs_with_tag(self.client, self.experiment_id, FOLDER_TAG, folder) if folder and reuse else []
+    def _start(self, entry: entries.Start) -> None:
+        folder, runs = entry.folder, list[Run]()
+        if folder and entry.reuse:
+            runs = runs_with_tag(self.client, self.experiment_id, FOLDER_TAG, folder)
         run = next((run for run in runs if run.info.status == "RUNNING"), None)
         if run is None:
             tags = None if folder is None else {FOLDER_TAG: folder}
-            run = self.client.create_run(self.experiment_id, start_time=time, run_name=name, tags=tags)
+            run = self.client.create_run(self.experiment_id, entry.time, tags, entry.name)
         self.run_id = run.info.run_id
-        self._log_params(self.run_id, params)
+        self._log_params(self.run_id, entry.params)
 
-    def _end(self, status: Status, time: int) -> None:
-        self.client.set_terminated(self.run_id, _RUN_STATUS[status], time)
+    def _end(self, entry: entries.End) -> None:
+        self.client.set_terminated(self.run_id, _RUN_STATUS[entry.status], entry.time)
 
-    def _start_trial(self, trial_id: str, params: Mapping[str, str], time: int) -> None:
+    def _start_trial(self, entry: entries.StartTrial) -> None:
+        trial_id = entry.trial_id
         if trial_id not in self.children:
             tags = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: trial_id, "trial_id": trial_id}
-            run = self.client.create_run(self.experiment_id, start_time=time, tags=tags)
+            run = self.client.create_run(self.experiment_id, entry.time, tags)
             self.children[trial_id] = run.info.run_id
         else:
             self.client.set_terminated(self.children[trial_id], "RUNNING")
         if self._data:
             with _if_supported():
                 self.client.log_inputs(self.children[trial_id], datasets=self._data)
-        self._log_params(self.children[trial_id], params)
+        self._log_params(self.children[trial_id], entry.params)
 
-    def _end_trial(self, trial_id: str, status: TrialStatus, reason: str, time: int) -> None:
-        run_id = self.children[trial_id]
-        self.client.set_tag(run_id, "status", status)
-        if reason:
-            self.client.set_tag(run_id, "reason", reason[:500])
-        self.client.set_terminated(run_id, _TRIAL_STATUS.get(status, "FAILED"), time)
+    def _end_trial(self, entry: entries.EndTrial) -> None:
+        run_id = self.children[entry.trial_id]
+        self.client.set_tag(run_id, "status", entry.status)
+        if entry.reason:
+            self.client.set_tag(run_id, "reason", entry.reason[:500])
+        self.client.set_terminated(run_id, _TRIAL_STATUS.get(entry.status, "FAILED"), entry.time)
 
-    def _send_metrics(self, trial_id: str | None, metrics: Mapping[str, float], step: int, time: int) -> None:
+    def _send_metrics(self, entry: entries.Metrics) -> None:
         # The objective first: MLflow's page that compares runs opens on a run's first metric.
-        ordered = sorted(metrics, key=lambda name: name != BEST_OBJECTIVE)
-        batch = [Metric(name, metrics[name], time, step) for name in ordered]
-        self.client.log_batch(self._id(trial_id), metrics=batch)
+        ordered = sorted(entry.metrics, key=lambda name: name != BEST_OBJECTIVE)
+        batch = [Metric(name, entry.metrics[name], entry.time, entry.step) for name in ordered]
+        self.client.log_batch(self._id(entry.trial_id), metrics=batch)
 
-    def _send_table(self, trial_id: str | None, metrics: Mapping[str, float]) -> None:
+    def _send_table(self, entry: entries.Table) -> None:
         """Send the table of a run's metrics, with these in it."""
+        trial_id = entry.trial_id
         run_id, is_first = self._id(trial_id), trial_id not in self._metrics
         known = self._sent_table(run_id) if is_first else self._metrics[trial_id]
-        known = {**known, **metrics}
+        known = {**known, **entry.metrics}
         self.client.log_text(run_id, json.dumps(metric_table(known)), _METRICS_FILE)
         if is_first:
             tables = json.dumps([{"path": _METRICS_FILE, "type": "table"}])
@@ -226,23 +221,26 @@ class MlflowSender:
             path = Path(self.client.download_artifacts(run_id, _METRICS_FILE, scratch))
             return table_metrics(json.loads(path.read_text()))
 
-    def _send_dataset(self, dataset: Mapping[str, str], context: str) -> None:
-        self._data = [DatasetInput(DatasetEntity(**dataset), [InputTag(MLFLOW_DATASET_CONTEXT, context)])]
+    def _send_data(self, entry: entries.Data) -> None:
+        context = InputTag(MLFLOW_DATASET_CONTEXT, entry.context)
+        self._data = [DatasetInput(DatasetEntity(**entry.dataset), [context])]
         with _if_supported():
             self.client.log_inputs(self.run_id, datasets=self._data)
 
-    def _send_view(self, searched: Sequence[str], num_updates: int, decided: bool, time: int) -> None:
+    def _send_view(self, entry: entries.View) -> None:
         name = self.client.get_run(self.run_id).info.run_name
-        view = trials_view(name, self.run_id, searched, num_updates, time, decided=decided)
+        view = trials_view(
+            name, self.run_id, entry.searched, entry.num_updates, entry.time, decided=entry.decided
+        )
         with _if_supported():  # an older server may refuse a long tag
             self.client.set_experiment_tag(self.experiment_id, view_tag(self.run_id), view)
 
-    def _send_picks(self, picks: Mapping[str, str]) -> None:
-        colours = dict(zip(picks, PICK_COLOURS, strict=False))
+    def _send_picks(self, entry: entries.Picks) -> None:
+        colours = dict(zip(entry.picks, PICK_COLOURS, strict=False))
         for run in self.child_runs():
             run_id, tags = run.info.run_id, run.data.tags
             trial_id = tags["trial_id"]
-            pick = picks.get(trial_id, "")
+            pick = entry.picks.get(trial_id, "")
             if pick == tags.get(PICK, ""):
                 continue
             self.client.update_run(run_id, name=f"{trial_id} ({pick})" if pick else trial_id)
@@ -252,46 +250,49 @@ class MlflowSender:
                 self.client.delete_tag(run_id, COLOUR)
             self.client.set_tag(run_id, PICK, pick)
 
-    def _send_picture(self, trial_id: str | None, file: str, step: int, time: int) -> None:
-        with Image.open(self._existing(file)) as picture:
+    def _send_picture(self, entry: entries.Picture) -> None:
+        with Image.open(self._existing(entry.file)) as picture:
             self.client.log_image(
-                self._id(trial_id), picture, key=PICTURES, step=step, timestamp=time, synchronous=True
+                self._id(entry.trial_id),
+                picture,
+                key=PICTURES,
+                step=entry.step,
+                timestamp=entry.time,
+                synchronous=True,
             )
 
-    def _send_tags(self, trial_id: str | None, tags: Mapping[str, str]) -> None:
-        for key, value in tags.items():
-            self.client.set_tag(self._id(trial_id), key, value)
+    def _send_tags(self, entry: entries.Tags) -> None:
+        for key, value in entry.tags.items():
+            self.client.set_tag(self._id(entry.trial_id), key, value)
 
-    def _send_files(self, folder: str, artifact_path: str) -> None:
-        self.client.log_artifacts(self.run_id, str(self._existing(folder)), artifact_path)
+    def _send_folder(self, entry: entries.Folder) -> None:
+        self.client.log_artifacts(self.run_id, str(self._existing(entry.folder)), entry.artifact_path)
 
-    def _send_file(self, file: str) -> None:
-        self.client.log_artifact(self.run_id, str(self._existing(file)))
+    def _send_file(self, entry: entries.File) -> None:
+        self.client.log_artifact(self.run_id, str(self._existing(entry.file)))
 
-    def _send_model(self, file: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def _send_model(self, entry: entries.Model) -> None:
         from workflows.tracking import registry  # loads pandas, which trainings do not need before their end
 
-        model = PublishedModel(self._existing(file), params, metrics)
+        model = PublishedModel(self._existing(entry.file), entry.params, entry.metrics)
         self._model_id = registry.log_only(self.client, self.uri, self.run_id, model)
 
-    def _register_model(
-        self,
-        name: str,
-        file: str,
-        params: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        tags: Mapping[str, object],
-        may_promote: bool,
-    ) -> Registration:
+    def _register_model(self, entry: entries.RegisteredModel) -> Registration:
         from workflows.tracking import registry
 
-        model = PublishedModel(self._existing(file), params, metrics)
+        model = PublishedModel(self._existing(entry.file), entry.params, entry.metrics)
         version, is_champion, self._model_id = registry.register(
-            self.client, self.uri, self.run_id, name, model, tags, may_promote=may_promote
+            self.client,
+            self.uri,
+            self.run_id,
+            entry.name,
+            model,
+            entry.tags,
+            may_promote=entry.may_promote,
         )
         return Registration(version, is_champion)
 
-    def _link_metrics(self, metrics: Mapping[str, float]) -> None:
+    def _link_metrics(self, entry: entries.ModelMetrics) -> None:
         """Send that the run's newest model has these metrics, which the run has been sent before."""
         from workflows.tracking import registry
 
@@ -299,7 +300,7 @@ class MlflowSender:
         dataset = self._data[0].dataset if self._data else None
         if model_id:
             with _if_supported():
-                registry.link_metrics(self.client, self.run_id, model_id, metrics, dataset)
+                registry.link_metrics(self.client, self.run_id, model_id, entry.metrics, dataset)
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])

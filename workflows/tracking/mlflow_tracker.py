@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
 from workflows.environment import set_mlflow_requests, wants_system_metrics
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
+from workflows.tracking import entries
 from workflows.tracking.dataset_input import dataset_fields
 from workflows.tracking.local_database import check_writable, ensure_database
 from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender
-from workflows.tracking.outbox import FOLDER, Entry, Outbox
+from workflows.tracking.outbox import FOLDER, Outbox
 from workflows.tracking.prepared_view import run_page, runs_page
 from workflows.tracking.send_queue import Refused, SendQueue
 from workflows.tracking.system_metrics import SystemMetrics
@@ -186,11 +188,11 @@ class MlflowTracker(Tracker):
             InputError: the store cannot be used.
         """
         self._outbox.clear()  # of such a session
-        self._params = {name: str(value) for name, value in params.items()}
-        entry = {"kind": "start", "name": name, "params": self._params, "folder": folder, "time": _now()}
+        self._params = _texts(params)
+        start = entries.Start(name, self._params, folder, _now(), reuse)
         with _unusable(self.uri):
-            self._sender.send({**entry, "reuse": reuse})
-        self._keep_start(entry)
+            self._sender.send(start)
+        self._keep_start(start)
         self.run_id = self._sender.run_id
         self._start_system_metrics()
         return self.run_id
@@ -218,9 +220,7 @@ class MlflowTracker(Tracker):
             self.has_test_metrics = bool(self.client.get_metric_history(run_id, TEST_MSE))
         if not self._outbox.num_entries:  # of a finished run, which is extended
             name, folder, began = run.info.run_name, run.data.tags.get(FOLDER_TAG), run.info.start_time
-            self._keep_start(
-                {"kind": "start", "name": name, "params": self._params, "folder": folder, "time": began}
-            )
+            self._keep_start(entries.Start(name, self._params, folder, began))
         self._start_system_metrics()
         return {metric.step for metric in history}
 
@@ -234,22 +234,21 @@ class MlflowTracker(Tracker):
         Raises:
             InputError: the store has no such run and nothing was kept, or the store cannot be used.
         """
-        entries = self._outbox.entries()
+        kept = self._outbox.entries()
         with _unusable(self.uri):
             is_there = bool(run_id) and self._sender.find(run_id)
         if not is_there:
-            first = entries[0] if entries else {}
-            is_same_store = first.get("store") == self.location
-            if first.get("kind") != "start" or not (is_same_store or to_other_store):
+            first = kept[0] if kept else None
+            if not isinstance(first, entries.Start) or not (first.store == self.location or to_other_store):
                 raise InputError(
                     f"--tracking-uri {redact(self.uri)} has no run {run_id}: give the store in which it was "
                     "started"
                 )
             self._outbox.mark_done(0)
-        for entry in entries[self._outbox.num_done :]:
+        for entry in kept[self._outbox.num_done :]:
             self._queue.put(entry, is_kept=False)
-        last = entries[-1] if entries else {}
-        self._is_finished = last.get("kind") == "end" and last["status"] == "finished"
+        last = kept[-1] if kept else None
+        self._is_finished = isinstance(last, entries.End) and last.status == "finished"
 
     def resume_sweep(self, run_id: str, trial_ids: Container[str]) -> set[str]:
         """Continue an existing sweep's run; delete the child runs of unknown trials and duplicates.
@@ -287,9 +286,9 @@ class MlflowTracker(Tracker):
         It has the parameters in which it differs from the sweep's run, which has the others: MLflow writes
         all parameters of a run over its pictures.
         """
-        text = {name: str(value) for name, value in params.items()}
+        text = _texts(params)
         own = {name: value for name, value in text.items() if self._params.get(name) != value}
-        self._put("start_trial", trial_id=trial_id, params=own, time=_now())
+        self._queue.put(entries.StartTrial(trial_id, own, _now()))
 
     def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
         """Queue metrics of the run or of a trial, unless an earlier session has sent those of this step.
@@ -302,12 +301,12 @@ class MlflowTracker(Tracker):
         values = {name: float(value) for name, value in metrics.items()}
         drawn = {name: value for name, value in values.items() if not is_detail(name)}
         if len(drawn) < len(values):  # first, since the steps of metrics tell what has been sent
-            self._put("table", trial_id=trial_id, metrics=values)
-        self._put("metrics", trial_id=trial_id, metrics=drawn, step=step, time=_now())
+            self._queue.put(entries.Table(trial_id, values))
+        self._queue.put(entries.Metrics(trial_id, drawn, step, _now()))
 
     def log_dataset(self, dataset: Dataset) -> None:
         """Queue which data the run uses, and every trial that starts after this."""
-        self._put("dataset", **dataset_fields(dataset))
+        self._queue.put(entries.Data(**dataset_fields(dataset)))
 
     def show_trials(
         self, searched: Sequence[str], num_updates: int, picks: Mapping[str, str] | None = None
@@ -315,9 +314,9 @@ class MlflowTracker(Tracker):
         """Queue the prepared view of a sweep's trials, and the names of those that were picked."""
         self._is_sweep = True
         decided = picks is not None
-        self._put("view", searched=list(searched), num_updates=num_updates, decided=decided, time=_now())
+        self._queue.put(entries.View(list(searched), num_updates, decided, _now()))
         if picks is not None:
-            self._put("picks", picks=dict(picks))
+            self._queue.put(entries.Picks(dict(picks)))
 
     def log_picture(self, picture: Image.Image, step: int, trial_id: str | None = None) -> None:
         """Queue a picture of samples, of the run or of a trial."""
@@ -326,17 +325,16 @@ class MlflowTracker(Tracker):
         except OSError as error:  # a full disk
             self._queue.refused.append(f"picture of step {step}: {os_reason(error)}")
             return
-        self._put("picture", trial_id=trial_id, file=file, step=step, time=_now())
+        self._queue.put(entries.Picture(trial_id, file, step, _now()))
 
     def end_trial(self, trial_id: str, status: TrialStatus, reason: str) -> None:
         """Queue the end of a trial's child run, with its status and reason as in trials.csv."""
-        self._put("end_trial", trial_id=trial_id, status=status, reason=reason, time=_now())
+        self._queue.put(entries.EndTrial(trial_id, status, reason, _now()))
 
     def tag(self, tags: dict[str, str], trial_id: str | None = None) -> None:
         """Queue tags of the run or of a trial."""
-        self._put(
-            "tags", trial_id=trial_id, tags={key: _shortened(value, " ...") for key, value in tags.items()}
-        )
+        shortened = {key: _shortened(value, " ...") for key, value in tags.items()}
+        self._queue.put(entries.Tags(trial_id, shortened))
 
     def describe(self, markdown: str, trial_id: str | None = None) -> None:
         """Queue the description shown on the page of the run or of a trial."""
@@ -345,11 +343,11 @@ class MlflowTracker(Tracker):
 
     def log_files(self, folder: Path, artifact_path: str) -> None:
         """Queue the upload of a folder, which must exist until `flush` or `close` returns."""
-        self._put("files", folder=self._stored(folder), artifact_path=artifact_path)
+        self._queue.put(entries.Folder(self._stored(folder), artifact_path))
 
     def log_file(self, path: Path) -> None:
         """Queue the upload of a file, which must exist until `flush` or `close` returns."""
-        self._put("file", file=self._stored(path))
+        self._queue.put(entries.File(self._stored(path)))
 
     def flush(self) -> None:
         """Wait until the queue is sent, while the store takes it; call it before deleting queued files."""
@@ -361,15 +359,9 @@ class MlflowTracker(Tracker):
         Raises:
             RegistrationError: the store refused the model, or does not take it within 30 seconds.
         """
-        self._result_of(
-            self._put(
-                "model",
-                file=self._stored(model.sampler_file),
-                params={name: str(value) for name, value in model.params.items()},
-                metrics=_floats(model.metrics),
-            )
-        )
-        self._put("model_metrics", metrics=_floats(model.metrics))
+        file, params, metrics = self._stored(model.sampler_file), _texts(model.params), _floats(model.metrics)
+        self._result_of(self._queue.put(entries.Model(file, params, metrics)))
+        self._queue.put(entries.ModelMetrics(metrics))
 
     def register(
         self, name: str, model: PublishedModel, tags: Mapping[str, object], *, may_promote: bool
@@ -379,16 +371,11 @@ class MlflowTracker(Tracker):
         Raises:
             RegistrationError: the store refused the model, or does not take it within 30 seconds.
         """
-        registration = self._put(
-            "registered_model",
-            name=name,
-            file=self._stored(model.sampler_file),
-            params={name: str(value) for name, value in model.params.items()},
-            metrics=_floats(model.metrics),
-            tags=dict(tags),
-            may_promote=may_promote,
+        file, params, metrics = self._stored(model.sampler_file), _texts(model.params), _floats(model.metrics)
+        registration = self._queue.put(
+            entries.RegisteredModel(name, file, params, metrics, dict(tags), may_promote)
         )
-        self._put("model_metrics", metrics=_floats(model.metrics))
+        self._queue.put(entries.ModelMetrics(metrics))
         found: Registration = self._result_of(registration)
         return found
 
@@ -402,7 +389,7 @@ class MlflowTracker(Tracker):
             self._system_metrics.stop()
         self._is_finished = self._is_finished or status == "finished"
         if status is not None:
-            self._put("end", status=status, time=_now())
+            self._queue.put(entries.End(status, _now()))
         try:
             self._queue.close()
         finally:  # also if the user does not want to wait
@@ -413,18 +400,15 @@ class MlflowTracker(Tracker):
             else:
                 self._outbox.sync()
 
-    def _keep_start(self, entry: Entry) -> None:
+    def _keep_start(self, start: entries.Start) -> None:
         """Keep how the run was started, which it has been."""
-        self._outbox.append({**entry, "reuse": True, "store": self.location})
+        self._outbox.append(replace(start, reuse=True, store=self.location))
         self._outbox.mark_done(1)
 
     def _open_outbox(self, folder: Path) -> tuple[Outbox, SendQueue]:
         self._sender.folder = folder
         outbox = Outbox(folder / FOLDER)
         return outbox, SendQueue(self._sender.send, outbox)
-
-    def _put(self, kind: str, **values: Any) -> "Future[Any]":
-        return self._queue.put({"kind": kind, **values})
 
     def _result_of(self, sending: "Future[Any]") -> Any:
         """What the sender returned.
@@ -477,6 +461,10 @@ def _unusable(uri: str) -> Iterator[None]:
 def _cannot_be_used(uri: str, reason: str) -> str:
     first_line = textwrap.shorten(redact(reason.split("\n")[0]), 160, placeholder=" ...")
     return f"--tracking-uri {redact(uri)} cannot be used ({first_line}): fix that, or give another URI"
+
+
+def _texts(params: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in params.items()}
 
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ from PIL import Image
 
 from diffusion.errors import InputError
 from diffusion.files import parse_json, path_kind, read_file
+from workflows.tracking.entries import ENTRIES, Entry
 
 FOLDER = "tracking"  # of a run's outbox, in the run's folder
-ENTRIES = "entries.jsonl"
+ENTRIES_FILE = "entries.jsonl"
 _DONE = "done"  # key of the lines that tell how many entries are done
 _MAX_BYTES = 2**32
-
-Entry = Mapping[str, Any]
-"""What is to be sent: JSON, with its "kind"."""
 
 
 class Outbox:
@@ -46,7 +43,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / ENTRIES
+        self._path = folder / ENTRIES_FILE
         self._lock = threading.Lock()
         self._is_deleted = False
         self._unwritten: list[str] = []  # lines for which there was no room on the disk
@@ -59,7 +56,7 @@ class Outbox:
     def append(self, entry: Entry) -> int:
         """Keep an entry, and return its index."""
         with self._lock:
-            self._write(entry)
+            self._write(ENTRIES.to_tree(entry))
             self.num_entries += 1
             return self.num_entries - 1
 
@@ -110,7 +107,7 @@ class Outbox:
         self._is_deleted = True
         self.clear()
 
-    def _write(self, line: Entry) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
         if self._is_deleted:
             return
         self._unwritten.append(json.dumps(line) + "\n")
@@ -135,18 +132,20 @@ def read_entries(folder: Path) -> tuple[list[Entry], int]:
     Raises:
         InputError: the file cannot be read or is damaged.
     """
-    path = folder / ENTRIES
+    path = folder / ENTRIES_FILE
     if path_kind(path) is None:
         return [], 0
     remedy = "restore it from a copy, or remove it"
-    entries, num_done = list[Entry](), 0
+    entries: list[Entry] = []
+    num_done = 0
     lines = read_file(path, "the entries of a run", _MAX_BYTES).split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):  # the last one is incomplete, or empty
-        entry = parse_json(line, dict, f"{path}, line {number},", remedy)
-        if isinstance(entry.get(_DONE), int):
-            num_done = entry[_DONE]
-        elif isinstance(entry.get("kind"), str):
+        tree = parse_json(line, dict, f"{path}, line {number},", remedy)
+        entry = ENTRIES.from_tree(tree)
+        if entry is not None:
             entries.append(entry)
+        elif isinstance(tree.get(_DONE), int):
+            num_done = tree[_DONE]
         else:
             raise InputError(f"{path}, line {number}, is damaged (it is no entry): {remedy}")
     return entries, min(num_done, len(entries))

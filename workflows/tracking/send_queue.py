@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Any
 
-from workflows.tracking.outbox import Entry, Outbox
+from workflows.tracking.entries import Entry
+from workflows.tracking.outbox import Outbox
 
 _PATIENCE = 30.0  # seconds that anybody waits for a store that takes nothing
 _PATIENCE_WITH_A_REQUEST = 90.0  # seconds that an upload may take
@@ -18,6 +20,13 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 class Refused(RuntimeError):
     """The store refused an entry, and always would; the message is one line."""
+
+
+class _Mark(Enum):
+    """What stands in the queue beside entries."""
+
+    HERE = auto()  # all before it are sent or refused
+    END = auto()
 
 
 class SendQueue:
@@ -37,7 +46,7 @@ class SendQueue:
     def __init__(self, send: Callable[[Entry], Any], outbox: Outbox | None = None) -> None:
         self._send, self._outbox = send, outbox
         self.refused: list[str] = []
-        self._items: queue.SimpleQueue[tuple[Entry | None, Future[Any]]] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[tuple[Entry | _Mark, Future[Any]]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # for the same order in the queue and in the outbox
         self._num_put = self._num_done = 0
         self._failing_since: float | None = None
@@ -63,7 +72,7 @@ class SendQueue:
     def flush(self) -> bool:
         """Wait until the entries so far are sent or refused; return False if the store does not take them."""
         future: Future[Any] = Future()
-        self._items.put((None, future))
+        self._items.put((_Mark.HERE, future))
         return self.wait_for(future)
 
     def wait_for(self, future: "Future[Any]") -> bool:
@@ -76,14 +85,14 @@ class SendQueue:
         Returns:
             Number of entries that could not be sent; the outbox has them.
         """
-        self._items.put((_END, Future()))
+        self._items.put((_Mark.END, Future()))
         self._wait(lambda: _has_ended(self._thread))
         return self.abandon()
 
     def abandon(self) -> int:
         """Stop sending after the attempt in progress, and return the number of entries that are not sent."""
         self._abandoned.set()
-        self._items.put((_END, Future()))
+        self._items.put((_Mark.END, Future()))
         return self.num_unsent
 
     @property
@@ -107,9 +116,9 @@ class SendQueue:
     def _run(self) -> None:
         while True:
             entry, future = self._items.get()
-            if entry is _END or self._abandoned.is_set():
+            if entry is _Mark.END or self._abandoned.is_set():
                 return
-            if entry is None:
+            if entry is _Mark.HERE:
                 future.set_result(None)
                 continue
             while not self._try(entry, future):
@@ -138,9 +147,6 @@ class SendQueue:
         self._num_done += 1
         if self._outbox is not None and not self._abandoned.is_set():  # else somebody else may use it by now
             self._outbox.mark_done(self._outbox.num_done + 1)
-
-
-_END: Entry = {"kind": "the end of the queue"}
 
 
 def _is_done(future: "Future[Any]", seconds: float) -> bool:

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from workflows.tracking import send_queue
+from workflows.tracking.entries import Metrics
 from workflows.tracking.outbox import Outbox, read_entries
 from workflows.tracking.send_queue import Refused, SendQueue
 
@@ -17,17 +18,17 @@ def _impatient(monkeypatch):
 
 
 def entry(number):
-    return {"kind": "metrics", "number": number}
+    return Metrics(None, {"loss": 0.5}, number, 0)
 
 
 def test_an_entry_that_fails_is_sent_again_before_those_behind_it(tmp_path):
     sent, failures = [], [OSError("locked")] * 3
 
     def send(entry):
-        if entry["number"] == 1 and failures:
+        if entry.step == 1 and failures:
             raise failures.pop()
-        sent.append(entry["number"])
-        return -entry["number"]
+        sent.append(entry.step)
+        return -entry.step
 
     sending = SendQueue(send, Outbox(tmp_path))
     futures = [sending.put(entry(number)) for number in range(3)]
@@ -38,7 +39,7 @@ def test_an_entry_that_fails_is_sent_again_before_those_behind_it(tmp_path):
 
 def test_an_entry_that_is_refused_is_left_out(tmp_path):
     def send(entry):
-        if entry["number"] == 0:
+        if entry.step == 0:
             raise Refused("never")
 
     sending = SendQueue(send, Outbox(tmp_path))
@@ -50,7 +51,7 @@ def test_an_entry_that_is_refused_is_left_out(tmp_path):
 
 def test_a_store_that_takes_nothing_keeps_nobody_waiting_and_the_outbox_has_the_rest(tmp_path):
     def send(entry):
-        if entry["number"]:
+        if entry.step:
             raise OSError("full")
 
     sending = SendQueue(send, Outbox(tmp_path))
