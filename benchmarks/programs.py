@@ -23,12 +23,14 @@ class Watched:
     Attributes:
         lines: (seconds since its start, line) of what it printed.
         memory: (seconds since its start, MB) of its first process.
+        usage: (seconds since its start, MB, open file descriptors) of all its processes together.
         seconds: how long it ran.
         cpu_seconds: of all its processes, those that it did not wait for as last seen.
     """
 
     lines: list[tuple[float, str]] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
+    usage: list[tuple[float, float, int]] = field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -54,10 +56,14 @@ def watch(command: Sequence[str], folder: Path) -> Watched:
     while process.poll() is None:
         with suppress(psutil.Error):  # it has just ended
             watched.memory.append((time.monotonic() - started, root.memory_info().rss / 1e6))
+            memory, descriptors = 0.0, 0
             for each in [root, *root.children(recursive=True)]:
                 with suppress(psutil.Error):
                     times = each.cpu_times()
                     cpu[each.pid, each.create_time()] = times.user + times.system
+                    memory += each.memory_info().rss / 1e6
+                    descriptors += each.num_fds()
+            watched.usage.append((time.monotonic() - started, memory, descriptors))
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     waited_for = _waited_for() - before
     watched.seconds, watched.cpu_seconds = time.monotonic() - started, max(waited_for, sum(cpu.values()))

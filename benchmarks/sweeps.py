@@ -28,15 +28,19 @@ A_TRIAL, AFTERWARDS, FIRST_QUARTER, LAST_QUARTER, DRIVER = (
 _OVER = re.compile(r"\] trial (\d+)/")
 
 
-def tune(num_trials: int) -> Measure:
-    """`workflows/tune.py`, until its last line."""
+def sweep_command(num_trials: int) -> list[str]:
+    """The command of a sweep of tiny trials."""
     flags = [part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(ROOT / "workflows" / "tune.py"), "--data", "heart", "--name", "many"]
-    command += ["--num-trials", str(num_trials), "--early-stopping", "off", *flags]
+    return [*command, "--num-trials", str(num_trials), "--early-stopping", "off", *flags]
+
+
+def tune(num_trials: int) -> Measure:
+    """`workflows/tune.py`, until its last line."""
 
     def measure() -> Figures:
         with tempfile.TemporaryDirectory() as folder:
-            seen = watch(command, Path(folder))
+            seen = watch(sweep_command(num_trials), Path(folder))
         ends = [second for second, line in seen.lines if _OVER.search(line)]
         quarter = max(1, len(ends) // 4)
         return {

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,25 +14,22 @@ from diffusion.errors import InputError
 from export import sampler as sampler_module
 from export.sampler import Sampler
 
-FUZZ = Path(__file__).with_name("fuzz.py")
-
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_damaged_files_give_samples_or_a_one_line_error(point_onnx, repository, tmp_path, seed):
     (tmp_path / "sampler.onnx").write_bytes(point_onnx)
+    command = [sys.executable, "-m", "benchmarks.fuzz", tmp_path / "sampler.onnx", "--folder", tmp_path]
     done = subprocess.run(
-        [sys.executable, FUZZ, "sampler.onnx", str(seed), "300"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repository)},
+        [*command, "--seed", str(seed), "--copies", "300"],
+        cwd=repository,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""
-    (line,) = done.stdout.splitlines()
-    _, refused, _, drawn = line.split()
-    assert int(refused) > 100 and int(drawn) > 20
+    refused, read = (int(cell) for cell in done.stdout.splitlines()[-1].split(" | ")[1:3])
+    assert refused > 100 and read > 20
 
 
 def refused(content):

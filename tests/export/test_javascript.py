@@ -2,24 +2,22 @@
 
 import json
 import random
-import runpy
 import shutil
 import subprocess
 import tarfile
 import tomllib
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 
+from benchmarks.fuzz import damaged
 from benchmarks.javascript_runs import JAVASCRIPT, camel_case, in_node, node
 from diffusion.errors import InputError
 from diffusion.process.schedules import Spacing
 from diffusion.registry import SAMPLERS
 from export.sampler import Sampler
 
-FUZZ = runpy.run_path(str(Path(__file__).with_name("fuzz.py")), run_name="fuzz")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("node_packages")]
 TOLERANCE = 1e-6  # standard deviations; the two differ in the last bits of logarithms and cosines
 
@@ -244,7 +242,7 @@ def test_damaged_files_give_samples_or_a_line(point_onnx, tmp_path, seed):
     rng = random.Random(seed)
     paths = [tmp_path / f"{number}.onnx" for number in range(150)]
     for path in paths:
-        path.write_bytes(FUZZ["damaged"](point_onnx, rng))
+        path.write_bytes(damaged(point_onnx, rng))
     found = in_node([run for path in paths for run in runs_of(path, {"numSteps": 2})])
     errors = [outcome for outcome in found if "error" in outcome]
     assert 20 < len(errors) < 140
