@@ -3,7 +3,7 @@
 import os
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -31,20 +31,37 @@ class Comparison:
 
 Measured = dict[str, list[Figures]]
 
+# A contender takes no further turns once it cannot become the best of its side: after so many turns, its best
+# figure is worse than the best contender's worst one by this factor.
+_FEWEST_TURNS, _HOPELESS = 2, 1.3
 
-def measure(contenders: Mapping[str, Contender], repeats: int) -> Measured:
+
+def measure(
+    contenders: Mapping[str, Contender],
+    repeats: int,
+    sides: Sequence[Collection[str]] = (),
+    unit: Unit | None = None,
+) -> Measured:
     """Measure each contender `repeats` times, in turns; who is first changes from turn to turn.
 
     One that fails is left out, and said so.
+
+    Args:
+        contenders: the contenders by name.
+        repeats: number of turns.
+        sides: names of contenders of which only the best counts. One that cannot become it by `unit` has
+            fewer figures than the others.
+        unit: of the figures by which the best is found.
     """
     names, found = list(contenders), {name: [] for name in contenders}
+    given_up: set[str] = set()
     with ExitStack() as stack:
         running = {
             name: stack.enter_context(Running(each)) for name, each in contenders.items() if not each.fresh
         }
         for turn in range(repeats):
             for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
-                if len(found.get(name, ())) != turn:
+                if len(found[name]) != turn or name in given_up:
                     continue
                 try:
                     if contenders[name].fresh:
@@ -57,12 +74,33 @@ def measure(contenders: Mapping[str, Contender], repeats: int) -> Measured:
                     continue
                 found[name].append(figures)
                 print(f"  {turn + 1}/{repeats} {name}: {_shown(figures)}", flush=True)
-    return {name: figures for name, figures in found.items() if len(figures) == repeats}
+            if unit is not None and turn + 1 >= _FEWEST_TURNS:
+                given_up |= {name for side in sides for name in hopeless(side, unit, found)}
+    return {name: figures for name, figures in found.items() if len(figures) == repeats or name in given_up}
+
+
+def hopeless(side: Collection[str], unit: Unit, found: Measured) -> list[str]:
+    """Contenders of a side that cannot become its best."""
+    turns = max(map(len, found.values()))
+    running = {
+        name: [_cost(figures, unit) for figures in found[name]] for name in side if len(found[name]) == turns
+    }
+    if not running:
+        return []
+    best = min(running, key=lambda name: statistics.median(running[name]))
+    return [name for name, costs in running.items() if min(costs) > _HOPELESS * max(running[best])]
+
+
+def _cost(figures: Figures, unit: Unit) -> float:
+    """A figure of which less is better."""
+    return 1.0 / figures[unit.name] if unit.higher_is_better else figures[unit.name]
 
 
 def compare(comparison: Comparison, measured: Measured) -> tuple[list[Row], dict[str, str]]:
     """Rows of a comparison, and which contender stood for each peer."""
     first, rows, chosen = comparison.units[0], [], {}
+    turns = max(map(len, measured.values()), default=0)
+    measured = {name: figures for name, figures in measured.items() if len(figures) == turns}
     for peer, contenders in comparison.peers.items():
         ours = _best([name for name in comparison.ours if name in measured], first, measured)
         theirs = _best([name for name in contenders if name in measured], first, measured)
@@ -82,8 +120,7 @@ def compare(comparison: Comparison, measured: Measured) -> tuple[list[Row], dict
 
 def _best(names: Sequence[str], unit: Unit, measured: Measured) -> str | None:
     def middle(name: str) -> float:
-        value = statistics.median(figures[unit.name] for figures in measured[name])
-        return -value if unit.higher_is_better else value
+        return statistics.median(_cost(figures, unit) for figures in measured[name])
 
     return min(names, key=middle) if names else None
 
@@ -132,13 +169,17 @@ class Report:
         contenders = dict(comparison.ours)
         for each in comparison.peers.values():
             contenders |= each
-        measured = measure(contenders, repeats)
+        sides = [comparison.ours.keys(), *(each.keys() for each in comparison.peers.values())]
+        measured = measure(contenders, repeats, sides, comparison.units[0])
         rows, chosen = compare(comparison, measured)
         self.rows += rows
         self.lines += ["", f"## {comparison.work}", "", *figures_table(measured)]
         picked = [f"{peer}: {name}" for peer, name in chosen.items() if name != peer]
         if picked:
             self.lines += ["", f"Taken for {'; '.join(picked)}."]
+        fewer = [f"{name} ({len(each)})" for name, each in measured.items() if len(each) < repeats]
+        if fewer:
+            self.lines += ["", f"Left out after so many turns, since a faster one stood: {', '.join(fewer)}."]
         return measured
 
     def page(self, title: str, text: str, repeats: int) -> str:

@@ -6,8 +6,8 @@ from importlib import import_module
 import pytest
 
 from benchmarks import run, table
-from benchmarks.comparison import Comparison, Options, Report, compare, measure
-from benchmarks.comparisons import gpu
+from benchmarks.comparison import Comparison, Options, Report, compare, hopeless, measure
+from benchmarks.comparisons import gpu, heart
 from benchmarks.comparisons.growth import growth_row, slope
 from benchmarks.contender import Contender
 from benchmarks.table import COLUMNS, NOT_MEASURED, Unit, not_measured, read_summary, row, write_summary
@@ -68,6 +68,34 @@ def test_contenders_take_turns_in_processes_of_their_own():
     assert [each["count"] for each in measured["kept"]] == [2.0, 4.0]
     assert [each["count"] for each in measured["fresh"]] == [3.0, 3.0]
     assert set(measured) == {"kept", "fresh"}
+
+
+def test_a_contender_that_cannot_become_the_best_of_its_side_takes_no_further_turns():
+    slow, fast = ({"step": step} for step in (100.0, 1.0))
+    contenders = {
+        name: Contender("tests.benchmarks.counting:count", arguments, fresh=True)
+        for name, arguments in (("slow", slow), ("fast", fast), ("alone", slow))
+    }
+    measured = measure(contenders, 4, [("slow", "fast"), ("alone",)], Unit("count"))
+    assert {name: len(figures) for name, figures in measured.items()} == {"slow": 2, "fast": 4, "alone": 4}
+    works = Comparison("w", {"fast": contenders["fast"]}, {"them": contenders}, [Unit("count")])
+    assert compare(works, measured)[1] == {"them": "fast"}, "those with fewer turns are not chosen"
+
+
+@pytest.mark.parametrize(
+    ("second", "given_up"),
+    [([1.2, 1.3], []), ([2.0, 1.25], []), ([2.0, 1.5], ["b"])],
+)
+def test_one_good_turn_keeps_a_contender(second, given_up):
+    assert hopeless(["a", "b"], SECONDS, {"a": found([1.0, 1.1]), "b": found(second)}) == given_up
+    assert hopeless(["a", "b"], RATE, {"a": found([1.0, 1.1]), "b": found(second)}) == given_up
+
+
+@pytest.mark.parametrize(
+    ("distances", "blurred"), [([], False), ([0.02, 0.01, 0.02, 0.01], False), ([0.02] * 3, True)]
+)
+def test_seeds_are_trained_while_the_median_may_be_sharp(distances, blurred):
+    assert heart.is_too_blurred([{heart.MEAN_DISTANCE: each} for each in distances]) == blurred
 
 
 def test_rows_replace_those_of_the_same_work_and_keep_the_order(tmp_path):
