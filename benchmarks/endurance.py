@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.fuzz import own_files
+from benchmarks.options import at_least_one, one_of
 from benchmarks.programs import watch
 from benchmarks.sweeps import sweep_command
 from diffusion.errors import InputError
@@ -147,14 +148,17 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        type=one_of(NAMES),
+        metavar="NAME",
+        help=f"any of {', '.join(NAMES)} (default: all)",
+    )
     parser.add_argument("--minutes", type=float, default=30.0, help="of sampling (default: 30)")
     parser.add_argument("--file", type=Path, help="a sampler.onnx (default: one with convolutions)")
-    parser.add_argument("--trials", type=int, default=200, help="of the sweep (default: 200)")
+    parser.add_argument("--trials", type=at_least_one, default=200, help="of the sweep (default: 200)")
     options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in NAMES:
-            parser.error(f"{name}: give any of {', '.join(NAMES)}")
     found: list[Growth] = []
     names = options.names or NAMES
     if "sampling" in names:

@@ -26,6 +26,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import at_least_one
+
 _LONGEST = 10.0  # seconds for a copy
 _MOST_GROWTH = 1000.0  # MB beyond what the undamaged file took
 _LONGEST_MESSAGE = 900  # characters
@@ -265,7 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: files of its own")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
-    parser.add_argument("--copies", type=int, help="number of copies of each file, instead of --minutes")
+    parser.add_argument(
+        "--copies", type=at_least_one, help="number of copies of each file, instead of --minutes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
     parser.add_argument("--folder", type=Path, help="for the files and copies (default: a temporary one)")
     options = parser.parse_args(arguments)

@@ -27,6 +27,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from benchmarks.options import at_least_one, one_of
 from diffusion.metrics import OBJECTIVE, VAL_ELBO_WINDOW
 
 ROOT = Path(__file__).parents[1]
@@ -296,18 +297,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kills", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(WORKS)} (default: all)")
-    parser.add_argument("--kills", type=int, default=20, help="kills of each (default: 20)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        type=one_of(WORKS),
+        metavar="NAME",
+        help=f"any of {', '.join(WORKS)} (default: all)",
+    )
+    parser.add_argument("--kills", type=at_least_one, default=20, help="kills of each (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument(
         "--folder", type=Path, help="where to run them, and keep them (default: a temporary one)"
     )
     options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in WORKS:
-            parser.error(f"{name}: give any of {', '.join(WORKS)}")
-    if options.kills < 1:
-        parser.error(f"--kills {options.kills}: give 1 or more")
     rng = random.Random(options.seed)
     rows, losses = (
         [

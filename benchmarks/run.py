@@ -13,6 +13,7 @@ import time
 from importlib import import_module
 
 from benchmarks.comparison import Options
+from benchmarks.options import at_least_one, one_of
 from benchmarks.table import RESULTS, write_summary
 
 NAMES = (
@@ -36,15 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each contender (default: 5)")
+    parser.add_argument(
+        "names", nargs="*", type=one_of(NAMES), metavar="NAME", help=f"any of {', '.join(NAMES)}"
+    )
+    parser.add_argument(
+        "--repeats", type=at_least_one, default=5, help="measurements of each contender (default: 5)"
+    )
     parser.add_argument("--mnist", default="mnist", help="folder of MNIST's images (default: downloaded)")
     options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in NAMES:
-            parser.error(f"{name}: give any of {', '.join(NAMES)}")
-    if options.repeats < 1:
-        parser.error(f"--repeats {options.repeats}: give 1 or more")
     modules = {name: import_module(f"benchmarks.comparisons.{name}") for name in NAMES}
     order = [work for module in modules.values() for work in module.WORKS]
     for name in options.names or [each for each in NAMES if each not in BY_NAME_ONLY]:
