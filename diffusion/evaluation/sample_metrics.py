@@ -1,8 +1,9 @@
 """Metrics of generated samples: their distances to the data."""
 
+import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -44,6 +45,24 @@ MAX_TRAINING_EXAMPLES, _MAX_VALUES = 20_000, 2**27
 
 
 @dataclass(frozen=True, eq=False)
+class _Reference:
+    """Examples that samples are compared with.
+
+    Attributes:
+        views: the examples as metrics compare them, see `SampleMetrics._views`.
+        floors: floors by the examples that they were measured on, which cost as much as metrics of samples.
+    """
+
+    views: dict[str, Tensor]
+    floors: dict[bytes, dict[str, float]] = field(default_factory=dict)
+
+
+# References by content, since a process that trains one trial after another has a copy of the data in each.
+_REFERENCES: dict[bytes, _Reference] = {}
+_MAX_REFERENCES, _MAX_REFERENCE_VALUES = 2, 2**23
+
+
+@dataclass(frozen=True, eq=False)
 class SampleMetrics:
     """Measures generated samples against the data.
 
@@ -75,14 +94,21 @@ class SampleMetrics:
         return max(2, min(MAX_REFERENCE, _MAX_VALUES // math.prod(self.dataset.spec.shape)))
 
     @cached_property
-    def _reference(self) -> dict[str, Tensor]:
-        """The reference as coordinates, features and pixels, see `_views`."""
+    def _reference(self) -> _Reference:
         held_out = self.held_out[: self._max_reference]
-        return self._views(torch.cat([held_out, self.dataset.train[: self._num_added]]))
+        views = self._views(torch.cat([held_out, self.dataset.train[: self._num_added]]))
+        if sum(view.numel() for view in views.values()) > _MAX_REFERENCE_VALUES:
+            return _Reference(views)
+        key = _digest(views)
+        if key not in _REFERENCES:
+            while len(_REFERENCES) >= _MAX_REFERENCES:
+                del _REFERENCES[next(iter(_REFERENCES))]
+            _REFERENCES[key] = _Reference(views)
+        return _REFERENCES[key]
 
     @cached_property
     def _floors(self) -> dict[int, dict[str, float]]:
-        """Floors by number of samples; they cost as much as the metrics of samples do."""
+        """Floors by number of samples."""
         return {}
 
     @cached_property
@@ -97,17 +123,16 @@ class SampleMetrics:
         `..._se` is a standard error and `..._floor` a floor, with fewer than N examples if there are fewer.
         See also `diffusion.evaluation.copying.copying_metrics`.
         """
-        added = self._num_added
         if len(samples) not in self._floors:
-            self._floors[len(samples)] = self._distances(self.dataset.train[: added + len(samples)][added:])
+            self._floors[len(samples)] = self._floor(len(samples))
         floors = self._floors[len(samples)]
         finite = bool(samples.isfinite().all())
         return {
-            **(self._distances(samples) if finite else _OF_INFINITE_SAMPLES),
+            **(self._distances(self._views(samples)) if finite else _OF_INFINITE_SAMPLES),
             **{_floor_name(name): value for name, value in floors.items()},
             **(copying_metrics(samples, _training_examples(self.dataset), self.held_out) if finite else {}),
             NUM_SAMPLES: len(samples),
-            NUM_REFERENCE: len(self._reference["features"]),
+            NUM_REFERENCE: len(self._reference.views["features"]),
             NUM_HELDOUT: len(self.held_out),
         }
 
@@ -124,7 +149,8 @@ class SampleMetrics:
             return Estimate(_OF_INFINITE_SAMPLES[name], math.nan)
         chosen = DECIDING[self.dataset.spec.kind][name]
         metric: SampleMetric = SAMPLE_METRICS[chosen]
-        values = metric.compute(self._views(samples)[metric.images_as], self._reference[metric.images_as])
+        x, y = (views[metric.images_as] for views in (self._views(samples), self._reference.views))
+        values = metric.compute(x, y)
         return Estimate(values[chosen], values[chosen + STANDARD_ERROR])
 
     def difference(self, a: Tensor, b: Tensor) -> dict[str, Estimate]:
@@ -139,7 +165,7 @@ class SampleMetrics:
             ValueError: a and b have different numbers of samples.
         """
         of_a, of_b = self._views(a), self._views(b)
-        y = self._reference
+        y = self._reference.views
         auc_difference = (
             pixel_auc_difference if self.dataset.spec.kind == "image" else classifier_auc_difference
         )
@@ -163,13 +189,22 @@ class SampleMetrics:
         pixels = ((raw - low) / (high - low) * 255.0).round()
         return {"features": self._fitted_features(raw), "pixels": pixels}
 
-    def _distances(self, examples: Tensor) -> dict[str, float]:
-        kind, views = self.dataset.spec.kind, self._views(examples)
+    def _floor(self, num_samples: int) -> dict[str, float]:
+        """Metrics of as many training examples that are not in the reference."""
+        added, reference = self._num_added, self._reference
+        views = self._views(self.dataset.train[: added + num_samples][added:])
+        key = _digest(views)
+        if key not in reference.floors:
+            reference.floors[key] = self._distances(views)
+        return reference.floors[key]
+
+    def _distances(self, views: Mapping[str, Tensor]) -> dict[str, float]:
+        kind = self.dataset.spec.kind
         values: dict[str, float] = {}
         metric: SampleMetric
         for metric in SAMPLE_METRICS.values():
             if kind in metric.data_kinds:
-                values |= metric.compute(views[metric.images_as], self._reference[metric.images_as])
+                values |= metric.compute(views[metric.images_as], self._reference.views[metric.images_as])
         for name, chosen in DECIDING[kind].items():
             values |= {name + suffix: values[chosen + suffix] for suffix in ("", STANDARD_ERROR)}
         return values
@@ -187,6 +222,15 @@ def _training_examples(dataset: Dataset) -> Tensor:
     """The training examples that samples are compared with."""
     count = max(2, min(MAX_TRAINING_EXAMPLES, _MAX_VALUES // math.prod(dataset.spec.shape)))
     return dataset.train[:count]
+
+
+def _digest(views: Mapping[str, Tensor]) -> bytes:
+    """Digest of all that metrics of these views depend on, but for what they are compared with."""
+    found = hashlib.blake2b(repr(sorted(SAMPLE_METRICS.items(), key=lambda item: item[0])).encode())
+    for name, view in sorted(views.items()):
+        found.update(f"{name} {view.dtype} {list(view.shape)} {view.device}".encode())
+        found.update(view.detach().cpu().contiguous().numpy())
+    return found.digest()
 
 
 def _floor_name(name: str) -> str:

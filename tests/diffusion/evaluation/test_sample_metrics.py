@@ -1,6 +1,7 @@
 """Metrics of samples and their floors."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -163,6 +164,47 @@ def test_floors_are_the_metrics_of_an_equal_number_of_training_examples(points):
         assert metrics[name] == metrics[name.replace("_floor", "")]
     more = metrics_of(torch.cat([apart, apart[:9]]), points)
     assert more["distance_floor"] == SampleMetrics(points, points.val[:]).distance(apart).value
+
+
+@pytest.fixture(name="measured")
+def _measured(monkeypatch):
+    """How many sets of examples have been measured, in a process that knows no floor yet."""
+    measured, compute = [], SampleMetrics._distances
+    monkeypatch.setattr(sample_metrics, "_REFERENCES", {})
+    monkeypatch.setattr(
+        SampleMetrics, "_distances", lambda self, views: measured.append(1) or compute(self, views)
+    )
+    return measured
+
+
+def test_floors_of_the_same_data_are_measured_once_in_a_process(dataset, measured):
+    samples = dataset.train[:50]
+    first = metrics_of(samples, dataset)
+    copy = pickle.loads(pickle.dumps(dataset))  # as each trial has one
+    assert metrics_of(samples, copy) == first
+    assert len(measured) == 3, "the samples twice, and the floor"
+
+
+def test_floors_of_other_data_or_of_another_number_of_samples_are_measured_again(points, measured):
+    reference = SampleMetrics(points, points.val[:])
+    floors = {
+        "same": reference.compute(fresh(50)),
+        "fewer": reference.compute(fresh(40)),
+        "test split": SampleMetrics(points, points.test[:]).compute(fresh(50)),
+        "alone": SampleMetrics(points, points.val[:], add_training=False).compute(fresh(50)),
+    }
+    assert len(measured) == 8
+    assert len({each["kernel_floor"] for each in floors.values()}) == 4
+
+
+def test_few_references_are_kept_and_large_ones_are_not(points, measured, monkeypatch):
+    for count in (100, 150, 200):
+        SampleMetrics(points, points.val[:count]).compute(fresh(50))
+    assert len(sample_metrics._REFERENCES) == 2
+    monkeypatch.setattr(sample_metrics, "_REFERENCES", {})
+    monkeypatch.setattr(sample_metrics, "_MAX_REFERENCE_VALUES", 10)
+    metrics_of(fresh(50), points)
+    assert not sample_metrics._REFERENCES
 
 
 def test_images_are_compared_by_random_features_by_default(digits):
