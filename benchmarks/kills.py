@@ -185,7 +185,7 @@ class Command:
         while self._process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(psutil.Error):
                 self._children.update(psutil.Process(self._process.pid).children(recursive=True))
-            time.sleep(0.05)
+            time.sleep(0.25)
         return self._process.returncode
 
     def kill(self, *, everything: bool) -> float:

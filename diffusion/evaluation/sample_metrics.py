@@ -229,7 +229,7 @@ def _digest(views: Mapping[str, Tensor]) -> bytes:
     found = hashlib.blake2b(repr(sorted(SAMPLE_METRICS.items(), key=lambda item: item[0])).encode())
     for name, view in sorted(views.items()):
         found.update(f"{name} {view.dtype} {list(view.shape)} {view.device}".encode())
-        found.update(view.detach().cpu().contiguous().numpy())
+        found.update(view.detach().cpu().contiguous().numpy().tobytes())
     return found.digest()
 
 
