@@ -28,11 +28,13 @@ import pandas as pd
 import psutil
 
 from benchmarks.options import at_least_one, one_of
-from diffusion.metrics import OBJECTIVE, VAL_ELBO_WINDOW
+from diffusion.metrics import OBJECTIVE, VAL_ELBO_WINDOW, VAL_SAMPLE_PREFIX
 
 ROOT = Path(__file__).parents[1]
 NAME = "run"
 LONGEST = 1200.0  # seconds for one command, before it counts as hung
+OBJECTIVE_OF = "objective of "  # and the trial's parameters
+_PARAMETERS = ("schedule.", "network.", "training.")  # of trials.csv
 _SMALL = (
     "--data heart --training.batch-size 64 --network.hidden-size 32 --metrics.num-samples 200 "
     "--metrics.num-examples 128 --sampler.num-steps 10"
@@ -81,7 +83,10 @@ class Found:
 
 
 def finished_trials(run: Path) -> dict[str, str]:
-    """What trials.csv says of each finished trial, without what compares it with the others."""
+    """What trials.csv says of each finished trial, without what compares it with the others.
+
+    That is added when the champion is chosen, and again if a resumed sweep has to choose again.
+    """
     path = run / "trials.csv"
     if not path.exists():
         return {}
@@ -89,6 +94,7 @@ def finished_trials(run: Path) -> dict[str, str]:
         pd.read_csv(path, dtype=str).set_index("trial_id").drop(columns=["rank", "decision"], errors="ignore")
     )
     over = table[table["status"] == "finished"]
+    over = over.drop(columns=[name for name in over if name.startswith(VAL_SAMPLE_PREFIX)])
     return {
         f"{trial} {name}": value for trial, row in over.iterrows() for name, value in row.dropna().items()
     }
@@ -131,13 +137,16 @@ def training_result(folder: Path) -> dict[str, object]:
 
 
 def sweep_result(folder: Path) -> dict[str, object]:
-    """Objectives of the trials, whose names are drawn anew in each sweep, and MLflow's runs."""
+    """Objectives of the trials by their parameters, the champion's file, and MLflow's runs."""
     run = folder / "runs" / NAME
     table = pd.read_csv(run / "trials.csv")
+    params = [name for name in table if name.startswith(_PARAMETERS)]
     return {
         "different trials": table["trial_id"].nunique(),
-        "objectives": sorted(table[OBJECTIVE].round(12)),
         "champion's file": (run / "champion" / "sampler.onnx").exists(),
+        **{
+            f"{OBJECTIVE_OF}{row[params].to_dict()}": round(row[OBJECTIVE], 12) for _, row in table.iterrows()
+        },
     } | mlflow_runs(folder)
 
 
@@ -222,11 +231,16 @@ def _is_running(process: psutil.Process) -> bool:
 
 
 def differences(expected: dict[str, object], actual: dict[str, object]) -> list[str]:
-    """What of a result differs, in words."""
+    """What of a result differs, in words.
+
+    A sweep that was killed draws other parameters for trials that had not begun: those of `OBJECTIVE_OF` that
+    only one of both has are no difference.
+    """
+    compared = {name for name in expected if name in actual or not name.startswith(OBJECTIVE_OF)}
     return [
         f"{name}: {_short(actual.get(name))} instead of {_short(value)}"
         for name, value in expected.items()
-        if actual.get(name) != value
+        if name in compared and actual.get(name) != value
     ]
 
 

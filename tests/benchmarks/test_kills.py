@@ -21,6 +21,13 @@ def test_results_are_compared_by_every_name():
     ]
 
 
+def test_trials_that_only_one_of_two_sweeps_drew_are_not_compared():
+    expected = {"objective of a": 1.0, "objective of b": 2.0, "runs in MLflow": 3}
+    assert kills.differences(expected, {"objective of a": 1.0, "runs in MLflow": 3}) == []
+    (line,) = kills.differences(expected, {"objective of a": 1.5, "runs in MLflow": 3})
+    assert line == "objective of a: 1.5 instead of 1.0"
+
+
 def test_only_finished_trials_must_stay_as_they_are(tmp_path):
     assert kills.finished_trials(tmp_path) == {}
     rows = {
@@ -29,6 +36,7 @@ def test_only_finished_trials_must_stay_as_they_are(tmp_path):
         "rank": [1, 2],
         "objective": [0.125, None],
         "sample/auc": [None, None],
+        "val/sample_auc": [0.75, None],
     }
     pd.DataFrame(rows).to_csv(tmp_path / "trials.csv", index=False)
     assert kills.finished_trials(tmp_path) == {"a status": "finished", "a objective": "0.125"}

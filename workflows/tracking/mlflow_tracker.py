@@ -101,6 +101,7 @@ class MlflowTracker(Tracker):
         self.has_test_metrics = False
         self._sender = MlflowSender(self.client, uri, self.experiment_id)
         self._logged: dict[str | None, set[int]] = {}
+        self._values: dict[str | None, dict[str, float]] = {}  # newest at step 0, by run
         self._params: dict[str, str] = {}  # of the run
         self._is_sweep = self._is_finished = False
         self._system_metrics: SystemMetrics | None = None
@@ -267,6 +268,7 @@ class MlflowTracker(Tracker):
         children: dict[str, str] = {}
         ended = set()
         with _unusable(self.uri):
+            self._values[None] = dict(self.client.get_run(self.run_id).data.metrics)
             for run in self._sender.child_runs():
                 trial_id, child = run.data.tags["trial_id"], run.info.run_id
                 if trial_id not in trial_ids or trial_id in children:
@@ -275,6 +277,7 @@ class MlflowTracker(Tracker):
                 children[trial_id] = child
                 history = self.client.get_metric_history(child, OBJECTIVE)
                 self._logged[trial_id] = {metric.step for metric in history}
+                self._values[trial_id] = dict(run.data.metrics)
                 if run.info.status != "RUNNING":
                     ended.add(trial_id)
         self._sender.children = children
@@ -293,6 +296,9 @@ class MlflowTracker(Tracker):
     def log(self, metrics: dict[str, float], step: int, trial_id: str | None = None) -> None:
         """Queue metrics of the run or of a trial, unless an earlier session has sent those of this step.
 
+        At step 0 are what belongs to no update, such as a champion's metrics: an earlier session of a sweep
+        may have sent the same or other values, and only the others are sent again.
+
         Errors, floors and counts go to the table `metrics.json` only, in which they stand beside the metrics
         that they belong to: MLflow would draw a chart of each.
         """
@@ -302,7 +308,11 @@ class MlflowTracker(Tracker):
         drawn = {name: value for name, value in values.items() if not is_detail(name)}
         if len(drawn) < len(values):  # first, since the steps of metrics tell what has been sent
             self._queue.put(entries.Table(trial_id, values))
-        self._queue.put(entries.Metrics(trial_id, drawn, step, _now()))
+        sent = self._values.setdefault(trial_id, {}) if step == 0 else {}
+        new = {name: value for name, value in drawn.items() if sent.get(name) != value}
+        sent.update(new)
+        if new or not drawn:
+            self._queue.put(entries.Metrics(trial_id, new, step, _now()))
 
     def log_dataset(self, dataset: Dataset) -> None:
         """Queue which data the run uses, and every trial that starts after this."""

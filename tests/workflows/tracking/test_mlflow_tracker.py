@@ -322,6 +322,29 @@ def test_the_runs_of_a_resumed_sweeps_trials_are_looked_up_once(uri, monkeypatch
     assert len(runs) == 3 and {run.info.status for run in runs} == {"RUNNING"}
 
 
+def test_a_resumed_sweep_sends_only_what_has_changed_of_what_belongs_to_no_update(uri):
+    first = MlflowTracker(uri, "shapes")
+    parent = first.start("sweep", {}, "/there")
+    first.start_trial("a", {})
+    first.log({"objective": 1.0}, 10, "a")
+    for trial_id in (None, "a"):
+        first.log({"test/mse": 0.1, "rank": 2.0}, 0, trial_id)
+    first.flush()  # the session is killed while it publishes the champion
+
+    second = MlflowTracker(uri, "shapes")
+    second.resume_sweep(parent, {"a"})
+    for trial_id in (None, "a"):
+        second.log({"test/mse": 0.1, "rank": 1.0, "test/auc": 0.5}, 0, trial_id)
+        time.sleep(0.01)
+        second.log({"rank": 2.0}, 0, trial_id)
+    second.close("finished")
+    client = MlflowClient(uri)
+    for run in client.search_runs([second.experiment_id]):
+        for name, expected in (("test/mse", [0.1]), ("rank", [2.0, 1.0, 2.0]), ("test/auc", [0.5])):
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [entry.value for entry in sorted(history, key=lambda each: each.timestamp)] == expected
+
+
 def test_a_resumed_sweep_keeps_its_runs_and_deletes_those_of_unknown_trials(uri):
     first = MlflowTracker(uri, "shapes")
     parent = first.start("sweep", {}, "/there")
