@@ -59,7 +59,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
     num_runs, num_left = 0, 0
     for name in options.runs or names:
         folder = storage.child(name)
-        if not folder.exists(f"{FOLDER}/{ENTRIES_FILE}"):
+        if not folder.exists(ENTRIES_FILE):
             continue
         local = SweepLogger.local_folder(folder)  # no training in a bucket keeps entries
         entries, num_done = read_entries(local / FOLDER)

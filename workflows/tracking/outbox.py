@@ -21,7 +21,8 @@ from diffusion.files import parse_json, path_kind, read_file
 from workflows.tracking.entries import ENTRIES, Entry
 
 FOLDER = "tracking"  # of a run's outbox, in the run's folder
-ENTRIES_FILE = "entries.jsonl"
+FILE = "entries.jsonl"
+ENTRIES_FILE = f"{FOLDER}/{FILE}"  # in the run's folder
 _DONE = "done"  # key of the lines that tell how many entries are done
 _MAX_BYTES = 2**32
 
@@ -43,7 +44,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / ENTRIES_FILE
+        self._path = folder / FILE
         self._lock = threading.Lock()
         self._is_deleted = False
         self._unwritten: list[str] = []  # lines for which there was no room on the disk
@@ -132,7 +133,7 @@ def read_entries(folder: Path) -> tuple[list[Entry], int]:
     Raises:
         InputError: the file cannot be read or is damaged.
     """
-    path = folder / ENTRIES_FILE
+    path = folder / FILE
     if path_kind(path) is None:
         return [], 0
     remedy = "restore it from a copy, or remove it"

@@ -22,10 +22,9 @@ from workflows.storage.run_lock import RunLock, remove_parts
 from workflows.storage.run_record import Command, RunRecord
 from workflows.storage.storage import Storage
 from workflows.terminal import display_path, waiting
-from workflows.tracking.outbox import ENTRIES_FILE, FOLDER
+from workflows.tracking.outbox import ENTRIES_FILE
 from workflows.tracking.tracker import Tracker, open_tracker
 
-ENTRIES_FILE = f"{FOLDER}/{ENTRIES_FILE}"  # in the run's folder
 Options = TypeVar("Options", bound=RunOptions)
 
 
