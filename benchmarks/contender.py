@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -95,11 +96,15 @@ def timed(run: Callable[[], object]) -> Figures:
 def since_start() -> Figures:
     """Seconds since this process was started, its CPU seconds, and its peak memory up to now."""
     seconds = time.time() - psutil.Process().create_time()
-    return {SECONDS: seconds, CPU_SECONDS: time.process_time(), MEMORY: _peak()}
+    return {SECONDS: seconds, CPU_SECONDS: time.process_time(), MEMORY: peak_memory()}
 
 
-def _peak() -> float:
+def peak_memory() -> float:
     """Peak memory of this process in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts the process that this one was started from, too
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
@@ -111,7 +116,7 @@ def main(function: str, arguments: str) -> None:
     for _ in sys.stdin:  # the first line starts the preparation, in which others must be idle, too
         measure = measure or getattr(importlib.import_module(module), name)(**json.loads(arguments))
         figures = measure()
-        print(json.dumps({MEMORY: _peak()} | figures), file=results, flush=True)
+        print(json.dumps({MEMORY: peak_memory()} | figures), file=results, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import multiprocessing
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contender import peak_memory
 from benchmarks.options import at_least_one
 
 _LONGEST = 10.0  # seconds for a copy
@@ -111,17 +111,12 @@ def _answer(connection: Connection, path: Path, copy: Path, seed: int, read: Cal
     """Damage and read a copy whenever the other side asks: the process of one file."""
     content, rng = path.read_bytes(), random.Random(seed)
     read(path)
-    connection.send(("ready", _peak()))
+    connection.send(("ready", peak_memory()))
     with contextlib.suppress(EOFError):
         while True:
             connection.recv()
             copy.write_bytes(damaged(content, rng))
-            connection.send((outcome(read, copy), _peak()))
-
-
-def _peak() -> float:
-    """Peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+            connection.send((outcome(read, copy), peak_memory()))
 
 
 @dataclass
