@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ import psutil
 from benchmarks.fuzz import own_files
 from benchmarks.options import at_least_one, one_of
 from benchmarks.programs import watch
-from benchmarks.sweeps import sweep_command
+from benchmarks.sweeps import sweep_command, trial_ends
 from diffusion.errors import InputError
 from diffusion.registry import SAMPLERS
 from export.sampler import Cancelled, Sampler
@@ -105,26 +106,31 @@ def draw_something(sampler: Sampler, rng: random.Random) -> None:
 
 
 def sampling(path: Path, minutes: float) -> Growth:
-    """Sample in two threads for so long."""
-    sampler, deadline, done = Sampler(path, provider="cpu"), time.monotonic() + 60.0 * minutes, [0, 0]
+    """Sample in two threads for so long; raises what a request raised that it should not."""
+    sampler, deadline = Sampler(path, provider="cpu"), time.monotonic() + 60.0 * minutes
+    failed = threading.Event()
 
-    def work(number: int) -> None:
-        rng = random.Random(number)
-        while time.monotonic() < deadline:
-            draw_something(sampler, rng)
-            done[number] += 1
+    def work(seed: int) -> int:
+        rng, num_requests = random.Random(seed), 0
+        while time.monotonic() < deadline and not failed.is_set():
+            try:
+                draw_something(sampler, rng)
+            except BaseException:
+                failed.set()
+                raise
+            num_requests += 1
+        return num_requests
 
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in (0, 1)]
     process, growth = psutil.Process(), Growth("sampling")
-    for each in threads:
-        each.start()
-    while any(each.is_alive() for each in threads):
-        growth.memory.append(process.memory_info().rss / 1e6)
-        growth.descriptors.append(process.num_fds())
-        threads[0].join(_SECONDS_BETWEEN_LOOKS)
-    if time.monotonic() < deadline:
-        raise RuntimeError("a request failed, see above")
-    growth.work = f"{minutes:g} minutes of sampling, {sum(done):,} requests"
+    with ThreadPoolExecutor() as threads:
+        working = [threads.submit(work, seed) for seed in (0, 1)]
+        is_over = False
+        while not is_over:
+            growth.memory.append(process.memory_info().rss / 1e6)
+            growth.descriptors.append(process.num_fds())
+            is_over = not wait(working, _SECONDS_BETWEEN_LOOKS).not_done
+    num_requests = sum(each.result() for each in working)
+    growth.work = f"{minutes:g} minutes of sampling, {num_requests:,} requests"
     return growth
 
 
@@ -132,7 +138,7 @@ def sweep(num_trials: int) -> list[Growth]:
     """Run a sweep of tiny trials; its driver, and all its processes until the last trial is over."""
     with tempfile.TemporaryDirectory() as folder:
         seen = watch(sweep_command(num_trials), Path(folder))
-    last = max(second for second, line in seen.lines if f"/{num_trials}" in line and "trial" in line)
+    last = trial_ends(seen)[-1]
     used = [each for each in seen.usage if each[0] <= last]
     driver = [memory for second, memory in seen.memory if second <= last]
     everything = Growth(

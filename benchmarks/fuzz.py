@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.contender import peak_memory
 from benchmarks.options import at_least_one
+from diffusion.errors import InputError
 
 _LONGEST = 10.0  # seconds for a copy
 _MOST_GROWTH = 1000.0  # MB beyond what the undamaged file took
@@ -93,8 +94,6 @@ def read_table(path: Path) -> None:
 
 def outcome(read: Callable[[Path], None], path: Path) -> str:
     """Read a copy; returns "read", "refused", or what went wrong."""
-    from diffusion.errors import InputError
-
     try:
         read(path)
     except InputError as error:
@@ -110,8 +109,7 @@ def outcome(read: Callable[[Path], None], path: Path) -> str:
 def _answer(connection: Connection, path: Path, copy: Path, seed: int, read: Callable[[Path], None]) -> None:
     """Damage and read a copy whenever the other side asks: the process of one file."""
     content, rng = path.read_bytes(), random.Random(seed)
-    read(path)
-    connection.send(("ready", peak_memory()))
+    connection.send((outcome(read, path), peak_memory()))
     with contextlib.suppress(EOFError):
         while True:
             connection.recv()
@@ -134,6 +132,9 @@ class Fuzzing:
         found: what went wrong, in words.
         slowest: longest time in seconds that a copy took.
         growth: MB that the process has grown by at most.
+
+    Raises:
+        InputError: the file cannot be read.
     """
 
     path: Path
@@ -160,8 +161,10 @@ class Fuzzing:
         self._process.start()
         theirs.close()
         if not self._connection.poll(_LONGEST_START):
-            raise RuntimeError(f"{self.path}: reading the undamaged file takes too long")
-        _, self._first_peak = self._connection.recv()
+            raise InputError(f"{self.path}: reading the undamaged file takes too long; give a smaller one")
+        result, self._first_peak = self._connection.recv()
+        if result != "read":
+            raise InputError(f"{self.path} cannot be read undamaged: give a sampler.onnx or a table")
 
     def read_copies(self, count: int) -> None:
         """Damage and read so many copies."""
@@ -274,7 +277,10 @@ def main(arguments: list[str] | None = None) -> int:
     scratch = tempfile.TemporaryDirectory() if options.folder is None else None
     folder = Path(scratch.name) if scratch else options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    files = [Fuzzing(path, options.seed, folder) for path in options.files or own_files(folder)]
+    try:
+        files = [Fuzzing(path, options.seed, folder) for path in options.files or own_files(folder)]
+    except InputError as error:
+        parser.error(str(error))
     deadline = time.monotonic() + 60.0 * options.minutes
     for each in files if options.copies is not None else ():
         each.read_copies(options.copies)

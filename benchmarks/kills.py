@@ -1,6 +1,6 @@
 """Kill trainings and sweeps at random moments, let them go on, and count what was lost.
 
-    python -m benchmarks.kills                             # 20 kills of each: half an hour on 2 cores
+    python -m benchmarks.kills                             # 20 kills of each: an hour or more on 2 cores
     python -m benchmarks.kills sweep --kills 5 --seed 7    # single ones
 
 Each work first runs undisturbed. Then it is started again and killed (SIGKILL) at a moment drawn uniformly

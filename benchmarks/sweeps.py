@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contender import CPU_SECONDS, SECONDS, Figures, Measure, since_start
-from benchmarks.programs import watch
+from benchmarks.programs import Watched, watch
 from diffusion.metrics import OBJECTIVE
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +35,18 @@ def sweep_command(num_trials: int) -> list[str]:
     return [*command, "--num-trials", str(num_trials), "--early-stopping", "off", *flags]
 
 
+def trial_ends(seen: Watched) -> list[float]:
+    """Seconds from a sweep's start to the end of each trial."""
+    return [second for second, line in seen.lines if _OVER.search(line)]
+
+
 def tune(num_trials: int) -> Measure:
     """`workflows/tune.py`, until its last line."""
 
     def measure() -> Figures:
         with tempfile.TemporaryDirectory() as folder:
             seen = watch(sweep_command(num_trials), Path(folder))
-        ends = [second for second, line in seen.lines if _OVER.search(line)]
+        ends = trial_ends(seen)
         quarter = max(1, len(ends) // 4)
         return {
             A_TRIAL: ends[-1] / num_trials,

@@ -31,6 +31,18 @@ def test_sampling_draws_by_both_threads_and_counts_what_it_uses(fuzz_files):
     assert growth.memory and growth.descriptors and " 0 requests" not in growth.work
 
 
+def test_a_request_that_fails_ends_the_sampling_of_both_threads(fuzz_files, monkeypatch):
+    """One thread fails, and the other would go on to the end."""
+
+    def draw(sampler, rng):
+        if rng.random() < 0.01:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(endurance, "draw_something", draw)
+    with pytest.raises(ZeroDivisionError):
+        endurance.sampling(fuzz_files[0], 60.0)
+
+
 def test_bad_names_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         endurance.main(["nothing"])

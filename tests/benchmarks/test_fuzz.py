@@ -49,10 +49,13 @@ def test_damage_is_the_same_for_the_same_seed_and_changes_most_copies():
     assert first == second and sum(each != content for each in first) > 45
 
 
-def test_files_that_do_not_exist_are_refused(capsys):
+def test_files_that_do_not_exist_or_cannot_be_read_are_refused(file, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         fuzz.main(["nowhere.onnx"])
     assert "nowhere.onnx: give files that exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        fuzz.main([str(file), "--folder", str(tmp_path)])
+    assert f"{file} cannot be read undamaged" in capsys.readouterr().err
 
 
 def test_the_files_of_its_own_can_be_read(fuzz_files):
