@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,20 +45,11 @@ _EVERY_TIMESTEP = "every timestep"
 # not diverge.
 _DIVERGED = 1e3
 
-
-class DenoiseFunction(Protocol):
-    """`TorchSampler.denoise`, or `Sampler.denoise`."""
-
-    def __call__(
-        self,
-        x: NDArray[np.float64],
-        level: float | NDArray[np.int64],
-        labels: NDArray[np.int64] | None,
-        guidance_scale: float,
-        conditions: Conditions,
-        /,
-    ) -> NDArray[np.float64]:
-        """The network's output for one batch."""
+# (x, level, labels, guidance_scale, conditions) -> output
+DenoiseFunction = Callable[
+    [NDArray[np.float64], float | NDArray[np.int64], NDArray[np.int64] | None, float, Conditions],
+    NDArray[np.float64],
+]
 
 
 class ParityError(RuntimeError):

@@ -58,6 +58,7 @@ class _Reference:
 
 
 # References by content, since a process that trains one trial after another has a copy of the data in each.
+# They stay in memory, so few and small ones.
 _REFERENCES: dict[bytes, _Reference] = {}
 _MAX_REFERENCES, _MAX_REFERENCE_VALUES = 2, 2**23
 

@@ -42,5 +42,5 @@ def test_every_runtime_draws_the_same_samples(chromium, kind, make_model, point_
     for options, values in found:
         assert values.keys() == LIMITS.keys()
         for runtime, value in values.items():
-            # Kernels differ by processor: of this untrained model, one has 5e-6 where another has 1.5e-5.
+            # Kernels differ by processor: an untrained model keeps to 1e-5 on one, and has 1.5e-5 on another.
             assert value <= 3.0 * limit(runtime, options), (runtime, options)

@@ -216,7 +216,7 @@ class MlflowTracker(Tracker):
         with _unusable(self.uri):
             self.client.set_terminated(run_id, "RUNNING")
             run = self.client.get_run(run_id)
-            self._params = dict(run.data.params)
+            self._params, self._values[None] = dict(run.data.params), dict(run.data.metrics)
             history = self.client.get_metric_history(run_id, VAL_MSE)
             self.has_test_metrics = bool(self.client.get_metric_history(run_id, TEST_MSE))
         if not self._outbox.num_entries:  # of a finished run, which is extended
@@ -268,7 +268,6 @@ class MlflowTracker(Tracker):
         children: dict[str, str] = {}
         ended = set()
         with _unusable(self.uri):
-            self._values[None] = dict(self.client.get_run(self.run_id).data.metrics)
             for run in self._sender.child_runs():
                 trial_id, child = run.data.tags["trial_id"], run.info.run_id
                 if trial_id not in trial_ids or trial_id in children:
@@ -311,7 +310,7 @@ class MlflowTracker(Tracker):
         sent = self._values.setdefault(trial_id, {}) if step == 0 else {}
         new = {name: value for name, value in drawn.items() if sent.get(name) != value}
         sent.update(new)
-        if new or not drawn:
+        if new:
             self._queue.put(entries.Metrics(trial_id, new, step, _now()))
 
     def log_dataset(self, dataset: Dataset) -> None:

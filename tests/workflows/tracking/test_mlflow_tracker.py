@@ -195,8 +195,6 @@ def broken(path, how):
 def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
     uri, tmp_path, monkeypatch, made_databases, how, later
 ):
-    monkeypatch.setattr(send_queue, "_PATIENCE", 0.5)
-    monkeypatch.setattr(send_queue, "_PATIENCE_WITH_A_REQUEST", 0.5)
     folder = tmp_path / "run"
     tracker = MlflowTracker(uri, "shapes")
     tracker.keep_entries(folder)
@@ -206,7 +204,9 @@ def test_what_a_broken_store_does_not_take_is_kept_and_sent_later(
     tracker.log({"objective": 2.0, "val/mse": 0.5, "val/mse_se": 0.1}, 10, "a")
     tracker.log_picture(Image.new("L", (4, 4)), 10, "a")
     tracker.flush()
-    with broken(tmp_path / "mlflow.db", how):
+    with broken(tmp_path / "mlflow.db", how), monkeypatch.context() as impatient:
+        impatient.setattr(send_queue, "_PATIENCE", 0.5)
+        impatient.setattr(send_queue, "_PATIENCE_WITH_A_REQUEST", 0.5)
         tracker.log({"objective": 1.0, "val/mse": 0.4, "val/mse_se": 0.1}, 20, "a")
         tracker.end_trial("a", "finished", "")
         with pytest.raises(RegistrationError, match="does not take it now"):
