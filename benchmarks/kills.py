@@ -33,7 +33,6 @@ from diffusion.metrics import OBJECTIVE, VAL_ELBO_WINDOW, VAL_SAMPLE_PREFIX
 ROOT = Path(__file__).parents[1]
 NAME = "run"
 LONGEST = 1200.0  # seconds for one command, before it counts as hung
-OBJECTIVE_OF = "objective of "  # and the trial's parameters
 _PARAMETERS = ("schedule.", "network.", "training.")  # of trials.csv
 _SMALL = (
     "--data heart --training.batch-size 64 --network.hidden-size 32 --metrics.num-samples 200 "
@@ -144,9 +143,7 @@ def sweep_result(folder: Path) -> dict[str, object]:
     return {
         "different trials": table["trial_id"].nunique(),
         "champion's file": (run / "champion" / "sampler.onnx").exists(),
-        **{
-            f"{OBJECTIVE_OF}{row[params].to_dict()}": round(row[OBJECTIVE], 12) for _, row in table.iterrows()
-        },
+        **{f"objective of {row[params].to_dict()}": round(row[OBJECTIVE], 12) for _, row in table.iterrows()},
     } | mlflow_runs(folder)
 
 
@@ -231,16 +228,11 @@ def _is_running(process: psutil.Process) -> bool:
 
 
 def differences(expected: dict[str, object], actual: dict[str, object]) -> list[str]:
-    """What of a result differs, in words.
-
-    A sweep that was killed draws other parameters for trials that had not begun: those of `OBJECTIVE_OF` that
-    only one of both has are no difference.
-    """
-    compared = {name for name in expected if name in actual or not name.startswith(OBJECTIVE_OF)}
+    """What of a result differs, in words."""
     return [
         f"{name}: {_short(actual.get(name))} instead of {_short(value)}"
         for name, value in expected.items()
-        if name in compared and actual.get(name) != value
+        if actual.get(name) != value
     ]
 
 

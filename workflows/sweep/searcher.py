@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.search.optuna import OptunaSearch
 
 from diffusion.config import Config
@@ -48,7 +49,9 @@ class Search:
 def build_searcher(search: Search, records: TrialRecords, config: Config) -> "ThriftySearch":
     """Optuna's search, with the results of the completed trials.
 
-    It suggests the unfinished trials' parameters first, or the search's initial points in a new sweep.
+    It suggests the unfinished trials' parameters first, then the initial points that no trial has tried. What
+    it draws after that depends on the search's seed, the number of trials before and their results, and not
+    on how often the sweep was resumed.
 
     Args:
         search: the search.
@@ -59,33 +62,36 @@ def build_searcher(search: Search, records: TrialRecords, config: Config) -> "Th
         name: FloatDistribution(*values, log=True) if is_range(name) else CategoricalDistribution(values)
         for name, values in search.space.items()
     }
-    # A different seed in each session, or a resumed sweep would repeat the first session's draws.
-    seed = (search.seed + len(records)) % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls its multivariate option experimental
-        sampler = (
-            RandomSampler(seed) if search.algorithm == "random" else TPESampler(seed=seed, multivariate=True)
-        )
 
     def point(record: TrialRecord) -> dict[str, Any]:
         return {name: record.params[name] for name in search.space}
 
     unfinished = [point(record) for record in records if record.unfinished]
-    initial_points = [] if len(records) else [dict(values) for values in search.initial_points]
-    given = unfinished or initial_points
+    given = unfinished + [dict(values) for values in search.initial_points[len(records) :]]
     searcher = ThriftySearch(
         config,
+        search,
         len(given),
+        max(len(records), len(search.initial_points)),
         space,
         metric=OBJECTIVE,
         mode="min",
-        sampler=sampler,
         points_to_evaluate=given,
     )
     for record in completed_trials(records):
         usable = math.isfinite(record.objective) and record.status in ("finished", "stopped")
         searcher.add_evaluated_point(point(record), record.objective, error=not usable)
     return searcher
+
+
+def _sampler(search: Search, number: int) -> BaseSampler:
+    """Optuna's sampler for the trial of this number, with random numbers of the trial's own."""
+    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+    if search.algorithm == "random":
+        return RandomSampler(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its multivariate option experimental
+        return TPESampler(seed=seed, multivariate=True)
 
 
 class ThriftySearch(OptunaSearch):
@@ -97,24 +103,31 @@ class ThriftySearch(OptunaSearch):
 
     Args:
         config: config into which each trial puts the suggested values.
+        search: algorithm and seed.
         num_given: number of points that are suggested first and never discarded.
+        first_draw: number of the first trial, from 0, that is not given but drawn.
         *args: further arguments of OptunaSearch.
         **kwargs: further arguments of OptunaSearch.
     """
 
-    def __init__(self, config: Config, num_given: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._config, self._num_given = config, num_given
+    def __init__(
+        self, config: Config, search: Search, num_given: int, first_draw: int, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, sampler=_sampler(search, first_draw), **kwargs)
+        self._config, self._search = config, search
+        self._num_given, self._next_draw = num_given, first_draw
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Values of the next trial by dotted name."""
         if trial_id in self._ot_trials or self._num_given > 0:
             self._num_given -= trial_id not in self._ot_trials
             return super().suggest(trial_id)
-        for number in range(_MAX_DRAWS):
-            draw = f"{trial_id}-draw-{number}"
+        self._ot_study.sampler = _sampler(self._search, self._next_draw)
+        self._next_draw += 1
+        for attempt in range(_MAX_DRAWS):
+            draw = f"{trial_id}-draw-{attempt}"
             values = super().suggest(draw)
-            if not self._wastes_timesteps(values) or number == _MAX_DRAWS - 1:
+            if not self._wastes_timesteps(values) or attempt == _MAX_DRAWS - 1:
                 break
             self.on_trial_complete(draw, error=True)
         self._ot_trials[trial_id] = self._ot_trials.pop(draw)

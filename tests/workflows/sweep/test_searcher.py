@@ -43,6 +43,55 @@ def test_a_resumed_search_uses_earlier_results_and_repeats_no_draw(tmp_path, alg
         assert np.median(suggested) < 2e-3
 
 
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+@pytest.mark.parametrize("begun", [0, 1, 3, 12, 13, 19])
+def test_a_sweep_draws_the_same_however_often_it_is_resumed(tmp_path, algorithm, begun):
+    points = [{"training.learning_rate": 1e-3 * n, "schedule.num_train_timesteps": 50} for n in (1, 2)]
+
+    def run(folder, stops):
+        """Parameters of 20 trials, one after the other, of a sweep that is resumed before some of them."""
+        folder.mkdir()
+        found, search = [], searcher(TrialRecords(folder), algorithm, points)
+        for number in range(20):
+            if number in stops:
+                search = searcher(TrialRecords(folder), algorithm, points)
+            records = TrialRecords(folder)
+            found.append(search.suggest(f"t{number}"))
+            objective = 1 + abs(np.log(found[-1]["training.learning_rate"] / 1e-3))
+            records.start(f"t{number}", found[-1])
+            records.add_evaluation(f"t{number}", 10, {"objective": objective})
+            records.end(f"t{number}", "finished", "", 1.0)
+            search.on_trial_complete(f"t{number}", {"objective": objective})
+        return found
+
+    uninterrupted = run(tmp_path / "a", ())
+    assert run(tmp_path / "b", (begun,)) == uninterrupted
+    assert run(tmp_path / "c", range(begun, 20)) == uninterrupted
+    assert uninterrupted[:2] == points
+    drawn = [point["training.learning_rate"] for point in uninterrupted[2:]]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_trial_that_had_not_ended_is_repeated_before_initial_points_that_had_not_begun(tmp_path):
+    points = [{"training.learning_rate": 1e-3 * n, "schedule.num_train_timesteps": 50} for n in (1, 2, 3)]
+    records = TrialRecords(tmp_path)
+    for number in range(2):
+        records.start(f"t{number}", points[number])
+    records.add_evaluation("t0", 10, {"objective": 1.0})
+    records.end("t0", "finished", "", 1.0)
+    search = searcher(TrialRecords(tmp_path), initial_points=points)
+    assert [search.suggest(str(number)) for number in range(2)] == points[1:]
+    assert search.suggest("2") not in points
+
+
+def test_sweeps_with_other_seeds_share_no_draw(tmp_path):
+    drawn = []
+    for seed in (0, 1, 2):
+        search = build_searcher(Search(SPACE, "random", seed, 8), TrialRecords(tmp_path), Config())
+        drawn += [search.suggest(str(number))["training.learning_rate"] for number in range(8)]
+    assert len(set(drawn)) == 24
+
+
 def test_failed_trials_give_the_search_no_objective(tmp_path):
     records = TrialRecords(tmp_path)
     for number, status in enumerate(("failed", "pruned", "diverged")):
