@@ -33,6 +33,7 @@ _DEFAULTS = {
 }
 _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # as errors it logs tracebacks of what is handled here
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each small file that is registered
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with verbose=0
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of trials that fail while the sweep ends: one line says why it does
 }

@@ -18,6 +18,7 @@ from workflows.cluster.cost import Prices
 from workflows.cluster.kinds import CLUSTER_KINDS, ClusterKind
 from workflows.environment import configured_database, configured_storage
 from workflows.redaction import redact
+from workflows.tracking.database_server import is_database_server
 
 _TOKEN = "~/.ray/auth_token"
 
@@ -83,7 +84,7 @@ def _common_problems(config: Mapping[str, Any]) -> Iterator[str]:
     elif not re.match(r"/|\w+://", storage):
         yield f"metadata.storage {storage}: give s3://bucket/prefix, or an absolute path that all share"
     database = configured_database(config)
-    if database is not None and not re.match(r"(postgresql|mysql|mssql)(\+\w+)?://", database):
+    if database is not None and not is_database_server(database):
         yield (
             f"metadata.mlflow_database {redact(database)}: give an address such as "
             "postgresql://USER:PASSWORD@HOST/DATABASE, or leave it empty"

@@ -5,6 +5,7 @@ sent by one background thread (`send_queue`, `mlflow_sender`), so a slow server 
 could not be sent are tried again until the server is back, or when the run is resumed, or by `ray-ddpm sync`.
 """
 
+import shlex
 import shutil
 import tempfile
 import textwrap
@@ -29,6 +30,12 @@ from workflows.environment import set_mlflow_requests, wants_system_metrics
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
 from workflows.tracking import entries
+from workflows.tracking.database_server import (
+    check_connection,
+    first_use,
+    is_database_server,
+    missing_driver,
+)
 from workflows.tracking.dataset_input import dataset_fields
 from workflows.tracking.local_database import check_writable, ensure_database
 from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender
@@ -54,8 +61,8 @@ def open_store(uri: str) -> MlflowClient:
     # The tracker retries by itself: MLflow's own retries would take minutes.
     set_mlflow_requests(_CONNECT_TIMEOUT)
     with _unusable(uri):
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        check_connection(uri)
+        client = first_use(uri, lambda: _opened(uri))
     set_mlflow_requests(_REQUEST_TIMEOUT)
     return client
 
@@ -66,6 +73,12 @@ def _shortened(text: str, end: str) -> str:
         return text
     shown = text[: _MAX_TAG - len(end)]
     return (shown.rpartition("\n")[0] or shown) + end
+
+
+def _opened(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
+    return client
 
 
 class MlflowTracker(Tracker):
@@ -153,9 +166,11 @@ class MlflowTracker(Tracker):
         return redact(self.uri)
 
     def location_hint(self) -> str:
-        """Return the command that shows the runs of a local store, or the URL of this run on a server."""
+        """Return the command that shows the runs of a database, or the URL of this run on a server."""
         if self.uri.startswith("sqlite:"):
             return "python -m workflows.ui        # every run in MLflow"
+        if is_database_server(self.uri):
+            return f"python -m workflows.ui --tracking-uri {shlex.quote(self.location)}"
         page = (
             runs_page(self.experiment_id, self.run_id)
             if self._is_sweep
@@ -463,6 +478,8 @@ def _unusable(uri: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"--tracking-uri {redact(uri)}: {missing_driver(error)}") from error
     except Exception as error:  # each kind of store raises its own exceptions
         raise InputError(_cannot_be_used(uri, str(error))) from error
 
