@@ -22,12 +22,15 @@ def _file(tmp_path):
         ("raises", "ZeroDivisionError"),
         ("rambles", "not in one short line"),
         ("dies", "died, exit code 7"),
-        ("hangs", "no answer after 0.5 s"),
+        ("waits", "no answer after 1 s"),
+        ("loops", "no answer after"),
         ("grows", "grew by 1"),
     ],
 )
 def test_a_reader_that_fails_is_found_and_its_copy_kept(file, tmp_path, monkeypatch, reader, found):
-    if reader == "hangs":
+    if reader == "waits":
+        monkeypatch.setattr(fuzz, "_LONGEST_WAIT", 1.0)
+    if reader == "loops":
         monkeypatch.setattr(fuzz, "_LONGEST", 0.5)
     if reader == "grows":
         bytearray(1_400_000_000)  # this process's own peak does not hide it

@@ -26,9 +26,14 @@ def dies(path):
         os._exit(7)
 
 
-def hangs(path):
+def waits(path):
     if path.read_bytes() != b"good":
         time.sleep(60.0)
+
+
+def loops(path):
+    while path.read_bytes() != b"good":
+        pass
 
 
 def grows(path):
