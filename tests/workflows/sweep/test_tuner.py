@@ -1,5 +1,6 @@
 """Handling of Tune's events, and the start of a search."""
 
+import signal
 from types import SimpleNamespace
 
 import cloudpickle
@@ -30,10 +31,10 @@ class FakeTracker:
     """Stores how trials ended."""
 
     def __init__(self):
-        self.ends = []
+        self.ends, self.started = [], []
 
-    def start_trial(self, *_):
-        pass
+    def start_trial(self, trial_id, params):
+        self.started.append(trial_id)
 
     def log(self, *_):
         pass
@@ -155,6 +156,7 @@ def test_a_sweep_interrupted_again_ends_unfinished_trials_that_it_did_not_reach(
     resumed.match_unfinished_trials()
     assert resumed.end_running_trials(INTERRUPTED)
     assert [trial_id for trial_id, *_ in tracker.ends] == ["ta"] and resumed_records["ta"].unfinished
+    assert tracker.started == ["ta"], "the tracker may not have it: the driver was killed"
 
 
 def test_the_callback_is_pickled_without_its_connections(tmp_path):
@@ -190,24 +192,143 @@ def test_trials_get_the_time_that_earlier_sessions_left(budget, elapsed, left):
     assert remaining_seconds(Search({}, "tpe", 0, 8, budget), elapsed) == left
 
 
-def test_tune_is_told_the_time_budget(tmp_path, monkeypatch):
-    seen = []
+@pytest.fixture
+def tuners(monkeypatch):
+    """The arguments of each of Tune's tuners, which run no trial unless `fit` of the fixture does."""
+
+    class Tuners(list):
+        fit = staticmethod(lambda: None)
+
+    seen = Tuners()
 
     class Tuner:
         def __init__(self, trainable, *, tune_config, run_config):
-            seen.append(tune_config)
+            seen.append(SimpleNamespace(trainable=trainable, tune_config=tune_config, run_config=run_config))
 
         def fit(self):
-            pass
+            seen.fit()
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
+    return seen
+
+
+def run(tmp_path, callback, records, search, num_updates=10, checkpoints=None, gpus_per_worker=1.0):
+    """Call `run_trials` for trials of one worker."""
+    config = preset("heart").with_values({"training.num_updates": num_updates})
+    resources = WorkerResources(1, 1, uses_gpus=gpus_per_worker < 1.0, gpus_per_worker=gpus_per_worker)
+    context = TrialContext(config, None, resources, {}, checkpoints)
+    return run_trials(context, search, records, Storage(str(tmp_path)), callback, verbose=False)
+
+
+def run_trial_to_the_end(callback, trial, *updates):
+    callback.on_trial_start(0, [], trial)
+    for each in updates:
+        callback.on_trial_result(0, [], trial, result(each))
+    callback.on_trial_complete(0, [], trial)
+
+
+def test_tune_is_told_the_time_budget(tmp_path, tuners):
     callback, records, _ = sweep(tmp_path)
-    config = preset("heart")
-    context = TrialContext(config, None, WorkerResources(1, 1, uses_gpus=False), {})
     for budget in (3600.0, None):
-        search = Search({}, "tpe", 0, 8, budget)
-        run_trials(context, search, records, Storage(str(tmp_path)), callback, verbose=False)
-    assert 3590.0 < seen[0].time_budget_s <= 3600.0 and seen[1].time_budget_s is None
+        run(tmp_path, callback, records, Search({}, "tpe", 0, 8, budget))
+    assert 3590.0 < tuners[0].tune_config.time_budget_s <= 3600.0
+    assert tuners[1].tune_config.time_budget_s is None
+
+
+def test_a_resumed_sweep_runs_what_is_missing_and_what_had_not_ended(tmp_path, tuners):
+    callback, *_ = sweep(tmp_path)
+    for trial_id in "abc":
+        run_trial_to_the_end(callback, trial_of(tmp_path, trial_id), 10)
+    callback.on_trial_start(0, [], trial_of(tmp_path, "d"))  # the driver is killed here
+    resumed, records, _ = sweep(tmp_path)
+    run(tmp_path, resumed, records, Search({}, "random", 0, 8))
+    assert tuners[0].tune_config.num_samples == 8 - 3, "the fourth runs again"
+
+
+@pytest.mark.parametrize(("num_ended", "was_interrupted"), [(2, True), (3, False)])
+def test_a_sweep_was_interrupted_if_trials_are_missing(tmp_path, tuners, num_ended, was_interrupted):
+    callback, records, _ = sweep(tmp_path)
+
+    def fit():
+        for number in range(num_ended):
+            run_trial_to_the_end(callback, trial_of(tmp_path, f"a{number}"), 10)
+        if num_ended < 3:
+            callback.on_trial_start(0, [], trial_of(tmp_path, "cut"))
+
+    tuners.fit = fit
+    assert run(tmp_path, callback, records, Search({}, "random", 0, 3))[0] == was_interrupted
+    assert sum(record.unfinished for record in records) == 3 - num_ended
+
+
+def test_early_stopping_knows_the_trials_of_earlier_sessions(tmp_path, tuners):
+    """Four that ended in the order of their first objectives, and one that did not end."""
+    callback, records, _ = sweep(tmp_path)
+    for number, trial_id in enumerate("abcde"):
+        trial = trial_of(tmp_path, trial_id)
+        callback.on_trial_start(0, [], trial)
+        for updates in range(1, 11 if trial_id < "e" else 2):
+            callback.on_trial_result(0, [], trial, objective_of(updates, number))
+        if trial_id < "e":
+            callback.on_trial_complete(0, [], trial)
+    resumed, records, _ = sweep(tmp_path)
+    _, correlations = run(tmp_path, resumed, records, Search({}, "random", 0, 8))
+    assert correlations == {rung: pytest.approx(1.0) for rung in (1, 2, 4, 8)}
+
+
+def objective_of(updates, value):
+    metrics = {"objective": float(value)}
+    return {"status": "running", "reason": "", "updates": updates, "metrics": metrics, **metrics}
+
+
+def test_only_trials_with_checkpoints_are_started_again_by_tune(tmp_path, tuners):
+    """One without would begin from scratch, under the same ID and with its metrics logged twice."""
+    callback, records, _ = sweep(tmp_path)
+    run(tmp_path, callback, records, Search({}, "random", 0, 8))
+    run(tmp_path, callback, records, Search({}, "random", 0, 8), checkpoints=Storage(str(tmp_path / "kept")))
+    failures = [each.run_config.failure_config.max_failures for each in tuners]
+    assert failures[0] == 0 < failures[1]
+
+
+def test_trials_that_ran_out_of_memory_run_again_with_a_whole_gpu(tmp_path, tuners):
+    callback, records, _ = sweep(tmp_path)
+
+    def fit():
+        trial = trial_of(tmp_path, f"a{len(tuners)}")
+        if len(tuners) == 1:
+            callback.on_trial_start(0, [], trial)
+            callback.on_trial_result(0, [], trial, {**result(0, OUT_OF_MEMORY), "objective": float("inf")})
+            callback.on_trial_complete(0, [], trial)
+        else:
+            run_trial_to_the_end(callback, trial, 10)
+
+    tuners.fit = fit
+    run(tmp_path, callback, records, Search({}, "random", 0, 1), gpus_per_worker=0.25)
+    assert [each.tune_config.num_samples for each in tuners] == [1, 1]
+    assert [(record.trial_id, record.status) for record in records] == [("ta1", "finished")]
+
+
+def test_the_handlers_of_signals_are_restored_after_the_trials(tmp_path, tuners):
+    """Tune leaves its own, which ignores the next Ctrl-C."""
+    callback, records, _ = sweep(tmp_path)
+    tuners.fit = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run(tmp_path, callback, records, Search({}, "random", 0, 1))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_every_trial_has_an_id_of_its_own(tmp_path):
+    """Also two with the same parameters, and one to which Tune gives an ID that an earlier session had."""
+    callback, *_ = sweep(tmp_path)
+    callback.on_trial_start(0, [], trial_of(tmp_path, "a"))  # the driver is killed here
+    resumed, records, _ = sweep(tmp_path)
+    resumed.match_unfinished_trials()
+    for trial_id, updates in (("b", (5, 10)), ("c", (10,)), ("a", (10,))):
+        run_trial_to_the_end(resumed, trial_of(tmp_path, trial_id), *updates)
+    assert [record.trial_id for record in records][:2] == ["ta", "tc"] and len(records) == 3
+    assert [list(record.evaluations) for record in records] == [[5, 10], [10], [10]]
 
 
 def test_trials_that_the_time_budget_cut_are_stopped_and_can_win(tmp_path):
@@ -270,10 +391,17 @@ def test_a_disk_that_is_full_for_the_journal_is_the_error_of_the_sweep(tmp_path,
 
 def test_an_evaluation_that_a_trial_repeats_on_another_node_is_logged_once(tmp_path):
     callback, records, tracker = sweep(tmp_path)
-    logged = []
+    logged, pictures = [], []
     tracker.log = lambda metrics, updates, trial_id: logged.append(updates)
+    tracker.log_picture = lambda picture, step, trial_id: pictures.append(step)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "elbo_per_example.npy"):
+        (folder / name).touch()
+    Image.new("L", (1, 1)).save(folder / "samples.png")
     trial = trial_of(tmp_path)
     callback.on_trial_start(0, [], trial)
     for updates in (5, 5, 10):
         callback.on_trial_result(0, [], trial, result(updates))
-    assert logged == [5, 10] == list(records["t12345678"].evaluations)
+        callback.on_checkpoint(0, [], trial, tune.Checkpoint.from_directory(folder))
+    assert logged == pictures == [5, 10] == list(records["t12345678"].evaluations)
