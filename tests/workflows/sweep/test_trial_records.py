@@ -174,6 +174,33 @@ def test_another_process_reads_the_same_records(records, tmp_path):
     assert not any(record.unfinished for record in again)
 
 
+def test_the_time_of_all_sessions_counts(tmp_path, monkeypatch):
+    """Three sessions of 10 s with 100 s in between, in which nothing runs."""
+    now = [0.0]
+    monkeypatch.setattr(trial_records.time, "monotonic", lambda: now[0])
+    for session in range(3):
+        records = TrialRecords(tmp_path)
+        assert records.previous_seconds == 10.0 * session
+        now[0] += 4.0
+        records.start(f"t{session}", {})
+        now[0] += 6.0
+        records.end(f"t{session}", "finished", "", 6.0)
+        assert records.elapsed == 10.0 * (session + 1)
+        now[0] += 100.0
+
+
+def test_a_full_disk_leaves_the_records_as_the_journal_has_them(records, tmp_path, max_file_size):
+    with max_file_size((tmp_path / "journal.jsonl").stat().st_size):
+        for write in (
+            lambda: records.start("z", {}),
+            lambda: records.add_evaluation("a", 20, {"objective": 0.1}),
+            lambda: records.end("a", "failed", "", 1.0),
+        ):
+            with pytest.raises(OSError):
+                write()
+    assert [vars(record) for record in TrialRecords(tmp_path)] == [vars(record) for record in records]
+
+
 def test_a_trial_that_starts_again_loses_its_evaluations_and_keeps_its_position(records):
     records.end("a", "stopped", INTERRUPTED, 1.0)
     assert records["a"].unfinished
