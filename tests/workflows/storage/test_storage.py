@@ -18,7 +18,7 @@ from diffusion.manifest import MANIFEST, DamagedError, read_manifest, write_mani
 from workflows.storage import local as local_module
 from workflows.storage import storage as storage_module
 from workflows.storage.bucket import Bucket
-from workflows.storage.storage import Storage
+from workflows.storage.storage import Storage, retry
 
 
 @pytest.fixture(name="storage", params=["local", "s3"])
@@ -478,3 +478,57 @@ def test_a_local_file_that_is_too_large_to_be_read_at_once_is_not_read(tmp_path)
     with pytest.raises(OSError) as caught:
         local_module.LocalFolder(tmp_path).read_bytes("huge")
     assert caught.value.errno == errno.EFBIG and time.monotonic() < started + 1.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that have passed, as a list of one; nobody sleeps."""
+    now = [0.0]
+    monkeypatch.setattr(storage_module.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds):
+        now[0] += seconds + 0.001
+
+    monkeypatch.setattr(storage_module.time, "sleep", sleep)
+    return now
+
+
+def failing(*errors):
+    """An action that raises these errors, and then returns the number of its calls."""
+    calls = []
+
+    def action():
+        calls.append(None)
+        if len(calls) <= len(errors):
+            raise errors[len(calls) - 1]
+        return len(calls)
+
+    return action, calls
+
+
+def test_a_storage_that_is_silent_for_minutes_is_asked_again(clock):
+    action, _ = failing(*[OSError("AWS Error NETWORK_CONNECTION"), OSError(errno.ESTALE, "stale")] * 10)
+    assert retry(action, 600.0) == 21 and 60.0 <= clock[0] <= 600.0
+
+
+def test_a_storage_that_stays_silent_is_given_up_in_the_end(clock):
+    action, calls = failing(*[OSError(errno.EIO, "silent")] * 1000)
+    with pytest.raises(OSError, match="silent"):
+        retry(action, 600.0)
+    assert 600.0 <= clock[0] <= 610.0 and len(calls) < 100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EACCES, "not yours"),
+        ConnectionError("of Ray"),
+        ValueError(),
+    ],
+)
+def test_what_waiting_cannot_mend_is_raised_at_once(clock, error):
+    action, calls = failing(error)
+    with pytest.raises(type(error)):
+        retry(action, 600.0)
+    assert len(calls) == 1 and clock[0] == 0.0
