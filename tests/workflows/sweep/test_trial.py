@@ -210,6 +210,26 @@ def test_a_trial_that_kills_its_process_again_and_again_fails(on_cluster, report
     assert result["status"] == "failed" and "died 3 times after update 0" in result["reason"]
 
 
+def test_a_trial_that_gets_further_before_each_death_goes_on(on_cluster, reports, monkeypatch):
+    deaths, original = [5, 5, 15, 15], trial.Training._update
+
+    def die(training, *arguments):
+        if deaths and training.updates == deaths[0]:
+            deaths.pop(0)
+            raise NodeDiedError
+        original(training, *arguments)
+
+    monkeypatch.setattr(trial.Training, "_update", die)
+    for _ in range(4):
+        with pytest.raises(NodeDiedError):
+            run_trial(VALUES, on_cluster)
+    run_trial(VALUES, on_cluster)
+    assert [(result["updates"], result["status"]) for result, _ in reports] == [
+        (10, "running"),
+        (20, "running"),
+    ]
+
+
 def test_an_error_of_the_trial_itself_is_not_tried_again(on_cluster, context, reports, monkeypatch):
     def fail(*_):
         raise ValueError("no such thing")

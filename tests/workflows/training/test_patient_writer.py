@@ -193,3 +193,20 @@ def test_attempts_take_a_fifth_of_the_time(store, folder, lines, monkeypatch):
         writer.save(fail, 10, None)
         now[0] += 1.0
     assert attempts == pytest.approx([0.0, 200.0, 400.0, 600.0, 800.0], abs=10.0) and len(lines) == 1
+
+
+def test_a_checkpoint_that_was_missed_is_not_written_after_a_newer_one(store, folder, lines):
+    """Its weights are those of the training by now, which has gone on."""
+    attempts = []
+
+    def write_once(folder):
+        attempts.append(folder)
+        assert len(attempts) == 1
+        write(folder)
+
+    writer, folder.error = PatientWriter(store, 3600.0, lines.append), OSError(errno.EIO, "silent")
+    writer.save(write_once, 10, None)
+    folder.error = None
+    writer.save(write, 20, None)
+    writer.finish(lambda: True)
+    assert store.updates() == [20]
