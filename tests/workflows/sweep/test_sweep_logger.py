@@ -21,14 +21,15 @@ class SilentTracker:
     name, unsent, refused, location = "MLflow", 0, (), "nowhere"
 
     def __init__(self):
-        self.resumed = []
+        self.resumed, self.ended = [], []
 
     def resume_sweep(self, run_id, trial_ids):
         self.resumed.append(run_id)
         return set()
 
     def end_trial(self, trial_id, status, reason):
-        self.ended = (trial_id, status, reason)
+        assert (status, reason) == ("failed", "the sweep was interrupted")
+        self.ended.append(trial_id)
 
     def close(self, status):
         self.closed = status
@@ -109,10 +110,13 @@ def test_the_end_of_an_unfinished_sweep_says_how_to_go_on(open_log, capsys, stat
 
 def test_trials_that_run_when_a_sweep_ends_are_ended_and_run_again_later(open_log):
     log, tracker = open_log("--num-trials 40")
-    log.records.start("b", {"network.channel_multipliers": (1, 2)})
+    for trial_id, status in (("c", "out of memory"), ("b", "running")):
+        log.records.start(trial_id, {"network.channel_multipliers": (1, 2)})
+        log.records[trial_id].status = status
     log.end_running_trials()
-    assert tracker.ended == ("b", "failed", "the sweep was interrupted")
+    assert tracker.ended == ["c", "b"]
     assert log.records["b"].unfinished and not log.records["a"].unfinished
+    assert log.records["b"].reason == log.records["c"].reason == "the sweep was interrupted"
     again = TrialRecords(log.directory)
     assert again["b"].params == {"network.channel_multipliers": (1, 2)}, "not a list, which has another text"
 

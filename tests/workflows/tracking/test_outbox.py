@@ -26,6 +26,8 @@ def test_entries_and_what_is_done_are_read_again(tmp_path):
     assert second.entries() == [entry(number) for number in range(4)]
     second.delete()
     assert not folder.exists() and second.num_entries == 0
+    second.append(entry(4))
+    assert not folder.exists(), "a run that is sent whole leaves nothing that could be sent again"
 
 
 def test_pictures_of_two_sessions_have_different_names(tmp_path):

@@ -68,3 +68,35 @@ def test_abandoning_does_not_wait_for_the_attempt_in_progress(tmp_path):
         sending.put(entry(number))
     assert sending.abandon() == 2
     go_on.set()
+
+
+def test_an_attempt_that_ends_after_its_queue_was_abandoned_leaves_the_outbox_to_the_next(tmp_path):
+    """Which counts what is done by itself: an entry that nobody has sent could be taken for sent."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def send(entry):
+        started.set()
+        return go_on.wait(60)
+
+    sending = SendQueue(send, Outbox(tmp_path))
+    future = sending.put(entry(0))
+    assert started.wait(60)
+    sending.abandon()
+    go_on.set()
+    assert future.result(60) and read_entries(tmp_path) == ([entry(0)], 0)
+
+
+def test_a_store_that_answers_again_gets_all_its_time_for_the_next_request(monkeypatch):
+    monkeypatch.setattr(send_queue, "_PATIENCE", 0.0)
+    failures, go_on = [OSError("locked")], threading.Event()
+
+    def send(entry):
+        if failures:
+            raise failures.pop()
+        assert entry.step == 0 or go_on.wait(60)
+
+    sending = SendQueue(send)
+    sending.put(entry(0)).result(60)
+    upload = sending.put(entry(1))
+    threading.Timer(0.1, go_on.set).start()
+    assert sending.wait_for(upload) and sending.close() == 0
