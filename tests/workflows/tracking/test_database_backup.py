@@ -130,3 +130,20 @@ def test_copies_are_kept_until_after_the_servers_end(database, tmp_path, monkeyp
     assert ["no answer" in lines[0], "written again" in lines[1]] == [True, True] and len(lines) == 2
     new = tmp_path / "new" / "mlflow.db"
     assert DatabaseBackup(new, storage).restore() and counts(new) == [5, 5]
+
+
+def test_what_is_written_while_a_copy_is_uploaded_is_in_the_next_one(database, tmp_path, monkeypatch):
+    original = LocalFolder.write_bytes
+
+    def write_bytes(folder, name, content):
+        add_rows(database, 1)
+        original(folder, name, content)
+
+    storage = Storage(str(tmp_path / "shared"))
+    backup = DatabaseBackup(database, storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "write_bytes", write_bytes)
+        backup.copy()
+    assert backup.copy()
+    new = tmp_path / "new" / "mlflow.db"
+    assert DatabaseBackup(new, storage).restore() and counts(new) == [2, 2]

@@ -1,6 +1,8 @@
 """A database is made whole or not at all, and one that holds anything is never replaced."""
 
+import fcntl
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -84,6 +86,45 @@ def test_files_of_a_killed_creation_are_removed(path, made_databases):
     left.touch()
     ensure_database(f"sqlite:///{path}")
     assert made_databases and not left.exists()
+
+
+def test_a_database_is_made_by_one_process_at_a_time(path, made_databases, monkeypatch):
+    create = local_database._create
+
+    def create_alone(path):
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+        create(path)
+
+    monkeypatch.setattr(local_database, "_create", create_alone)
+    ensure_database(f"sqlite:///{path}")
+    assert made_databases == [path]
+    with local_database._locked(path.parent) as is_locked:
+        assert is_locked, "the other process has released it"
+
+
+def test_the_journal_of_a_database_that_is_gone_is_not_played_back_into_a_new_one(
+    path, _empty_database, monkeypatch
+):
+    class Store:
+        _engine_map = {}
+
+        def __init__(self, uri, artifacts):
+            self.db_uri = uri
+            shutil.copy(_empty_database, uri.removeprefix("sqlite:///"))
+
+        def _dispose_engine(self):
+            pass
+
+    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", Store)
+    for end in ("-journal", "-wal", "-shm"):
+        path.with_name(path.name + end).write_bytes(b"of another database")
+    ensure_database(f"sqlite:///{path}")
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_failed_creation_leaves_nothing_and_says_why(path, monkeypatch):
