@@ -79,6 +79,12 @@ def test_a_remembered_password_is_hidden_in_both_of_its_forms():
     assert redact("refused: p@ss w0rd (p%40ss%20w0rd)") == "refused: *** (***)"
 
 
+def test_a_password_that_begins_with_another_one_is_hidden_whole():
+    for password in ("s3cr3t", "s3cr3t-of-mine", "3cr3"):
+        remember(f"mysql://me:{password}@host/db")
+    assert redact("refused: s3cr3t-of-mine, s3cr3t") == "refused: ***, ***"
+
+
 @pytest.mark.parametrize(
     "uri", ["sqlite:////home/a@b/mlflow.db", "http://127.0.0.1:5000", "/data/a@b.csv", "s3://b/x"]
 )

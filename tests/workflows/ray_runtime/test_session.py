@@ -1,6 +1,7 @@
 """Starting and stopping Ray, in a process of its own."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,24 @@ def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch):
     monkeypatch.setattr(session, "make_token_private", lambda create: "")
     with pytest.raises(KeyboardInterrupt):
         session.start_ray(verbose=False)
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
+def test_the_token_is_private_before_ray_starts_and_a_cluster_has_its_own(monkeypatch, tmp_path, address):
+    """Ray would write one for everyone to read; one of our own would not open the cluster."""
+    token, modes = tmp_path / "auth_token", []
+
+    def init(**_arguments):
+        modes.append(stat.S_IMODE(token.stat().st_mode) if token.exists() else None)
+
+    for name, value in (("MODE", "token"), ("TOKEN_PATH", str(token))):
+        monkeypatch.setenv(f"RAY_AUTH_{name}", value)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session, "ray_address", lambda: address)
+    monkeypatch.setattr(session, "_check_listening", lambda address: None)
+    monkeypatch.setattr(session, "treat_as_interrupt", lambda: None)
+    monkeypatch.setattr(session, "_started_here", False)
+    session.start_ray(verbose=False)
+    assert modes == [None if address else 0o600]
