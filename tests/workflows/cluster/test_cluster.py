@@ -148,6 +148,10 @@ def aws_mutations():
             (start, "export RAY_AUTH_MODE=token;", ""),
             "gives access to anyone who reaches its ports",
         ),
+        "no token required by workers": (
+            (("worker_start_ray_commands", 1), "export RAY_AUTH_MODE=token;", ""),
+            "worker_start_ray_commands: `ray start` without RAY_AUTH_MODE=token gives access",
+        ),
         "no autoscaler": ((start, "--autoscaling-config=", "--x="), "Ray never starts a worker"),
         "worker's start": (((), "worker_start_ray_commands", ["ray stop"]), "do not contain `ray start`"),
         "no packages": ((("setup_commands",), 0, "true"), "do not install constraints.txt"),
