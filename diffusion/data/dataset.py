@@ -16,7 +16,7 @@ from diffusion.config import DataConfig
 from diffusion.data.sources import DatasetInfo, DataSource, open_source
 from diffusion.data.splits import SplitIndices, digests, fingerprint, split_indices
 from diffusion.errors import InputError
-from diffusion.json_values import check_types
+from diffusion.json_values import check_types, fits, short_repr
 from diffusion.normalisation import (
     check_description,
     clip_interval,
@@ -325,7 +325,7 @@ def check_std(
         if value <= limit:
             only = "" if value == 0.0 else ", apart from rounding"
             raise InputError(f"--data {config.name}: {name} has one value only{only}; leave it out")
-        if not math.isfinite(value):
+        if not value <= np.finfo(np.float32).max:
             raise InputError(
                 f"--data {config.name}: {name} has values too large to work with; scale them down"
             )
@@ -354,7 +354,8 @@ def make_spec(
         window_examples: the first `num_window_examples` examples of the training split, in data units.
 
     Raises:
-        InputError: the config asks for a conditional model, and the data have no classes.
+        InputError: the config asks for a conditional model, and the data have no classes; or a model with
+            this description could not be read again, see `DataSpec.from_dict`.
     """
     config = source.config
     if config.uses_labels and info.classes is None:
@@ -362,8 +363,15 @@ def make_spec(
             f"--conditional: --data {config.name} has no classes; give a folder whose subfolders are the "
             "classes, or a table and --label-column, or leave it out"
         )
+    classes = info.classes if config.uses_labels else None
+    for kind, names in (("class", classes), ("column", info.columns)):
+        if odd := [name for name in names or () if not fits(name, str)]:
+            raise InputError(
+                f"--data {config.name}: the name of the {kind} {short_repr(odd[0])} is not text in UTF-8: "
+                "rename it"
+            )
     mean, std = moments
-    return DataSpec(
+    spec = DataSpec(
         name=source.name,
         kind=info.kind,
         shape=tuple(shape[1:]),
@@ -378,8 +386,16 @@ def make_spec(
         fingerprint=fingerprint(
             shape, window_examples.dtype, splits, example_digests, info.classes, info.labels
         ),
-        classes=info.classes if config.uses_labels else None,
+        classes=classes,
     )
+    try:
+        DataSpec.from_dict(spec.to_dict())
+    except InputError as error:
+        raise InputError(
+            f"--data {config.name}: no model could be stored with these data ({error}): scale them, or leave "
+            "out what is odd"
+        ) from error
+    return spec
 
 
 def _split_from_arrays(values: NDArray[Any], *rest: NDArray[Any] | None) -> Split:

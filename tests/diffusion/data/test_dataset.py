@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from diffusion.config import DataConfig
 from diffusion.data.dataset import DataSpec, Split, load_dataset, make_split
+from diffusion.data.memory import dataset_from_memory
 from diffusion.errors import InputError
 
 NAMES = ("digits", "heart")
@@ -189,6 +190,25 @@ def test_a_spec_of_an_older_version_without_classes_is_read(dataset):
     older = dataset.spec.to_dict()
     del older["classes"]
     assert DataSpec.from_dict(older) == replace(dataset.spec, classes=None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "scale", "message"),
+    [
+        (["a", "\udcff"], 1.0, r"the name of the class '\\udcff' is not text in UTF-8: rename it"),
+        (["a", "b"], 1e150, "column x0 has values too large to work with"),
+    ],
+)
+def test_data_whose_models_could_not_be_read_again_are_refused(classes, scale, message):
+    points = np.random.default_rng(0).normal(size=(40, 1)) * scale
+    with pytest.raises(InputError, match=message):
+        dataset_from_memory(points, DataConfig(conditional=True), classes * 20)
+
+
+def test_a_mean_beyond_float32_is_refused_however_small_the_differences():
+    points = 1e39 + 1e30 * np.random.default_rng(0).normal(size=(40, 1))
+    with pytest.raises(InputError, match="no model could be stored with these data .*mean is not finite"):
+        dataset_from_memory(points)
 
 
 def test_digits_carry_their_labels_through_the_split():
