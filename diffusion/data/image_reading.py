@@ -64,7 +64,7 @@ def read_square(path: Path, size: int) -> Image.Image:
         InputError: the image cannot be read or is too large.
     """
     with open_image(path, 2 * size) as image:
-        return ImageOps.fit(_upright(image), (size, size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(upright(image), (size, size), Image.Resampling.LANCZOS)
 
 
 def read_pixels(path: Path) -> Image.Image:
@@ -74,16 +74,19 @@ def read_pixels(path: Path) -> Image.Image:
         InputError: the image cannot be read or is too large.
     """
     with open_image(path, remedy="give another image") as image:
-        return _upright(image)
+        return upright(image)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image in mode "L" if it is grey, else "RGB".
+def upright(image: Image.Image) -> Image.Image:
+    """Convert an image to mode "L" if it is grey, else to "RGB".
 
     Images are turned upright by their EXIF orientation, transparent pixels become white, and of an
     animation only the first frame is read. Grey images of more than 8 bits are scaled to 8 bits: 16-bit
     modes are divided by 257, 32-bit modes only if they have values above 255, and floats of at most 1 are
     multiplied by 255.
+
+    Raises:
+        ValueError: a pixel is not a finite number; Pillow raises other exceptions if it cannot decode them.
     """
     image = ImageOps.exif_transpose(image)
     grey = image.mode in _GREY_MODES

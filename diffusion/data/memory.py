@@ -4,7 +4,7 @@ Neither pandas nor PyTorch is imported here: whoever passes their objects has im
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion.config import IN_MEMORY, DataConfig
+from diffusion.data.image_reading import upright
 from diffusion.data.sources import PIXEL_RANGE, DataSource, RawData, encode_labels
 from diffusion.data.tables import table_from_frame
 from diffusion.errors import InputError
+from diffusion.json_values import short_repr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +47,8 @@ def dataset_from_memory(
       are pixels from 0 to 255. Floats are from 0 to 1, or from -1 to 1 if any is negative, and samples have
       the same range;
     - a map-style PyTorch Dataset, or a list, whose items are points or images (arrays, tensors or Pillow's
-      images, all of one shape), or pairs (example, label). Every item is read once.
+      images, all of one shape), or pairs (example, label). Every item is read once. Pillow's images become
+      grey or RGB with 8 bits as those of a folder do, see `ImageFolder`.
 
     Args:
         data: the examples.
@@ -74,10 +77,11 @@ def memory_source(
         return _TableInMemory(config, _from_frame(data, config, labels))
     class_names: Sequence[str] | None = None
     if isinstance(data, np.ndarray) or _is_tensor(data):
-        values = _to_array(data)
+        values = _to_array(data, "the data")
     else:
         values, own_labels = _from_items(data)
-        class_names = getattr(data, "classes", None)
+        names = getattr(data, "classes", None)
+        class_names = names if hasattr(names, "__len__") else None
         labels = own_labels if labels is None else labels
     config = replace(config, name=memory_name(data))
     raw = raw_from_array(values)
@@ -201,10 +205,12 @@ def _channels_first(values: NDArray[Any]) -> NDArray[Any]:
 
 def _from_items(data: Examples) -> tuple[NDArray[Any], list[Any] | None]:
     """Read every item of a Dataset or list: the examples in one array, and their labels, if they have any."""
+    if hasattr(data, "to_pandas"):  # the items of other libraries' tables are columns, or tables of one row
+        raise InputError(f"data of type {type(data).__name__}: give its to_pandas()")
     try:
         count = len(data)
         getitem = data.__getitem__
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"data of type {type(data).__name__}: give a name, a path, a DataFrame, an array, or a Dataset "
             "with __len__ and __getitem__"
@@ -212,7 +218,14 @@ def _from_items(data: Examples) -> tuple[NDArray[Any], list[Any] | None]:
     examples: list[NDArray[Any]] = []
     labels: list[Any] = []
     for index in range(count):
-        item = getitem(index)
+        try:
+            item = getitem(index)
+        except LookupError as error:
+            raise InputError(
+                f"item {index} of the data, which have {count}, cannot be read "
+                f"({type(error).__name__}: {error}): give a list, an array or a Dataset whose items are "
+                "numbered from 0"
+            ) from error
         if isinstance(item, tuple):
             if len(item) not in (1, 2):
                 raise InputError(
@@ -220,7 +233,7 @@ def _from_items(data: Examples) -> tuple[NDArray[Any], list[Any] | None]:
                 )
             labels.extend(item[1:])
             item = item[0]
-        example = _to_array(item)
+        example = _to_array(item, f"item {index} of the data")
         if example.dtype.kind not in "iuf" or example.ndim not in (1, 2, 3):
             raise InputError(
                 f"item {index} of the data is {type(item).__name__}: give a point or an image, as an array, "
@@ -239,11 +252,23 @@ def _from_items(data: Examples) -> tuple[NDArray[Any], list[Any] | None]:
     return np.stack(examples), labels or None
 
 
-def _to_array(value: Any) -> NDArray[Any]:
+def _to_array(value: Any, what: str) -> NDArray[Any]:
+    """The array of an array, tensor, image or list; `what` begins the message if there is none."""
     if isinstance(value, Image.Image):
-        value = value if value.mode in ("L", "RGB") else value.convert("L" if value.mode == "1" else "RGB")
+        try:
+            value = upright(value)
+        except Exception as error:  # Pillow's parsers raise all kinds of exceptions on damaged files
+            raise InputError(f"{what} is an image that cannot be read ({error}): leave it out") from error
     elif _is_tensor(value):
-        value = value.detach().cpu().numpy()
+        try:
+            value = value.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{what}: numpy has no arrays such as this tensor of {value.dtype}; give a dense tensor of "
+                "integers or of float32"
+            ) from error
+    if np.ma.is_masked(value):  # the numbers under a mask mean nothing
+        raise InputError(f"{what}: a masked array lacks elements; fill them in or leave their examples out")
     try:
         return np.asarray(value)
     except ValueError:  # a list of unequal lists
@@ -256,16 +281,34 @@ def _encode(
     """Names of the classes, and each example's class as int64 [examples]; numbers are ordered as numbers."""
     if labels is None:
         return None, None
+    if not hasattr(labels, "__len__") or getattr(labels, "shape", None) == () or _has_no_order(labels):
+        raise InputError(
+            f"labels of type {type(labels).__name__}: give a list, an array or a Series with the class of "
+            "each example"
+        )
     if len(labels) != count:
         raise InputError(f"{len(labels)} labels for {count} examples: give one for each")
-    plain = [label.item() if hasattr(label, "item") else label for label in labels]
+    plain = [_plain(label) for label in labels]
     if all(isinstance(label, str) for label in plain):
         return encode_labels(plain)
     if not all(isinstance(label, int) for label in plain):
         odd = next(label for label in plain if not isinstance(label, int))
-        raise InputError(f"label {odd!r}: give numbers or names of classes, all of one kind")
+        raise InputError(f"label {short_repr(odd)}: give numbers or names of classes, all of one kind")
     present = sorted(set(plain))
     if class_names is not None and 0 <= present[0] and present[-1] < len(class_names):
         return tuple(map(str, class_names)), np.array(plain, dtype=np.int64)
     index = {number: position for position, number in enumerate(present)}
     return tuple(map(str, present)), np.array([index[number] for number in plain], dtype=np.int64)
+
+
+def _has_no_order(labels: object) -> bool:
+    """Whether going through labels does not give one for each example, in the order of the examples."""
+    return _is_frame(labels) or isinstance(labels, (str, bytes, Set, Mapping))
+
+
+def _plain(label: Any) -> Any:
+    """A numpy or tensor scalar as a plain Python value; anything else, such as a one-hot vector, as it is."""
+    try:
+        return label.item() if hasattr(label, "item") else label
+    except (ValueError, RuntimeError):  # it has several elements
+        return label

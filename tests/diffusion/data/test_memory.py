@@ -147,12 +147,59 @@ def test_a_dataset_of_tensors_is_read_once_and_in_order():
         ([[[1.0, 2.0], [3.0]]] * 40, "item 0 of the data is list"),
         (Pictures(list(PIXELS[:9])), "too few for three splits"),
         (pd.DataFrame({"a": ["x"] * 40}), "the DataFrame: row 1, column a holds 'x'"),
+        (np.ma.masked_less(RANDOM.normal(size=(40, 2)), 0.0), "the data: a masked array lacks elements"),
+        (list(np.ma.masked_less(np.eye(40), 1.0)), "item 0 of the data: a masked array lacks"),
+        (torch.zeros(40, 2, dtype=torch.bfloat16), "the data: numpy has no arrays such as this tensor"),
+        (torch.eye(40).to_sparse(), "the data: numpy has no arrays such as this tensor"),
+        ([torch.zeros(2, device="meta")] * 40, "item 0 of the data: numpy has no arrays"),
+        ({"x": np.zeros(40)}, "item 0 of the data, which have 1, cannot be read"),
+        (pd.Series(list(PIXELS), index=range(1, 41)), "item 0 of the data, which have 40, cannot be read"),
+        (type("Table", (list,), {"to_pandas": list})(PIXELS), "type Table: give its to_pandas"),
+        (
+            [Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32))],
+            "item 0 of the data is an image that cannot be read",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(data, message):
     with pytest.raises(InputError, match=message) as caught:
         dataset_from_memory(data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "LA", "P", "1"])
+def test_images_of_pillow_are_the_folder_that_they_would_be_whatever_their_mode(tmp_path, mode):
+    ramps = [np.roll(np.linspace(0, 65535, 64), step).reshape(8, 8) for step in range(40)]
+    if mode in ("I;16", "I", "F"):
+        kinds = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+        images = [Image.fromarray(ramp.astype(kinds[mode])) for ramp in ramps]
+    else:
+        images = [Image.fromarray((ramp / 257).astype(np.uint8)).convert(mode) for ramp in ramps]
+    if mode in ("RGBA", "LA"):
+        for image in images:
+            image.putalpha(100)
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index:03}.tiff")
+    assert same(dataset_from_memory(images), load_dataset(DataConfig(name=str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (set(range(40)), "labels of type set: give a list"),
+        (dict.fromkeys(range(40)), "labels of type dict"),
+        ("a" * 40, "labels of type str"),
+        (3, "labels of type int"),
+        (np.array(3), "labels of type ndarray"),
+        ((index for index in range(40)), "labels of type generator"),
+        (pd.DataFrame({"kind": range(40)}), "labels of type DataFrame"),
+        (np.eye(40), "label array"),
+        (torch.eye(40), "label tensor"),
+    ],
+)
+def test_labels_that_are_not_one_for_each_example_are_refused(labels, message):
+    with pytest.raises(InputError, match=message):
+        dataset_from_memory(PIXELS, DataConfig(conditional=True), labels)
 
 
 def test_a_data_frame_can_have_columns_of_splits_and_groups(tmp_path):
