@@ -26,6 +26,7 @@ _ROLES = ("label", "split", "group")
 _MAX_COLUMNS = 100_000
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column without a name
 _MAX_NUMBER_CLASSES = 20  # of a label column with fractions, which more probably holds a coordinate
+_MAX_WHOLE_FLOAT = 2.0**53  # up to which floats hold every whole number
 _MIN_RUNNING = 20  # rows from which on a running number is no chance
 
 
@@ -42,7 +43,8 @@ class TableFile(DataSource):
             InputError: see `read_frame` and `table_from_frame`.
         """
         path = Path(self.config.name)
-        frame = read_frame(path)
+        roles = (getattr(self.config, f"{role}_column") for role in _ROLES)
+        frame = read_frame(path, [column for column in roles if column is not None])
         raw = table_from_frame(frame, self.config.name, self.config).to_raw()
         if path.suffix == ".csv" and list(frame.columns) == [str(index) for index in range(frame.shape[1])]:
             note = (
@@ -135,8 +137,21 @@ def table_from_frame(frame: "pd.DataFrame", where: str, config: DataConfig | Non
         found.get("label"),
         _sides(where, config.split_column or "", found["split"]) if config and "split" in found else None,
         encode_labels(found["group"])[1] if "group" in found else None,
-        (*_running_numbers(coordinates, columns), *_class_notes(config, found.get("label"))),
+        (
+            *_index_notes(frame),
+            *_running_numbers(coordinates, columns),
+            *_class_notes(config, found.get("label")),
+        ),
     )
+
+
+def _index_notes(frame: "pd.DataFrame") -> list[str]:
+    """A note for each level of the index that has a name, as a column has that was made the index."""
+    return [
+        f"the index {name} is left out: make it a column, by DataFrame.reset_index(), if it is a coordinate"
+        for name in frame.index.names
+        if name is not None
+    ]
 
 
 def _running_numbers(names: Sequence[str], columns: Sequence[NDArray[np.float64]]) -> list[str]:
@@ -175,10 +190,15 @@ def _sides(where: str, name: str, cells: list[str]) -> NDArray[np.int64]:
     return sides
 
 
-def read_frame(path: Path) -> "pd.DataFrame":
+def read_frame(path: Path, names: Sequence[str] = ()) -> "pd.DataFrame":
     """Read a .csv, .parquet or .npy file; the columns of an .npy array are named x0, x1, ...
 
     A .parquet table may also be a folder of files.
+
+    Args:
+        path: the path.
+        names: columns that hold no coordinates. Those of a .csv file are numbers only if no two texts would
+            become one number, as 01 and 1 would.
 
     Raises:
         InputError: the file cannot be read, is not two-dimensional, does not fit into memory, or is a .csv
@@ -191,8 +211,9 @@ def read_frame(path: Path) -> "pd.DataFrame":
         return _from_npy(path)
     if kind != "file" and not (kind == "folder" and path.suffix == ".parquet"):
         raise InputError(f"{path} is not a file: give the path of a table")
-    read = _from_parquet if path.suffix == ".parquet" else _from_csv
-    return _read(path, read)
+    if path.suffix == ".parquet":
+        return _read(path, _from_parquet)
+    return _read(path, lambda path: _from_csv(path, names))
 
 
 def _read(path: Path, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
@@ -208,6 +229,8 @@ def _read(path: Path, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
         raise
     except pd.errors.ParserWarning as error:
         raise InputError(f"{path}: its rows have more cells than its header; name every column") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8: save it as CSV in UTF-8") from error
     except Exception as error:  # the parsers of pandas and Arrow raise all kinds of exceptions
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as a {path.suffix} table ({reason})") from error
@@ -219,6 +242,8 @@ def _from_npy(path: Path) -> "pd.DataFrame":
     array = read_array(path, "a table that numpy.save has written")
     if array.ndim != 2:
         raise InputError(f"{path} has shape {array.shape}: give two dimensions, rows and columns")
+    if array.dtype.names:
+        raise InputError(f"{path} has fields, {', '.join(array.dtype.names)[:80]}: give an array of numbers")
     if array.shape[1] > _MAX_COLUMNS:
         raise InputError(f"{path} has {array.shape[1]} columns: give at most {_MAX_COLUMNS:,}")
     return pd.DataFrame(array, columns=[f"x{column}" for column in range(array.shape[1])])
@@ -234,7 +259,7 @@ def _from_parquet(path: Path) -> "pd.DataFrame":
     return pd.read_parquet(path)
 
 
-def _from_csv(path: Path) -> "pd.DataFrame":
+def _from_csv(path: Path, texts: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
     check_memory(path.stat().st_size, str(path), "give a part of it")
@@ -242,6 +267,11 @@ def _from_csv(path: Path) -> "pd.DataFrame":
     names = [str(name) for name in first.iloc[0]]
     if len(names) > _MAX_COLUMNS:
         raise InputError(f"{path} has {len(names)} columns: give at most {_MAX_COLUMNS:,}")
+    if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
+        raise InputError(
+            f"{path}: its first line, {names[0][:80]}, has {separator[0]!r} and no comma: separate the "
+            "columns by commas, and write fractions with points"
+        )
     given = [name for name in names if name]
     if len(set(given)) < len(given):
         twice = next(name for name in given if given.count(name) > 1)
@@ -253,7 +283,23 @@ def _from_csv(path: Path) -> "pd.DataFrame":
             "belong, and would be lost: put a line such as x,y before it (or, if these are the names, put a "
             "letter before each)"
         )
-    return pd.read_csv(path, index_col=False)
+    frame = pd.read_csv(path, index_col=False, dtype=dict.fromkeys(texts, str))
+    for name in texts:
+        if name in frame:
+            frame[name] = _numbers_or_texts(frame[name])
+    return frame
+
+
+def _numbers_or_texts(cells: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts as the numbers that all of them are, or unchanged if numbers would lose digits of any."""
+    import pandas as pd
+
+    try:
+        numbers = pd.to_numeric(cells, errors="coerce")
+    except OverflowError:  # of a whole number with hundreds of digits
+        return cells
+    lost = cells.str.match(r"\s*[+-]?0\d", na=False) | (numbers.abs() >= _MAX_WHOLE_FLOAT)
+    return cells if lost.any() or (numbers.isna() & cells.notna()).any() else numbers
 
 
 def _is_number(text: str) -> bool:
@@ -268,10 +314,14 @@ def _numbers(where: str, name: str, column: "pd.Series[Any]") -> NDArray[np.floa
     import pandas as pd
 
     # Times, complex numbers and categories would also convert, but not to numbers that anyone meant.
-    not_numeric = column.dtype.kind in "mMc" or isinstance(column.dtype, pd.CategoricalDtype)
+    not_numeric = column.dtype.kind in "mMc" or isinstance(
+        column.dtype, (pd.CategoricalDtype, pd.PeriodDtype)
+    )
     try:
         numbers = pd.to_numeric(column.astype(str) if not_numeric else column, errors="coerce")
     except OverflowError:  # of a whole number with hundreds of digits, which becomes infinite
+        numbers = pd.to_numeric(column.astype(str), errors="coerce")
+    if numbers.dtype.kind == "c":  # of a column of objects
         numbers = pd.to_numeric(column.astype(str), errors="coerce")
     values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     bad = np.flatnonzero(~np.isfinite(values))
@@ -288,8 +338,8 @@ def _texts(where: str, role: str, name: str, column: "pd.Series[Any]") -> list[s
     missing = np.flatnonzero(column.isna().to_numpy())
     if missing.size:
         raise InputError(
-            f"{where}: row {missing[0] + 1}, {role} column {name} is empty: give every row a {role}, "
-            "or leave the row out"
+            f"{where}: row {missing[0] + 1}, {role} column {name} is empty, or holds a word for that such "
+            f"as NA or None: give every row a {role}, or leave the row out"
         )
     cells = column.tolist()
     if all(isinstance(cell, float) and cell.is_integer() for cell in cells):

@@ -18,7 +18,8 @@ SUFFIXES = (".csv", ".parquet", ".npy")
 
 
 def load_table(path, label_column=None, **columns):
-    return table_from_frame(read_frame(path), str(path), DataConfig(label_column=label_column, **columns))
+    config = DataConfig(label_column=label_column, **columns)
+    return table_from_frame(read_frame(path, [label_column or ""]), str(path), config)
 
 
 def write(table: pd.DataFrame, path):
@@ -68,6 +69,34 @@ def test_labels_are_the_text_of_their_cells_whatever_their_type(tmp_path, cells,
     assert load_table(path, "kind").labels == labels
 
 
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["01", "1", "2"], ["01", "1", "2"]),
+        (["9007199254740993.0", "9007199254740992.0", "1"], None),
+        (["1" + "0" * 400, "2", "3"], None),
+        (["2", "10", "3"], None),
+        (["2.0", "1", "3.00"], ["2", "1", "3"]),
+        (["0.50", "1.5", "0.5"], ["0.5", "1.5", "0.5"]),
+        (["True", "False", "True"], None),
+        (["1", "b", "01"], None),
+    ],
+)
+def test_labels_of_a_csv_file_lose_no_digits(tmp_path, cells, labels):
+    path = tmp_path / "points.csv"
+    path.write_text("x,kind\n" + "".join(f"{index},{cell}\n" for index, cell in enumerate(cells)))
+    assert load_table(path, "kind").labels == (labels or cells)
+
+
+def test_a_named_index_that_is_left_out_is_said(tmp_path):
+    frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 5.0]})
+    path = tmp_path / "points.parquet"
+    frame.to_parquet(path)
+    assert load_table(path).notes == ()
+    frame.set_index("x").to_parquet(path)
+    assert load_table(path).columns == ("y",) and "the index x is left out" in load_table(path).notes[0]
+
+
 def test_a_missing_label_column_is_refused_with_the_existing_columns(tmp_path):
     path = write(pd.DataFrame({"a": [1.0], "b": [2.0]}), tmp_path / "points.csv")
     with pytest.raises(InputError, match="--label-column kind: .*; give one of a, b$"):
@@ -106,6 +135,7 @@ def test_a_cell_that_is_not_a_number_is_named_by_row_and_column(tmp_path, cell):
         pd.to_timedelta(["1 day", "2 days"]),
         [[1.0], [2.0]],
         pd.Categorical(["low", "high"]),
+        pd.period_range("2026-01", periods=2, freq="M"),
     ],
 )
 def test_columns_of_other_types_are_refused(tmp_path, cells):
@@ -113,6 +143,12 @@ def test_columns_of_other_types_are_refused(tmp_path, cells):
     path = write(pd.DataFrame({"x": [1.0, 2.0], "odd": cells}), tmp_path / "points.parquet")
     with pytest.raises(InputError, match="row 1, column odd holds"):
         load_table(path)
+
+
+def test_complex_numbers_in_a_column_of_objects_are_refused():
+    frame = pd.DataFrame({"x": pd.Series([3, 1 + 2j], dtype=object)})
+    with pytest.raises(InputError, match="row 2, column x holds"):
+        table_from_frame(frame, "the DataFrame")
 
 
 def test_missing_integers_in_parquet_are_named(tmp_path):
@@ -157,6 +193,7 @@ def test_rows_longer_than_the_header_are_refused(tmp_path):
         ("flat.npy", np.arange(5.0)),
         ("solid.npy", np.zeros((2, 2, 2))),
         ("pickle.npy", np.array([{"run": "this"}], dtype=object)),
+        ("fields.npy", np.zeros((9, 1), dtype=[("a", "f8"), ("b", "f8")])),
     ],
 )
 def test_a_file_that_is_not_a_table_is_refused_in_one_line(tmp_path, name, content):
@@ -168,6 +205,23 @@ def test_a_file_that_is_not_a_table_is_refused_in_one_line(tmp_path, name, conte
     with pytest.raises(InputError) as caught:
         load_table(path)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x;y\n1,5;2,5\n", "has ';' and no comma: separate the columns by commas"),
+        ("x\ty\n1\t2\n", "has '\\\\t' and no comma"),
+        ("x,y\n1,2\n".encode("utf-16"), "is not text in UTF-8: save it as CSV"),
+        ("x,größe\n1,2\n".encode("latin-1"), "is not text in UTF-8"),
+        ("x,kind\n1,a\n2,NA\n", "row 2, label column kind is empty, or holds a word for that such as NA"),
+    ],
+)
+def test_what_other_programs_call_csv_is_refused_with_what_to_change(tmp_path, content, message):
+    path = tmp_path / "points.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=message):
+        load_table(path, "kind")
 
 
 def test_a_pickle_in_an_array_is_not_executed(tmp_path):
