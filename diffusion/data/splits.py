@@ -135,11 +135,14 @@ def _assigned(
     train, val, test = (order[assigned[order] == side] for side in range(len(SIDES)))
     for name, part in zip(SIDES, (train, val, test), strict=True):
         if len(part) < _MIN_EXAMPLES:
-            cause = "split" if groups is None else "groups"
+            cause, remedy = "split", ""
+            if groups is not None and config.group_column is None:
+                cause, remedy = "equal examples, which stay in one split,", ", or fewer that equal others"
+            elif groups is not None:
+                cause, remedy = "groups", f", or smaller groups than those of {config.group_column}"
             raise InputError(
                 f"--data {config.name}: its {cause} would leave {len(part)} examples for {name}; give "
-                f"{_MIN_EXAMPLES} or more"
-                + ("" if groups is None else f", or smaller groups than those of {config.group_column}")
+                f"{_MIN_EXAMPLES} or more{remedy}"
             )
     # Their order is random, so the first are as good as any.
     return SplitIndices(train, val[:limit], test[:limit], is_random=False)

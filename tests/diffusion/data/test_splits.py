@@ -229,3 +229,11 @@ def test_digests_depend_on_the_values_and_not_on_their_memory_layout():
     assert list(digests(values.astype(">f8"))) == expected
     assert list(digests(np.repeat(values, 2, axis=0)[::2])) == expected
     assert len(set(expected)) == 5
+
+
+def test_equal_examples_that_leave_too_few_are_named_as_the_cause():
+    equal = [bytes([index // 15]) for index in range(60)]
+    with pytest.raises(
+        InputError, match="its equal examples, .* 0 examples for val; .*fewer that equal others"
+    ):
+        split_indices(60, 2, DataConfig(), example_digests=equal)
