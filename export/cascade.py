@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion.config import MAX_LOW_RESOLUTION_NOISE
 from diffusion.errors import InputError
+from diffusion.json_values import short_repr
 from export.conditions import LOW_RESOLUTION, LOW_RESOLUTION_NOISE
 from export.contract import SamplerSpec
 from export.labels import Labels
@@ -49,13 +50,18 @@ class Cascade:
         spec: metadata of the last model, whose samples are those of the cascade.
 
     Raises:
-        InputError: there are fewer than two, one after the first receives no low-resolution image, or the
-            images of two that follow each other have other shapes, ranges or classes.
+        InputError: they are no samplers, there are fewer than two, one after the first receives no
+            low-resolution image, or the images of two that follow each other have other shapes, ranges or
+            classes.
 
     Source: Cascaded diffusion, arXiv:2106.15282.
     """
 
     def __init__(self, samplers: Sequence[Stage]) -> None:
+        if odd := [each for each in samplers if not hasattr(each, "spec")]:
+            raise InputError(
+                f"a cascade of {short_repr(odd[0])}: give samplers, such as Sampler(FILE), not files"
+            )
         if len(samplers) < 2:
             raise InputError(f"a cascade of {len(samplers)}: give at least two models")
         for number, (first, second) in enumerate(zip(samplers, samplers[1:], strict=False), start=2):

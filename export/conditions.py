@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion.array_file import read_array
 from diffusion.errors import InputError
 from diffusion.files import user_path
+from diffusion.process.given import real_array
 from export.contract import ConditionSpec
 
 # Conditions of a super-resolution model: the image, and the standard deviation of the noise in it.
@@ -61,9 +62,11 @@ def resolve_conditions(
         specs: the conditions of the model.
 
     Raises:
-        InputError: a condition is missing, unknown, of another shape or not finite.
+        InputError: they are no mapping, or a condition is missing, unknown, of another shape or not finite.
     """
-    given = conditions or {}
+    given = {} if conditions is None else conditions
+    if not isinstance(given, Mapping):
+        raise InputError(f"conditions of type {type(given).__name__}: give {{NAME: ARRAY}}")
     needed = {spec.name: list(spec.shape) for spec in specs}
     for name in given:
         if name not in needed:
@@ -80,10 +83,7 @@ def resolve_conditions(
 
 
 def _values(condition: ArrayLike, num_samples: int, spec: ConditionSpec) -> NDArray[np.float32]:
-    try:
-        values = np.asarray(condition, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"condition {spec.name!r}: give an array of numbers") from error
+    values = real_array(f"condition {spec.name!r}", condition)
     if values.shape == spec.shape:
         values = values[None]
     if values.shape not in ((1, *spec.shape), (num_samples, *spec.shape)):

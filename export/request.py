@@ -1,7 +1,7 @@
 """What a call of the exported sampler is asked for: its options, and the checked request. Loads no torch."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -90,6 +90,10 @@ def seed_list(seeds: Any, seed: Any, num_samples: Any) -> list[int]:
     """Check the seeds of a request, one for each sample."""
     if isinstance(seed, int) and seed != 0:
         raise InputError(f"seed {seed}: seeds are given too; give one of them")
+    if isinstance(seeds, Set | Mapping):
+        raise InputError(
+            f"seeds of type {type(seeds).__name__}: give a list, whose order is that of the samples"
+        )
     try:
         numbers = [whole_number(f"seeds[{index}]", each) for index, each in enumerate(seeds)]
     except TypeError as error:

@@ -216,10 +216,7 @@ def _for_samples(
     name: str, given: ArrayLike, num_samples: int, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """An array of one sample or of all, [1 or num_samples, *shape]."""
-    try:
-        values = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name}: give an array of numbers") from error
+    values = real_array(name, given)
     if values.shape == shape:
         values = values[None]
     if values.shape not in ((1, *shape), (num_samples, *shape)):
@@ -227,6 +224,29 @@ def _for_samples(
             f"{name} has shape {list(values.shape)}: give {list(shape)} for all samples, or "
             f"{[num_samples, *shape]}"
         )
+    return values
+
+
+def real_array(name: str, given: ArrayLike) -> NDArray[np.float64]:
+    """Convert what a program passes as an array of numbers to float64.
+
+    Args:
+        name: name of the argument, for the message.
+        given: what was given.
+
+    Raises:
+        InputError: it is no array of real numbers, or some of its elements are masked, under which any
+            number may stand.
+    """
+    try:
+        array = np.asarray(given)
+        values = None if array.dtype.kind == "c" else array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name}: give an array of numbers") from error
+    if values is None:
+        raise InputError(f"{name} holds complex numbers: give an array of real ones")
+    if np.ma.is_masked(given):
+        raise InputError(f"{name}: elements of it are masked; give an array without a mask, such as filled()")
     return values
 
 

@@ -141,6 +141,7 @@ def test_classes_reach_all_models_that_have_them():
     ("models", "words"),
     [
         (lambda: [sampler_of(2)], "a cascade of 1: give at least two"),
+        (lambda: ["low.onnx", "high.onnx"], "a cascade of 'low.onnx': give samplers"),
         (lambda: [sampler_of(2), sampler_of(4)], "model 2 of the cascade receives no low-resolution image"),
         (lambda: [sampler_of(4), sampler_of(4, 2)], r"of shape \[1, 2, 2\], but .* have shape \[1, 4, 4\]"),
         (lambda: [sampler_of(2, value_range=[0.0, 16.0]), sampler_of(4, 2)], "images of range"),

@@ -254,6 +254,7 @@ def test_batch_size_limits_the_networks_batch(point_sampler):
         ({"seeds": [1]}, "1 seeds for 2 samples"),
         ({"seeds": []}, "0 seeds for 2 samples"),
         ({"seeds": 3}, "seeds 3: give a list"),
+        ({"seeds": {1, 2}}, "seeds of type set: give a list"),
         ({"seeds": [1, 2], "seed": 3}, "seed 3"),
     ],
     ids=str,
