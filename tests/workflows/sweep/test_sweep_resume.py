@@ -311,7 +311,9 @@ def test_a_sweep_that_is_ended_in_any_phase_leaves_nothing_open_and_goes_on(
     else:
         assert status == (0 if recorded == "finished" else STOPPED), sweep.printed()
         assert recorded in (None, "stopped", "finished")
-        assert "RUNNING" not in statuses_in_mlflow(folder)
+        # The second Ctrl-C leaves for later what MLflow has not been sent, as the first one says.
+        is_left = ending == "SIGINT twice" and "could not be sent" in sweep.printed()
+        assert is_left or "RUNNING" not in statuses_in_mlflow(folder)
         assert "Traceback" not in sweep.printed()
         assert not list(folder.rglob(".part-*"))
         is_graceful = phase == "trials" and ending != "SIGINT twice"
