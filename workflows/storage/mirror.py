@@ -37,7 +37,8 @@ def restore(folder: Path, storage: Storage, index: str, leave_out: Collection[st
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     copied = {}
-    for name in storage.files():
+    # The index last: its copy says that the others are there, should this be interrupted.
+    for name in sorted(storage.files(), key=lambda name: name == index):
         content = None if name.partition("/")[0] in leave_out else storage.read_bytes(name)
         if content is None:  # it was deleted in the meantime
             continue

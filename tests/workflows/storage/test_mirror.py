@@ -104,6 +104,24 @@ def test_a_working_copy_that_is_newer_is_kept(open_mirror, storage, tmp_path, lo
     assert (tmp_path / "one" / INDEX).read_text() == (local if kept else remote)
 
 
+@pytest.mark.parametrize("missing", ["a", "trials/z", INDEX])
+def test_a_restore_that_was_interrupted_is_done_again(open_mirror, storage, tmp_path, monkeypatch, missing):
+    for name in ("a", INDEX, "trials/z"):
+        storage.write_text(name, "x\n")
+    original = Storage.read_bytes
+
+    def read_bytes(storage, name):
+        if name == missing and (tmp_path / "one").exists():
+            raise OSError("the storage does not answer")
+        return original(storage, name)
+
+    with monkeypatch.context() as interrupted, pytest.raises(OSError):
+        interrupted.setattr(Storage, "read_bytes", read_bytes)
+        open_mirror("one")
+    open_mirror("one")
+    assert LocalFolder(tmp_path / "one").files() == storage.files()
+
+
 def test_a_copy_of_a_deleted_folder_is_not_taken_for_a_new_one(open_mirror, tmp_path):
     write(tmp_path / "one", INDEX, "of an earlier sweep\n")
     open_mirror("one")
