@@ -8,6 +8,7 @@ import sqlite3
 import time
 import zlib
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -370,6 +371,96 @@ def test_a_resumed_sweep_keeps_its_runs_and_deletes_those_of_unknown_trials(uri)
     for trial_id, expected in (("ended", [10]), ("unfinished", [10, 20]), ("new", [10, 20])):
         history = client.get_metric_history(children[trial_id].info.run_id, "objective")
         assert [entry.step for entry in history] == expected
+
+
+def test_a_resumed_run_and_a_trial_that_is_repeated_are_running_again(uri):
+    first = MlflowTracker(uri, "shapes")
+    parent = first.start("sweep", {}, "/there")
+    first.start_trial("a", {})
+    first.end_trial("a", "failed", "its node died")
+    first.close("stopped")
+    second = MlflowTracker(uri, "shapes")
+    second.resume_sweep(parent, {"a"})
+    assert second.client.get_run(parent).info.status == "RUNNING"
+    second.start_trial("a", {})
+    second.flush()
+    runs = second.client.search_runs([second.experiment_id])
+    assert [run.info.status for run in runs] == ["RUNNING"] * 2
+    second.close("finished")
+
+
+def test_of_several_runs_of_a_trial_the_first_is_kept_on_whatever_page_they_are(uri, monkeypatch):
+    """An answer that is lost makes MLflow's client create a run twice."""
+    first = MlflowTracker(uri, "shapes")
+    parent = first.start("sweep", {}, "/there")
+    for trial_id in ("a", "b"):
+        first.start_trial(trial_id, {})
+    first.flush()
+    client, experiments = first.client, [first.experiment_id]
+    children = [run for run in client.search_runs(experiments) if run.info.run_id != parent]
+    for run in children:
+        client.create_run(first.experiment_id, run.info.start_time + 1000, run.data.tags)
+    second = MlflowTracker(uri, "shapes")
+    monkeypatch.setattr(second.client, "search_runs", partial(second.client.search_runs, max_results=1))
+    second.resume_sweep(parent, {"a", "b"})
+    second.close("finished")
+    kept = {run.info.run_id for run in client.search_runs(experiments)}
+    assert kept == {parent, *(run.info.run_id for run in children)}
+
+
+def test_a_finished_run_that_is_extended_and_then_deleted_in_mlflow_is_sent_to_a_new_one(uri, tmp_path):
+    def opened():
+        tracker = MlflowTracker(uri, "shapes")
+        tracker.keep_entries(tmp_path / "run")
+        return tracker
+
+    first = opened()
+    run_id = first.start("one", {"seed": 0}, str(tmp_path / "run"))
+    first.log({"val/mse": 1.0}, 10)
+    first.close("finished")
+    extended = opened()
+    assert extended.resume(run_id) == {10}
+    extended.log({"val/mse": 0.5}, 20)
+    extended.close("stopped")
+    extended.client.delete_run(run_id)
+    last = opened()
+    last.send_kept(run_id)
+    last.close(None)
+    (run,) = last.client.search_runs([last.experiment_id])
+    assert run.info.run_id == last.run_id != run_id
+    assert (run.info.run_name, run.data.params, run.data.metrics) == ("one", {"seed": "0"}, {"val/mse": 0.5})
+
+
+def test_a_finished_run_keeps_its_entries_until_the_store_has_taken_them(uri, tmp_path, monkeypatch):
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.keep_entries(tmp_path)
+    run_id = tracker.start("one", {})
+
+    def refuse(*_values):
+        raise MlflowException("API request failed with exception: connection refused")
+
+    monkeypatch.setattr(tracker.client, "set_terminated", refuse)
+    monkeypatch.setattr(send_queue, "_PATIENCE", 0.1)
+    tracker.close("finished")
+    assert tracker.unsent == 1
+    later = MlflowTracker(uri, "shapes")
+    later.keep_entries(tmp_path)
+    later.send_kept(run_id)
+    later.close(None)
+    assert later.client.get_run(run_id).info.status == "FINISHED"
+    assert later.unsent == 0 and not (tmp_path / "tracking").exists()
+
+
+def test_why_an_entry_was_refused_does_not_show_the_password(uri, monkeypatch):
+    def refuse(*_values):
+        raise MlflowException("http://me:s3cr3t@host refused it", error_code=BAD_REQUEST)
+
+    tracker = MlflowTracker(uri, "shapes")
+    tracker.start("sweep", {})
+    monkeypatch.setattr(tracker.client, "set_tag", refuse)
+    tracker.tag({"champion": "a"})
+    tracker.close("finished")
+    assert tracker.refused == ["tags: http://***@host refused it"]
 
 
 def test_a_run_that_was_killed_before_it_wrote_anything_is_reused(uri):
