@@ -75,6 +75,18 @@ def test_a_misleading_rung_stops_no_trial_while_a_predictive_one_does():
     assert report_result(predictive, "x", 100, 9.0) == TrialScheduler.STOP
 
 
+def test_an_eager_rung_that_has_been_shown_to_mislead_stops_no_trial():
+    """Eager is about rungs of which nothing is known yet."""
+    scheduler = at_once(POINTS)
+    observe_finished(scheduler, [1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0])
+    assert report_result(scheduler, "x", 100, 9.0) == TrialScheduler.CONTINUE
+
+
+def test_a_trial_that_is_as_good_as_the_only_one_before_continues():
+    scheduler = at_once(POINTS)
+    assert [report_result(scheduler, name, 100, 1.0) for name in "ab"] == [TrialScheduler.CONTINUE] * 2
+
+
 def test_the_rank_correlation_is_spearmans():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(1)

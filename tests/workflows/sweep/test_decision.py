@@ -105,6 +105,10 @@ def test_two_percent_of_the_cost_do_not_count():
     assert decided(a, finalist("b", 1.001, cost=0.94)).ranking == ("b", "a")
 
 
+def test_of_two_with_the_same_objective_the_cheaper_comes_first_however_little_it_saves():
+    assert decided(finalist("a", cost=1.0), finalist("b", cost=0.99)).champion == "b"
+
+
 def test_the_training_seed_belongs_to_the_error_of_the_objective():
     difference = with_training_seed(Estimate(0.004, 0.001), 0.002)
     assert difference.standard_error == pytest.approx(math.sqrt(0.001**2 + 2 * 0.002**2))
@@ -173,6 +177,19 @@ def test_in_a_circle_the_lowest_objective_wins():
     decision = decide(finalists, compare)
     assert decision.champion == "b"
     assert any("although trial a beats it" in sentence for sentence in decision.sentences())
+
+
+def test_one_that_a_circle_beats_does_not_win_for_its_objective():
+    """a beats x, which equals all others; a, b and c go in a circle, in which b has the lowest objective."""
+    better = {("a", "b"), ("b", "c"), ("c", "a"), ("a", "x")}
+
+    def compare(first, second, round):
+        sign = ((second, first) in better) - ((first, second) in better)
+        return Comparison(Estimate(0.0, 1.0), dict.fromkeys(("distance", "auc"), Estimate(sign, 0.1)), 9)
+
+    objectives = {"x": 0.0, "a": 3.0, "b": 1.0, "c": 2.0}
+    decision = decide([finalist(*each) for each in objectives.items()], compare)
+    assert decision.ranking == ("b", "c", "a", "x")
 
 
 def test_a_cheap_second_that_another_one_beats_does_not_replace_an_equal_first():

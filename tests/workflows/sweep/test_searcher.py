@@ -101,6 +101,18 @@ def test_failed_trials_give_the_search_no_objective(tmp_path):
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 3
 
 
+def test_only_trials_that_were_trained_and_ended_well_give_the_search_an_objective(tmp_path):
+    """A training that diverged has good objectives of earlier, which its parameters do not deserve."""
+    records = TrialRecords(tmp_path)
+    expected = {"finished": "COMPLETE", "stopped": "COMPLETE", "diverged": "FAIL", "failed": "FAIL"}
+    for number, status in enumerate(expected):
+        records.start(f"t{number}", {"training.learning_rate": 1e-3, "schedule.num_train_timesteps": 50})
+        records.add_evaluation(f"t{number}", 10, {"objective": 1.0})
+        records.end(f"t{number}", status, "", 1.0)
+    study = searcher(records)._ot_study
+    assert [trial.state.name for trial in study.trials] == list(expected.values())
+
+
 def test_ranges_are_searched_on_a_logarithmic_scale(tmp_path):
     """From 1e-4 to 1e-2 the median is 1e-3 on a logarithmic scale, and 5e-3 on a linear one."""
     search = searcher(TrialRecords(tmp_path), "random")
@@ -119,7 +131,9 @@ def suggestions(tmp_path, space, count, algorithm="random", initial_points=()):
     assert [search.suggest(f"t{number}") for number in range(count)] == found, "a trial keeps its values"
     for number in range(count):
         search.on_trial_complete(f"t{number}", {"objective": 1.0})
-    assert sum(trial.state.name == "COMPLETE" for trial in search._ot_study.trials) == count
+    states = [trial.state.name for trial in search._ot_study.trials]
+    assert states.count("COMPLETE") == count
+    assert states.count("FAIL") == len(states) - count, "discarded draws are failed trials of Optuna's"
     return [wasted_fraction(Config().with_values(values).schedule.build()) for values in found], found
 
 
