@@ -1,5 +1,7 @@
 """Chains of exported models, with networks that tell what they received."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -8,7 +10,7 @@ from onnx import TensorProto, helper
 from diffusion.errors import InputError
 from diffusion.process.samplers import sampler_table
 from diffusion.process.schedules import NoiseSchedule
-from export.cascade import Cascade
+from export.cascade import Cascade, cascade_files
 from export.conditions import LOW_RESOLUTION, LOW_RESOLUTION_NOISE
 from export.contract import ConditionSpec, SamplerSpec
 from export.noise import condition_noise, normal_noise, stage_seed, threefry
@@ -122,6 +124,28 @@ def test_each_model_has_noise_of_its_own():
     for index, one in enumerate(noises):
         for other in noises[:index]:
             assert abs(float(np.corrcoef(one[0], other[0])[0, 1])) < 0.999
+
+
+def test_the_time_limit_is_that_of_all_models_together(samplers, monkeypatch):
+    now, limits = [0.0], []
+
+    def stage(sampler):
+        def sample(num_samples, *, time_limit, **_options):
+            limits.append(time_limit)
+            now[0] += 2.0
+            return np.zeros((num_samples, *sampler.spec.shape), np.float32)
+
+        return SimpleNamespace(spec=sampler.spec, sample=sample)
+
+    monkeypatch.setattr("export.cascade.time", SimpleNamespace(monotonic=lambda: now[0]))
+    Cascade([stage(each) for each in samplers]).sample(2, time_limit=5.0)
+    assert limits == [5.0, 3.0, 1.0]
+
+
+def test_the_files_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 2, 1):
+        (tmp_path / f"{number}.onnx").touch()
+    assert [path.name for path in cascade_files(tmp_path)] == ["1.onnx", "2.onnx", "10.onnx"]
 
 
 def test_classes_reach_all_models_that_have_them():

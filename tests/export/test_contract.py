@@ -179,6 +179,13 @@ def test_a_table_with_an_infinite_factor_is_refused(metadata, column):
     assert "finite" in refused({**metadata, "ray_ddpm.table": encoded(table, "<f8")})
 
 
+@pytest.mark.parametrize("row", [0, -1])
+def test_alphas_cumprod_that_are_not_finite_are_refused(metadata, row):
+    values = np.frombuffer(base64.b64decode(metadata["ray_ddpm.alphas_cumprod"]), "<f8").copy()
+    values[row] = np.nan
+    assert "finite" in refused({**metadata, "ray_ddpm.alphas_cumprod": encoded(values, "<f8")})
+
+
 def test_an_empty_table_is_refused(metadata):
     empty = {"ray_ddpm.timesteps": "", "ray_ddpm.table": "", "ray_ddpm.alphas_cumprod": encoded([1.0], "<f8")}
     assert refused({**metadata, **empty})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.errors import InputError
-from export.contract import SPEC_KEY, SamplerSpec
+from export.contract import FAST, SPEC_KEY, SamplerSpec
 from export.output import save_samples
 
 VALUES = (
@@ -101,6 +101,31 @@ def test_values_of_wrong_types_are_refused(point_onnx, metadata_of, path, value)
     with pytest.raises(InputError, match="metadata is damaged") as caught:
         SamplerSpec.from_metadata(metadata | {SPEC_KEY: json.dumps(tree)})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eta", -0.1),
+        ("eta", 1.1),
+        ("guidance_scale", -1.0),
+        ("guidance_scale", 101.0),
+        ("num_steps", 0),
+        ("variance", "learned"),
+        ("spacing", "even"),
+        ("clip", [1.0, -1.0]),
+        (FAST, {"name": "ddim", "num_steps": 0}),
+        (FAST, {"name": "ddim", "num_steps": 10**6}),
+        (FAST, {"name": "no name", "num_steps": 2}),
+        (FAST, {"name": "ddim"}),
+    ],
+    ids=str,
+)
+def test_samplers_out_of_range_are_refused(point_onnx, metadata_of, name, value):
+    metadata = metadata_of(point_onnx)
+    tree = replaced(json.loads(metadata[SPEC_KEY]), ("sampler", name), value)
+    with pytest.raises(InputError, match="metadata is damaged"):
+        SamplerSpec.from_metadata(metadata | {SPEC_KEY: json.dumps(tree)})
 
 
 @pytest.mark.parametrize("value", [None, [1.0], [0.0, "1"], [2.0, 1.0], 5])
