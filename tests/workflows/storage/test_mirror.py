@@ -169,6 +169,22 @@ def test_a_file_that_is_deleted_while_it_is_copied_is_left_out(open_mirror, stor
     assert storage.files() == ["a"]
 
 
+def test_a_file_that_changes_while_it_is_copied_is_copied_again(open_mirror, storage, tmp_path, monkeypatch):
+    original = Storage.write_bytes
+
+    def change(storage, name, content):
+        write(tmp_path / "one", "a", "longer")
+        original(storage, name, content)
+
+    mirror = open_mirror("one")
+    write(tmp_path / "one", "a", "1")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Storage, "write_bytes", change)
+        mirror.copy()
+    mirror.copy()
+    assert storage.read_text("a") == "longer"
+
+
 def test_what_was_restored_is_not_copied_back(open_mirror, storage, tmp_path, monkeypatch):
     first = open_mirror("one")
     write(tmp_path / "one", "trials/a", "x")
