@@ -171,9 +171,7 @@ def test_a_server_that_is_down_is_reported_in_one_line_at_once():
 
 
 def test_a_driver_that_is_not_installed_is_named():
-    with pytest.raises(
-        InputError, match=r"//\*\*\*@here/mlflow: it needs the Python package psycopg2"
-    ):
+    with pytest.raises(InputError, match=r"//\*\*\*@here/mlflow: it needs the Python package psycopg2"):
         open_store("postgresql+psycopg2://me:secret@here/mlflow")
 
 
