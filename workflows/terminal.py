@@ -4,8 +4,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from contextlib import contextmanager, suppress
+from typing import IO, Any, ClassVar, Self, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -85,6 +85,43 @@ def print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class RunConsole(Console):
+    """Console of a run, which goes on without its output.
+
+    A terminal may be closed, the reader of a pipe may end, and the disk of a log may be full.
+    """
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream that is written to; a failure of it is ignored."""
+        return cast(IO[str], _LossyStream(super().file))
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
+
+class _LossyStream:
+    """A stream whose failures are ignored."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """Write a text, or lose it."""
+        # ValueError: the stream is closed. RuntimeError: a signal, which prints, has interrupted a write.
+        with suppress(OSError, ValueError, RuntimeError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush what is written, or lose it."""
+        with suppress(OSError, ValueError, RuntimeError):
+            self._stream.flush()
+
+
 class Steps:
     """Prints a line for each step that takes seconds; in a terminal, a clock runs under the last one.
 
@@ -156,7 +193,7 @@ def waiting(text: str, *, quiet: bool = False) -> Iterator[None]:
         text: what runs.
         quiet: show nothing.
     """
-    steps = Steps(Console(stderr=True, quiet=quiet))
+    steps = Steps(RunConsole(stderr=True, quiet=quiet))
     steps.run_clock(text)
     try:
         yield
@@ -176,7 +213,7 @@ class ProgressBar:
     """
 
     def __init__(self, name: str, unit: str, total: int, *, quiet: bool = False, **fields: Any) -> None:
-        self.console = Console(quiet=quiet)
+        self.console = RunConsole(quiet=quiet)
         self._steps = Steps(self.console)
         width = self.console.width
         self._bar = Progress(

@@ -1,11 +1,16 @@
 """Clocks of steps, lines of prose and columns of tables; no terminal is needed."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from workflows.terminal import Steps, hide_columns, number, print_line
+from workflows.sweep.table_view import SweepTable
+from workflows.terminal import Steps, TrainingProgress, hide_columns, number, print_line
 
 
 def terminal(width=40):
@@ -82,3 +87,64 @@ def test_columns_stay_in_the_order_of_their_importance_where_there_is_room(width
 )
 def test_numbers_have_the_digits_that_matter(value, text):
     assert number(value) == text
+
+
+class BrokenStream(io.StringIO):
+    """A closed terminal, a pipe without a reader, or a log on a full disk."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "EIO"), OSError(28, "ENOSPC"), BrokenPipeError(), ValueError(), RuntimeError()]
+)
+@pytest.mark.parametrize("view", [TrainingProgress, SweepTable])
+def test_a_run_goes_on_without_its_output(monkeypatch, view, error):
+    arguments = ("run", 10) if view is TrainingProgress else ("run", 2, 10)
+    monkeypatch.setattr(sys, "stdout", BrokenStream(error))
+    run = view(*arguments)
+    with run:
+        run.print("a line")
+    run.step("exporting")
+    run.end_step()
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed():
+    """The same with a bar that a thread draws, which Rich writes by itself."""
+    pty = pytest.importorskip("pty")
+    script = (
+        "import os, sys\n"
+        "from workflows.terminal import TrainingProgress\n"
+        "with TrainingProgress('run', 10) as view:\n"
+        "    assert view.console.is_terminal\n"
+        "    view.print('begun')\n"
+        "    sys.stdin.read()\n"
+        "    view.print('more')\n"
+        "    view.step('exporting')\n"
+        "    view.end_step()\n"
+        "os._exit(7)\n"
+    )
+    controller, terminal_file = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=terminal_file,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TERM": "xterm"},
+    )
+    os.close(terminal_file)
+    seen = b""
+    while b"begun" not in seen:
+        seen += os.read(controller, 1000)
+    os.close(controller)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (7, b"")

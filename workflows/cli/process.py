@@ -20,7 +20,7 @@ def on_interrupt(text: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\n{text}", file=sys.stderr, flush=True)
+        _print_error(f"\n{text}")
         raise
 
 
@@ -58,7 +58,7 @@ def exit_status(
         with extra_named("this command", extra):
             return main(arguments)
     except InputError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
+        _print_error(f"error: {redact(str(error))}")
         return 2
 
 
@@ -84,11 +84,18 @@ def run(main: Callable[[Sequence[str]], int], extra: str | None = None) -> None:
     try:
         status = exit_status(main, sys.argv[1:], extra)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        _print_error("interrupted")
+        with suppress(OSError):
+            sys.stdout.flush()
         # A normal exit would let each of Ray's running threads print that it is being shut down.
         os._exit(STOPPED)
     except SystemExit as error:  # of the parser of the command line
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         raise
     sys.exit(status)
+
+
+def _print_error(line: str) -> None:
+    """Print a line on stderr, if that is possible: a closed terminal must not change the exit status."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from diffusion.metrics import OBJECTIVE, SAMPLE_DISTANCE, VAL_MSE
 from workflows.sweep.trial_records import TrialRecord
-from workflows.terminal import Steps, hide_columns, number, print_line
+from workflows.terminal import RunConsole, Steps, hide_columns, number, print_line
 
 _MAX_ROWS = 24
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "pruned": "magenta"}
@@ -67,7 +66,7 @@ class SweepTable:
     def __init__(
         self, name: str, num_trials: int | None, num_updates: int, *, folder: str = "", quiet: bool = False
     ) -> None:
-        self.console = Console(quiet=quiet)
+        self.console = RunConsole(quiet=quiet)
         self._name, self._num_trials, self._num_updates = name, num_trials, num_updates
         self._of_total = "" if num_trials is None else f"/{num_trials}"
         self._folder = folder

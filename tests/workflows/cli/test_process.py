@@ -63,3 +63,12 @@ def test_cpp_destructors_do_not_run():
     assert run_script(crash).returncode == 0
     without_run = f"import ctypes\ndef main(): {crash}\nmain()"
     assert subprocess.run([sys.executable, "-c", without_run], timeout=300).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [("raise InputError('a')", 2), ("raise KeyboardInterrupt", 3)],
+)
+def test_the_status_is_the_same_where_nothing_can_be_printed(body, status):
+    body = f"sys.stdout = sys.stderr = open('/dev/full', 'w', buffering=1)\n{body}"
+    assert run_script(body).returncode == status
