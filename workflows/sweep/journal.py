@@ -1,13 +1,15 @@
 """The journal of a sweep: a file of what happens to its trials, from which a resumed sweep goes on."""
 
+import errno
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion.errors import InputError
-from diffusion.files import parse_json, path_kind, read_file, sync
+from diffusion.files import parse_json, path_kind, read_file, replacing, sync
 from workflows.status import TrialStatus
 from workflows.storage.tagged_records import TaggedRecords
 
@@ -77,6 +79,8 @@ _EVENTS = TaggedRecords[TrialEvent](
 class Journal:
     """An append-only file of events, one JSON object per line, that survives crashes and power cuts.
 
+    A journal that is deleted or cut while the sweep runs is written anew with the next event.
+
     Args:
         path: path of the file; created if missing. An incomplete last line is removed.
     """
@@ -84,18 +88,29 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         _prepare_for_append(path)
+        self._content = bytearray(path.read_bytes())
 
     def write(self, event: TrialEvent) -> None:
         """Append an event; it is on disk when this returns.
 
         Raises:
-            OSError: the disk is full or failing.
+            OSError: the disk is full or failing; the file is as before.
         """
-        line = json.dumps(_EVENTS.to_tree(event))
-        with self._path.open("a") as file:
-            file.write(f"{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = f"{json.dumps(_EVENTS.to_tree(event))}\n".encode()
+        if not self._path.exists() or self._path.stat().st_size < len(self._content):
+            with replacing(self._path) as part:
+                part.write_bytes(self._content)
+        with self._path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(size)  # a later event must not continue this line
+                raise
+        self._content += line
 
 
 def read_journal(path: Path) -> list[TrialEvent]:
