@@ -206,6 +206,8 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
             )
         view.step("choosing the finalists")
         stop_ray()
+        for line in records.leave_out_damaged():
+            view.print(f"warning: {line}")
         records.add_paired_errors()
         records.write_csv()
         tracker.log({f"{RUNG_SPEARMAN}{rung}": value for rung, value in correlations.items()}, 0)

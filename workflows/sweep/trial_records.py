@@ -40,7 +40,7 @@ from workflows.sweep.journal import (
     TrialEvent,
     read_journal,
 )
-from workflows.training.evaluation_files import MODEL_FILES, PICTURES, read_objective
+from workflows.training.evaluation_files import MODEL_FILES, PICTURES, check_model_files, read_objective
 
 INTERRUPTED = "the sweep was interrupted"  # reason of a trial that runs again when the sweep is resumed
 _PAUSE_PER_WRITE = 20.0  # between two writes of trials.csv, in units of the time that the last one took
@@ -112,6 +112,7 @@ class TrialRecords:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._records: dict[str, TrialRecord] = {}
+        self._damaged: set[str] = set()  # IDs of trials whose model files are
         self.previous_seconds = 0.0
         journal = directory / JOURNAL_FILE
         for event in read_journal(journal):
@@ -181,9 +182,22 @@ class TrialRecords:
         usable = [
             record
             for record in self
-            if record.status in ("finished", "stopped") and np.isfinite(record.objective)
+            if record.status in ("finished", "stopped")
+            and np.isfinite(record.objective)
+            and record.trial_id not in self._damaged
         ]
         return sorted(usable, key=lambda record: (record.objective, record.trial_id))
+
+    def leave_out_damaged(self) -> list[str]:
+        """Leave trials whose model files are missing or damaged out of `ranked`; returns a line for each."""
+        lines = []
+        for record in self.ranked():
+            try:
+                check_model_files(self.folder(record.trial_id))
+            except InputError as error:
+                self._damaged.add(record.trial_id)
+                lines.append(f"trial {record.trial_id} is left out: {error}, and resume the sweep")
+        return lines
 
     def measured_objective(self, trial_id: str) -> MeasuredObjective:
         """The objective of a trial's model, per example if that is known."""

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusion.config import Config
+from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
+from diffusion.files import os_reason, read_json
 from diffusion.plots import draw_samples, samples_per_picture
 from diffusion.process.generate import cycling_condition, generate
 from diffusion.registry import OBJECTIVES
@@ -129,6 +132,24 @@ def _draw(model: TrainedModel, count: int, title: str, inputs: Sequence[Tensor])
     )
     pixels = data.denormalise(samples.cpu().numpy())
     return draw_samples(pixels, data.range, title=title, num_classes=data.num_classes)
+
+
+def check_model_files(folder: Path) -> None:
+    """Check that the `MODEL_FILES` of an evaluation are whole, without reading the weights.
+
+    Raises:
+        InputError: one is missing, except for the bound per example, or damaged.
+    """
+    read_json(folder / "config.json", "the folder of a trial")
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="np"):  # compares the size with that of the tensors
+            pass
+        path = folder / _ELBO
+        if path.exists():
+            np.load(path)
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({os_reason(error)}): restore it from a copy") from error
 
 
 def read_objective(folder: Path, objective: str, metrics: Mapping[str, float]) -> MeasuredObjective:

@@ -1,8 +1,11 @@
 """Records of trials: ranking, trials.csv, files and the journal."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from workflows.sweep import trial_records
 from workflows.sweep.journal import read_journal
@@ -221,3 +224,42 @@ def test_a_journal_cut_off_at_any_byte_keeps_its_complete_events(records, tmp_pa
         num_complete = content[:length].count(b"\n")
         assert len(read_journal(folder / "journal.jsonl")) == num_complete + 1 <= num_events
         assert TrialRecords(folder)["z"].params == {"schedule.beta_end": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", None),
+        ("config.json", b""),
+        ("config.json", bytes(100)),
+        ("model.safetensors", None),
+        ("model.safetensors", b""),
+        ("model.safetensors", bytes(200)),
+        ("model.safetensors", 0.9),
+        ("elbo_per_example.npy", b""),
+        ("elbo_per_example.npy", 0.9),
+        ("elbo_per_example.npy", bytes(200)),
+    ],
+)
+def test_a_trial_with_damaged_files_is_left_out_and_named(tmp_path, file, content):
+    """It would be the best; without a word another one would be the champion, or each resume would fail."""
+    records = TrialRecords(tmp_path)
+    for trial_id, objective in (("a", 0.1), ("b", 0.5)):
+        evaluated(records, trial_id, objective, best=1)
+        folder = records.folder(trial_id)
+        save_file({"weight": np.zeros(50)}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+        np.save(folder / "elbo_per_example.npy", np.full(50, objective))
+    assert records.leave_out_damaged() == []
+    path = records.folder("a") / file
+    if content is None:
+        path.unlink()
+    elif isinstance(content, float):
+        os.truncate(path, int(content * path.stat().st_size))
+    else:
+        path.write_bytes(content)
+    (line,) = records.leave_out_damaged()
+    assert line.startswith("trial a is left out: ") and file in line and "\n" not in line
+    records.add_paired_errors()
+    assert list(records.finalists(0.0)) == ["b"] and records.picked_by_mse() == "b"
+    assert records["a"].status == "finished", "it is kept as it was"
