@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion.errors import InputError, nearest
-from diffusion.files import FormatError
 from diffusion.metrics import (
     AUC,
     BEST_UPDATE,
@@ -80,7 +79,7 @@ def list_runs(storage: Storage) -> int:
     for name in storage.names():
         try:
             record = read_record(storage.child(name))
-        except FormatError as error:
+        except InputError as error:
             unreadable.append(str(error))
             continue
         if record is not None:
@@ -282,10 +281,10 @@ def _record(storage: Storage, name: str) -> RunRecord:
 
 
 def _json(folder: Storage, path: str) -> dict[str, Any] | None:
-    """A JSON file of a run, or None if it is missing or damaged."""
+    """A JSON file of a run, or None if it is missing, damaged or cannot be read."""
     try:
         tree = json.loads(folder.read_text(path) or "null")
-    except ValueError:
+    except (OSError, ValueError):
         return None
     return tree if isinstance(tree, dict) and "config" in tree else None
 

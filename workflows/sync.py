@@ -1,5 +1,6 @@
 """Send to MLflow what runs have kept for it while it could not be reached: `python -m workflows.sync`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,14 +11,15 @@ from workflows.environment import default_output_dir, set_defaults
 
 
 def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> int:
-    """Send what runs have kept, and return the exit status: 1 if the store does not take all of it.
+    """Send what runs have kept, and return the exit status: 1 if something of it is left.
 
     Args:
         arguments: command-line arguments.
         prog: name of the command in its help.
 
     Raises:
-        InputError: there is no such run, a run is running, or the store cannot be used.
+        InputError: there is no such run, a run that is named is running or damaged, or the store cannot be
+            used.
     """
     parser = OneLineParser(
         prog=prog, description="Send to MLflow what runs have kept for it while it could not be reached."
@@ -56,18 +58,21 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
         from workflows.tracking.tracker import open_tracker, resolve_tracking_uri
 
     uri = resolve_tracking_uri(options.tracking_uri)
-    num_runs, num_left = 0, 0
-    for name in options.runs or names:
+
+    def send(name: str) -> int | None:
+        """Send what a run has kept, and return how many entries are left; None if it has kept none."""
         folder = storage.child(name)
         if not folder.exists(ENTRIES_FILE):
-            continue
+            return None
         local = SweepLogger.local_folder(folder)  # no training in a bucket keeps entries
         entries, num_done = read_entries(local / FOLDER)
-        record = read_record(folder) if len(entries) > num_done else None
-        if record is None:
-            continue
+        if len(entries) == num_done:
+            return None
         lock = RunLock(local)
         try:
+            record = read_record(folder)
+            if record is None:
+                raise InputError(f"{folder} has no run.json: restore it from a copy, and sync again")
             tracker = open_tracker(uri, record.experiment)
             tracker.keep_entries(local)
             with waiting(f"sending {name} to {tracker.name}"):
@@ -79,15 +84,25 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.sync") -> in
                 Mirror(local, folder, JOURNAL_FILE, print).copy()
         finally:
             lock.release()
-        num_runs, num_left = num_runs + 1, num_left + tracker.unsent
         for reason in tracker.refused:
             print(f"{name}: {tracker.name} refused this for good: {reason}")
         left = f"; {tracker.unsent} could not be sent" if tracker.unsent else ""
         num_sent = len(entries) - num_done - len(tracker.refused) - tracker.unsent
         print(f"{name}: sent {max(0, num_sent)} entries to {tracker.name} at {tracker.location}{left}")
-    if not num_runs:
+        return tracker.unsent
+
+    num_left: list[int | None] = []
+    for name in options.runs or names:
+        try:
+            num_left.append(send(name))
+        except InputError as error:  # a run that is running or damaged must not keep the others from it
+            if options.runs:
+                raise
+            print(f"warning: {error}", file=sys.stderr)
+            num_left.append(1)
+    if all(each is None for each in num_left):
         print("Nothing is left to send.")
-    return 1 if num_left else 0
+    return 1 if any(num_left) else 0
 
 
 if __name__ == "__main__":

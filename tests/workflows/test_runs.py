@@ -137,3 +137,13 @@ def test_the_records_can_be_kept_and_a_store_without_them_is_no_obstacle(store, 
     assert runs.main(["delete", "runs/t", "--yes", *elsewhere]) == 0
     assert "nothing in sqlite" in capsys.readouterr().out
     assert not any(store.iterdir()) and not (store.parent / "other.db").exists()
+
+
+def test_a_damaged_run_hides_no_other(store, capsys):
+    (store / "t" / "run.json").write_bytes(bytes(300))
+    (store / "s" / "champion" / "config.json").unlink()
+    (store / "s" / "champion" / "config.json").mkdir()
+    assert runs.main([]) == 0
+    output = capsys.readouterr()
+    assert "s" in rows(output.out) and "t" not in rows(output.out)
+    assert output.err.startswith("warning: ") and "t/run.json is damaged" in output.err

@@ -1,5 +1,7 @@
 """`workflows.sync` sends what runs have kept, and says what it did."""
 
+import shutil
+
 import pytest
 from mlflow import MlflowClient
 
@@ -70,3 +72,21 @@ def test_a_run_that_is_running_is_refused_and_so_is_one_that_is_not_there(run, c
     assert exit_status(sync.main, ["two"]) == 2
     assert capsys.readouterr().err.startswith("error: two: no such run in runs;")
     assert exit_status(sync.main, ["--output-dir", "nowhere"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("run.json", b"", "run.json is damaged"),
+        ("run.json", None, "has no run.json"),
+        ("tracking/entries.jsonl", b"\0\n", "entries.jsonl, line 1, is damaged"),
+    ],
+)
+def test_a_damaged_run_keeps_no_other_from_being_sent(run, file, content, words, capsys):
+    shutil.copytree(run.path, damaged := run.path.with_name("damaged"))
+    (damaged / file).unlink() if content is None else (damaged / file).write_bytes(content)
+    assert exit_status(sync.main, []) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("one: sent ")
+    assert output.err.startswith("warning: ") and words in output.err and output.err.count("\n") == 1
+    assert exit_status(sync.main, ["damaged"]) == 2
