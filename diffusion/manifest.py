@@ -1,5 +1,6 @@
 """manifest.json: size and sha256 of every file in a folder, to detect damage before the files are used."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,6 +14,16 @@ from diffusion.json_values import fits
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _OWN_KEYS = ("format_version", "files", "sha256")
+# Errors that say nothing about a file, which may be whole.
+_NOT_OF_THE_FILE = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 
 
 class DamagedError(InputError):
@@ -52,6 +63,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: a file, or the manifest itself, is missing, cut short, altered or cannot be read.
+        OSError: a file cannot be opened for a reason that says nothing about it, such as its permissions or
+            too many open files.
     """
     tree = _read(directory)
     for name, expected in tree["files"].items():
@@ -62,7 +75,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         except FileNotFoundError:
             raise _damaged(directory / name, "it is missing") from None
         except OSError as error:
-            raise _damaged(directory / name, f"it cannot be read: {error.strerror}") from error
+            raise _unreadable(directory / name, error) from error
         if size != expected.get("bytes"):
             raise _damaged(directory / name, f"{size} bytes instead of {expected.get('bytes')}")
         if digest != expected.get("sha256"):
@@ -113,7 +126,7 @@ def _read(directory: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise _damaged(directory / MANIFEST, "it is missing") from None
     except OSError as error:
-        raise _damaged(directory / MANIFEST, f"it cannot be read: {error.strerror}") from error
+        raise _unreadable(directory / MANIFEST, error) from error
     return parse_manifest(content, directory / MANIFEST)
 
 
@@ -129,6 +142,13 @@ def _serialised(body: Mapping[str, Any]) -> bytes:
     """Serialise a manifest and append its own sha256, so that altered facts are detected too."""
     digest = hashlib.sha256(json.dumps(body, indent=2).encode()).hexdigest()
     return (json.dumps({**body, "sha256": digest}, indent=2) + "\n").encode()
+
+
+def _unreadable(path: Path, error: OSError) -> Exception:
+    """What to raise if a file cannot be read."""
+    if error.errno in _NOT_OF_THE_FILE:
+        return error
+    return _damaged(path, f"it cannot be read: {error.strerror}")
 
 
 def _damaged(where: str | Path, reason: str) -> DamagedError:

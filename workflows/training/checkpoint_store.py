@@ -141,7 +141,7 @@ class CheckpointStore:
             shutil.rmtree(folder, ignore_errors=True)
             with self._read_errors():
                 self._storage.download_folder(name, folder)
-            read_manifest(folder)
+                read_manifest(folder)
         except (FileNotFoundError, DamagedError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             location = self._storage.child(name)

@@ -210,6 +210,30 @@ def test_all_damaged_checkpoints_are_reported_newest_first(local, tmp_path):
     assert [name in line for name, line in zip(("03", "02", "01"), lines, strict=True)] == [True] * 3
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_opened_now_is_not_taken_for_a_damaged_one(
+    local, tmp_path, monkeypatch, number
+):
+    """An older one, or none, would be resumed from, and the newest be replaced."""
+    store = CheckpointStore(local, keep=3)
+    for update in (1, 2):
+        store.save(writer(update), update, None)
+    real_open = Path.open
+
+    def fail(path, *arguments, **options):
+        if path.name == "a.txt" and path.is_relative_to(tmp_path / "loaded"):
+            raise OSError(number, os.strerror(number))
+        return real_open(path, *arguments, **options)
+
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        with pytest.raises(InputError, match=os.strerror(number)) as error:
+            newest(store, tmp_path, lines.append)
+    assert not isinstance(error.value, DamagedError) and lines == []
+    assert newest(store, tmp_path, lines.append) == (2, "2") and lines == []
+
+
 def test_a_training_that_skipped_a_damaged_checkpoint_keeps_its_new_ones(storage, tmp_path):
     store = CheckpointStore(storage, keep=2)
     for update in (10, 20, 30):
