@@ -61,6 +61,7 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
         self.status: Status = "failed"
         self.reason = self.input_error = ""
         self._logged: set[int] = set()
+        self._has_damaged = False  # whether a checkpoint is
         self._resume_command = resume_command(self.command, record.name, options, _NOT_SAVED)
 
     def resume(self, run_id: str) -> None:
@@ -74,7 +75,9 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
             updates = ([] if index else [0]) + [entry["update"]]
             pictures = {step: self.pictures.read_bytes(picture_name(step)) for step in updates}
             self._log_evaluation(entry["update"], entry["metrics"], pictures)
-        if event.updates or event.attempt > 1:
+        if self._has_damaged and not event.updates:
+            self.view.print("warning: no checkpoint is left to resume from: the training starts from scratch")
+        elif event.updates or event.attempt > 1:
             self.view.print(f"Resuming from update {event.updates} (workers: {event.num_workers}).")
 
     def evaluated(self, event: Evaluated) -> None:
@@ -86,7 +89,8 @@ class RunLogger(BaseLogger[TrainOptions], EventHandler):
 
     def checkpoint_damaged(self, event: CheckpointDamaged) -> None:
         """Print a warning."""
-        self.view.print(f"warning: {event.reason}; using an older checkpoint")
+        self._has_damaged = True
+        self.view.print(f"warning: {event.reason}; using an older checkpoint, if there is one")
 
     def storage_failed(self, event: StorageFailed) -> None:
         """Print a warning."""

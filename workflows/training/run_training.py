@@ -84,17 +84,9 @@ def run_training(options: TrainOptions, source: DataSource, record: RunRecord | 
                 with waiting("measuring a few steps"):
                     describe_training(plan.config, plan.data, plan.resources)
                 return Outcome("finished")
-        dataset = plan.data.dataset
         with waiting("opening the run's folder and MLflow", quiet=not options.progress):
-            log = RunLogger.open(options, plan.config, dataset, record, plan.uri)
-        log.tracker.tag(
-            {"data_fingerprint": dataset.spec.fingerprint, "num_workers": str(options.num_workers)}
-        )
-        name, folder = str(log.folder).rsplit("/", 1)[-1], display_path(log.folder)
-        log.view.print(f"Training {name} in {folder}" + (", resumed" if record else ""))
-        for line in run_lines(plan.config, dataset, plan.resources):
-            log.view.print(f"  {line}")
-        return _train(log, plan, options)
+            log = RunLogger.open(options, plan.config, plan.data.dataset, record, plan.uri)
+        return _train(log, plan, options, is_resumed=record is not None)
     except BaseException:
         stop_ray()
         raise
@@ -152,10 +144,16 @@ def _plan(options: TrainOptions, source: DataSource, record: RunRecord | None) -
     return _Plan(uri, config, data, resources, weights)
 
 
-def _train(log: RunLogger, plan: _Plan, options: TrainOptions) -> Outcome:
+def _train(log: RunLogger, plan: _Plan, options: TrainOptions, *, is_resumed: bool) -> Outcome:
     data, resources, weights = plan.data, plan.resources, plan.weights
     status: Status = "failed"
     try:
+        fingerprint = data.dataset.spec.fingerprint
+        log.tracker.tag({"data_fingerprint": fingerprint, "num_workers": str(options.num_workers)})
+        name, folder = str(log.folder).rsplit("/", 1)[-1], display_path(log.folder)
+        log.view.print(f"Training {name} in {folder}" + (", resumed" if is_resumed else ""))
+        for line in run_lines(plan.config, data.dataset, resources):
+            log.view.print(f"  {line}")
         origin = provenance(log.tracker.run_id, data.dataset)
         initial = None if weights is None else ray.put(weights)
         job = TrainingJob(

@@ -1,5 +1,7 @@
 """Opening and closing a run: one writer, an end that the tracker knows, nothing left of a failed start."""
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
@@ -8,7 +10,8 @@ from diffusion.errors import InputError
 from workflows.cli.parsing import parse_train_options
 from workflows.storage.run_lock import RunLock
 from workflows.storage.run_record import read_record
-from workflows.training.events import Evaluated, Started
+from workflows.training import run_training
+from workflows.training.events import CheckpointDamaged, Evaluated, Started
 from workflows.training.run_logger import RunLogger
 from workflows.training.worker import picture_name
 
@@ -127,3 +130,34 @@ def test_a_resumed_run_sends_an_evaluation_that_the_store_has_not_and_its_metric
     log.on_event(Evaluated(30, METRICS, {"samples.png": picture}))
     assert tracker.calls == [("picture", 20), ("metrics", 20), ("picture", 30), ("metrics", 30)]
     log.close("stopped")
+
+
+@pytest.mark.parametrize(
+    ("updates", "words"), [(0, "the training starts from scratch"), (10, "Resuming from update 10")]
+)
+def test_a_run_with_a_damaged_checkpoint_says_where_it_begins(tracker, updates, words, capsys):
+    log = open_run()
+    log.checkpoint_damaged(CheckpointDamaged("checkpoints/000000020 is damaged"))
+    log.started(Started(updates, 1, [], "cpu", 1))
+    first, last = capsys.readouterr().out.splitlines()
+    assert "000000020 is damaged" in first and words in last
+    log.close("stopped")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("gone")])
+def test_a_training_that_fails_right_after_it_was_opened_is_closed(tracker, monkeypatch, error):
+    """Its run in MLflow and its lock would stay."""
+
+    def fail(*_arguments):
+        raise error
+
+    monkeypatch.setattr(run_training, "run_lines", fail)
+    log = open_run()
+    dataset = load_dataset(log._record.config.data)
+    plan = SimpleNamespace(config=log._record.config, data=SimpleNamespace(dataset=dataset))
+    plan.resources = plan.weights = None
+    with pytest.raises(type(error)):
+        run_training._train(log, plan, parse_train_options(["--data", "heart"]).options, is_resumed=False)
+    status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    assert tracker.calls == [("close", status)] and read_record(log.folder).status == status
+    assert_is_free(log.folder.path)
