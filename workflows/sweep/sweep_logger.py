@@ -70,7 +70,7 @@ class SweepLogger(BaseLogger[TuneOptions]):
             self.directory, self.shared = working_copy(folder), folder
             self._mirror = Mirror(self.directory, folder, JOURNAL_FILE, self.view.print)
             self._mirror.start()
-        self.records = TrialRecords(self.directory)
+        self.records = TrialRecords(self.directory, is_copy=not folder.is_local)
 
     @classmethod
     def saved_options(cls, options: TuneOptions) -> dict[str, Any]:

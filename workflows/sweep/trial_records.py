@@ -104,12 +104,17 @@ class TrialRecords:
 
     Args:
         directory: the sweep's folder.
+        is_copy: whether the folder is a copy of one in a bucket, whose journal may be older than its other
+            files, see `workflows.storage.mirror`.
+
+    Raises:
+        InputError: the journal is damaged, or lacks a trial that has a folder.
 
     Attributes:
         previous_seconds: seconds that earlier sessions of the sweep took.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_copy: bool = False) -> None:
         self._directory = directory
         self._records: dict[str, TrialRecord] = {}
         self._damaged: set[str] = set()  # IDs of trials whose model files are
@@ -120,6 +125,11 @@ class TrialRecords:
                 raise InputError(f"{journal} is damaged (trial {event.trial_id} has no start): {REMEDY}")
             self._apply(event)
             self.previous_seconds = event.at
+        folders = directory / "trials"
+        for name in sorted(path.name for path in folders.iterdir()) if folders.is_dir() else ():
+            if not (name in self._records or name.startswith(".") or is_copy):
+                lost = "is damaged" if journal.exists() else "is missing"
+                raise InputError(f"{journal} {lost} (it had trial {name}, which has a folder): {REMEDY}")
         self._journal = Journal(journal)
         self._start_time = time.monotonic()
         self._csv_outdated = False

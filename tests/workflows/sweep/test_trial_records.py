@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from diffusion.errors import InputError
 from workflows.sweep import trial_records
 from workflows.sweep.journal import read_journal
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecords
@@ -263,3 +264,22 @@ def test_a_trial_with_damaged_files_is_left_out_and_named(tmp_path, file, conten
     records.add_paired_errors()
     assert list(records.finalists(0.0)) == ["b"] and records.picked_by_mse() == "b"
     assert records["a"].status == "finished", "it is kept as it was"
+
+
+@pytest.mark.parametrize("size", [None, 0, 0.5])
+def test_finished_trials_do_not_get_lost_with_the_journal(tmp_path, size):
+    """Without a word they would be missing from trials.csv and among the finalists."""
+    records = TrialRecords(tmp_path)
+    for trial_id in ("a", "b"):
+        evaluated(records, trial_id, 0.5, best=1)
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    if size is None:
+        journal.unlink()
+    else:
+        journal.write_text("".join(lines[: int(size * len(lines))]))
+    with pytest.raises(InputError, match=r"journal.jsonl is (damaged|missing) \(it had trial [ab]") as error:
+        TrialRecords(tmp_path)
+    assert "\n" not in str(error.value)
+    assert journal.exists() == (size is not None), "nothing is written"
+    assert len(TrialRecords(tmp_path, is_copy=True)) == (1 if size else 0), "a bucket has the journal last"
