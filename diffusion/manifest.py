@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,22 @@ class DamagedError(InputError):
     """A folder does not match its manifest; the message names the file and what is wrong with it."""
 
 
-def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write manifest.json for all other files of a folder, and sync all of them to disk.
+def write_manifest(directory: Path, facts: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+    """Write manifest.json for files of a folder, and sync them to disk.
 
     Args:
-        directory: the folder, without subfolders, complete except for its manifest.
+        directory: the folder, complete except for its manifest.
         facts: JSON values to store in the manifest as well, such as the update and the objective.
+        names: names of the files; by default all, of a folder without subfolders.
     """
     files = {}
-    for path in sorted(directory.iterdir()):
-        if path.name == MANIFEST:
+    for name in sorted(path.name for path in directory.iterdir()) if names is None else names:
+        if name == MANIFEST:
             continue
+        path = directory / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.name] = {"sha256": digest, "bytes": file.tell()}
+            files[name] = {"sha256": digest, "bytes": file.tell()}
         sync(path)
     _write(directory, facts, files)
 

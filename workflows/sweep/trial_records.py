@@ -19,6 +19,7 @@ import pandas as pd
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
 from diffusion.files import replacing
+from diffusion.manifest import write_manifest
 from diffusion.metrics import (
     BEST_OBJECTIVE,
     BEST_UPDATE,
@@ -126,7 +127,9 @@ class TrialRecords:
             self._apply(event)
             self.previous_seconds = event.at
         folders = directory / "trials"
-        for name in sorted(path.name for path in folders.iterdir()) if folders.is_dir() else ():
+        for name in (
+            sorted(each.name for each in folders.iterdir() if each.is_dir()) if folders.is_dir() else ()
+        ):
             if not (name in self._records or name.startswith(".") or is_copy):
                 lost = "is damaged" if journal.exists() else "is missing"
                 raise InputError(f"{journal} {lost} (it had trial {name}, which has a folder): {REMEDY}")
@@ -183,6 +186,8 @@ class TrialRecords:
         for name in (*model_files, *pictures):
             with replacing(folder / name) as part:
                 shutil.copyfile(checkpoint / name, part)
+        if model_files:
+            write_manifest(folder, {}, model_files)
 
     def ranked(self) -> list[TrialRecord]:
         """Trials with a usable model, best objective first: the finished and the stopped ones.

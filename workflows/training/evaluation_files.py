@@ -19,6 +19,7 @@ from diffusion.config import Config
 from diffusion.errors import InputError
 from diffusion.evaluation.measured_objective import MeasuredObjective
 from diffusion.files import os_reason, read_json
+from diffusion.manifest import MANIFEST, read_manifest
 from diffusion.plots import draw_samples, samples_per_picture
 from diffusion.process.generate import cycling_condition, generate
 from diffusion.registry import OBJECTIVES
@@ -135,11 +136,13 @@ def _draw(model: TrainedModel, count: int, title: str, inputs: Sequence[Tensor])
 
 
 def check_model_files(folder: Path) -> None:
-    """Check that the `MODEL_FILES` of an evaluation are whole, without reading the weights.
+    """Check that the `MODEL_FILES` of an evaluation are whole, by their manifest if there is one.
 
     Raises:
         InputError: one is missing, except for the bound per example, or damaged.
     """
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)
     read_json(folder / "config.json", "the folder of a trial")
     path = folder / "model.safetensors"
     try:

@@ -1,5 +1,6 @@
 """Records of trials: ranking, trials.csv, files and the journal."""
 
+import json
 import os
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffusion.errors import InputError
 from workflows.sweep import trial_records
 from workflows.sweep.journal import read_journal
 from workflows.sweep.trial_records import INTERRUPTED, TrialRecords
+from workflows.training.evaluation_files import MODEL_FILES
 
 
 @pytest.fixture
@@ -132,7 +134,9 @@ def test_the_files_are_those_of_the_best_evaluation_and_the_newest_picture(tmp_p
             (checkpoint / name).write_text(str(updates))
         records.add_evaluation("a", updates, {"best_update": best})
         records.save_files("a", checkpoint)
-    assert {path.name: path.read_text() for path in records.folder("a").iterdir()} == {
+    found = {path.name: path.read_text() for path in records.folder("a").iterdir()}
+    assert set(json.loads(found.pop("manifest.json"))["files"]) == set(MODEL_FILES)
+    assert found == {
         "config.json": "20",
         "elbo_per_example.npy": "20",
         "model.safetensors": "20",
@@ -264,6 +268,24 @@ def test_a_trial_with_damaged_files_is_left_out_and_named(tmp_path, file, conten
     records.add_paired_errors()
     assert list(records.finalists(0.0)) == ["b"] and records.picked_by_mse() == "b"
     assert records["a"].status == "finished", "it is kept as it was"
+
+
+def test_a_changed_bit_in_the_weights_of_a_trial_is_noticed(tmp_path):
+    records, checkpoint = TrialRecords(tmp_path), tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    save_file({"weight": np.ones(50)}, checkpoint / "model.safetensors")
+    (checkpoint / "config.json").write_text("{}")
+    np.save(checkpoint / "elbo_per_example.npy", np.full(50, 0.5))
+    for trial_id in ("a", "b"):
+        evaluated(records, trial_id, 0.5, best=1)
+        records.save_files(trial_id, checkpoint)
+    assert records.leave_out_damaged() == []
+    path = records.folder("a") / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    (line,) = TrialRecords(tmp_path).leave_out_damaged()
+    assert line.startswith("trial a is left out: ") and "sha256" in line
 
 
 @pytest.mark.parametrize("size", [None, 0, 0.5])
