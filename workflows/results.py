@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from diffusion.config import Config
 from diffusion.errors import InputError
-from diffusion.files import parse_json, path_kind, read_json, user_path
+from diffusion.files import os_reason, parse_json, path_kind, read_json, user_path
 from diffusion.json_values import fits
 from diffusion.metrics import DISTANCE, FLOOR, TEST_ELBO_WINDOW, TEST_SAMPLE_PREFIX
 from export.sampler import Sampler
@@ -233,7 +233,7 @@ class SweepResult(_RunResult):
         import pandas as pd
 
         record, location, storage = cls._open(path)
-        table = storage.read_text("trials.csv")
+        table = _read(storage, "trials.csv")
         try:
             trials = pd.DataFrame() if table is None else pd.read_csv(io.StringIO(table))
         except ValueError as error:  # of pandas' parser
@@ -289,7 +289,7 @@ class TrainingResult(_RunResult):
         record, location, storage = cls._open(path)
         checkpoints = storage.child("checkpoints")
         newest = max((name for name in checkpoints.names() if name.isdecimal()), default=None)
-        text = checkpoints.read_text(f"{newest}/history.json") if newest else None
+        text = _read(checkpoints, f"{newest}/history.json") if newest else None
         entries = parse_json(text or "[]", list, f"{path}: history.json", "resume the training")
         if not fits(entries, list[dict[str, Any]]):
             raise InputError(f"{path}: the history of its newest checkpoint is damaged: resume the training")
@@ -299,3 +299,15 @@ class TrainingResult(_RunResult):
     def _facts(self) -> dict[str, str]:
         updates = str(self.history["update"].iloc[-1]) if len(self.history) else "0"
         return super()._facts() | {"updates": updates}
+
+
+def _read(storage: Storage, name: str) -> str | None:
+    """Read a text of a run; None if there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return storage.read_text(name)
+    except OSError as error:
+        raise InputError(f"{storage}/{name} cannot be read ({os_reason(error)}): resume the run") from error
