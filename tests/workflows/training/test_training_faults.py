@@ -216,8 +216,9 @@ def assert_one_run_with_every_step_once(folder):
         if not name.startswith("system/"):
             assert steps == ([NUM_UPDATES] if name.startswith(ONLY_AT_THE_END) else POINTS), name
     files = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
-    pictured = {int(re.search(r"step\D(\d+)", name)[1]) for name in files if name.endswith(".png")}
-    assert pictured == {0, *POINTS}
+    pictured = [int(re.search(r"step\D(\d+)", name)[1]) for name in files if name.endswith(".png")]
+    assert {0, NUM_UPDATES} <= set(pictured) <= {0, *POINTS}  # those between are drawn if that is cheap
+    assert len(set(pictured)) == len(pictured)
 
 
 def mlflow_statuses(folder):
@@ -312,10 +313,8 @@ def test_a_worker_that_is_killed_is_replaced_from_the_newest_checkpoint(disturbe
 
 
 def test_a_worker_that_receives_sigterm_writes_a_checkpoint_first(disturbed):
-    assert (
-        "(SIGTERM)" in disturbed.printed["worker terminated"]
-        and "Traceback" not in disturbed.printed["worker terminated"]
-    )
+    printed = disturbed.printed["worker terminated"]
+    assert "A worker ended (a machine will be taken away (SIGTERM" in printed and "Traceback" not in printed
     assert disturbed.resumed_from["worker terminated"] >= disturbed.newest_before["worker terminated"]
     assert disturbed.resumed_from["worker terminated"] % 10 == 0
     assert disturbed.seconds["worker terminated"] < 30.0, "a spot machine's grace period, restart included"
