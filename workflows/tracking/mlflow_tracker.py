@@ -37,7 +37,7 @@ from workflows.tracking.database_server import (
     missing_driver,
 )
 from workflows.tracking.dataset_input import dataset_fields
-from workflows.tracking.local_database import check_writable, ensure_database
+from workflows.tracking.local_database import check_writable, ensure_database, store_uri
 from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender
 from workflows.tracking.outbox import FOLDER, Outbox
 from workflows.tracking.prepared_view import run_page, runs_page
@@ -167,10 +167,10 @@ class MlflowTracker(Tracker):
 
     def location_hint(self) -> str:
         """Return the command that shows the runs of a database, or the URL of this run on a server."""
-        if self.uri.startswith("sqlite:"):
-            return "python -m workflows.ui        # every run in MLflow"
-        if is_database_server(self.uri):
-            return f"python -m workflows.ui --tracking-uri {shlex.quote(self.location)}"
+        if self.uri.startswith("sqlite:") or is_database_server(self.uri):
+            is_default = self.uri == self.resolve(store_uri(None))
+            flag = "      " if is_default else f" --tracking-uri {shlex.quote(self.location)}"
+            return f"python -m workflows.ui{flag}  # every run in MLflow"
         page = (
             runs_page(self.experiment_id, self.run_id)
             if self._is_sweep

@@ -304,6 +304,17 @@ def test_uris_become_absolute_and_plain_folders_are_refused(monkeypatch, tmp_pat
             resolve_tracking_uri(folder)
 
 
+def test_the_command_that_shows_the_runs_names_their_database_unless_it_is_the_default(
+    uri, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    for folder, flag in ((tmp_path, ""), (tmp_path / "elsewhere", f"--tracking-uri {uri}")):
+        monkeypatch.chdir(folder)
+        words = MlflowTracker(uri, "shapes").location_hint().split("#")[0].split()
+        assert " ".join(words) == f"python -m workflows.ui {flag}".strip()
+
+
 def test_the_runs_of_a_resumed_sweeps_trials_are_looked_up_once(uri, monkeypatch):
     first = MlflowTracker(uri, "shapes")
     parent = first.start("sweep", {}, "/there")
