@@ -354,5 +354,6 @@ def _result(
         "updates": updates,
         "status": status,
         "reason": reason,
-        "metrics": metrics or {},
+        # As pairs: of each number in a dictionary Tune would keep a history, half a megabyte for a trial.
+        "metrics": list((metrics or {}).items()),
     }

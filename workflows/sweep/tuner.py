@@ -112,8 +112,9 @@ class SweepCallback(tune.Callback):
             self._repeated.add(trial_id)
             return
         self._repeated.discard(trial_id)
-        self._records.add_evaluation(trial_id, updates, result["metrics"])
-        self._tracker.log(result["metrics"], updates, trial_id)
+        metrics = dict(result["metrics"])
+        self._records.add_evaluation(trial_id, updates, metrics)
+        self._tracker.log(metrics, updates, trial_id)
         self._view.update(trial_id, updates, record.objective, record.metrics)
 
     def on_checkpoint(

@@ -3,11 +3,13 @@
 import errno
 import math
 from dataclasses import replace
+from numbers import Number
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.tune.utils.util import flatten_dict
 
 from diffusion.data.dataset import load_dataset
 from diffusion.presets import preset
@@ -74,10 +76,13 @@ def test_a_trial_reports_objective_metrics_and_model(context, reports):
         (20, "running"),
     ]
     result, model = reports[-1]
-    assert result["objective"] == result["metrics"]["val/elbo_window"]
+    metrics = dict(result["metrics"])
+    assert result["objective"] == metrics["val/elbo_window"]
     expected = {"train/mse", "val/mse", "sample/distance", "schedule/alphas_cumprod_T", "schedule/prior_kl"}
-    assert expected <= set(result["metrics"])
-    assert "sample/distance" not in reports[0][0]["metrics"], "computed at the end only"
+    assert expected <= set(metrics)
+    assert "sample/distance" not in dict(reports[0][0]["metrics"]), "computed at the end only"
+    numbers = {name for name, value in flatten_dict(result).items() if isinstance(value, Number)}
+    assert numbers == {"objective", "updates"}, "Tune keeps a history of each, for as long as the sweep runs"
     assert model.config.schedule.num_train_timesteps == 20
     assert model.provenance["run_id"] == "r"
 
@@ -126,7 +131,7 @@ def test_another_objective_is_computed_at_every_evaluation(context, reports):
         reports.clear()
         run_trial({**VALUES, "metrics.objective": objective}, context)
         assert [result["objective"] for result, _ in reports] == [
-            result["metrics"][objective] for result, _ in reports
+            dict(result["metrics"])[objective] for result, _ in reports
         ]
 
 
