@@ -26,7 +26,7 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process a group; workers act on SIGTERM themselves
     "RAY_worker_niceness": "0",  # Ray's 15 would starve trainings beside any other busy program
-    "MALLOC_ARENA_MAX": "2",  # a trial is a thread, and glibc keeps what threads have freed, each its own
+    "MALLOC_ARENA_MAX": "2",  # trials are threads, and glibc keeps for each thread what it has freed
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of trials and other programs
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials.csv and MLflow have the same data
     "MLFLOW_DISABLE_TELEMETRY": "true",

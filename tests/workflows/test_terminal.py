@@ -95,8 +95,10 @@ class BrokenStream(io.StringIO):
     def __init__(self, error):
         super().__init__()
         self.error = error
+        self.refused = ""
 
     def write(self, text):
+        self.refused += text
         raise self.error
 
     def flush(self):
@@ -109,12 +111,14 @@ class BrokenStream(io.StringIO):
 @pytest.mark.parametrize("view", [TrainingProgress, SweepTable])
 def test_a_run_goes_on_without_its_output(monkeypatch, view, error):
     arguments = ("run", 10) if view is TrainingProgress else ("run", 2, 10)
-    monkeypatch.setattr(sys, "stdout", BrokenStream(error))
+    stream = BrokenStream(error)
+    monkeypatch.setattr(sys, "stdout", stream)
     run = view(*arguments)
     with run:
         run.print("a line")
     run.step("exporting")
     run.end_step()
+    assert "a line" in stream.refused and "exporting" in stream.refused, "each line is tried, and lost"
 
 
 def test_a_run_goes_on_when_its_terminal_is_closed():
