@@ -130,6 +130,7 @@ def test_mlflow_is_for_tracking_and_the_registry():
         "workflows.tracking.local_database",
         "workflows.tracking.mlflow_app",
         "workflows.tracking.mlflow_sender",
+        "workflows.tracking.mlflow_store",
         "workflows.tracking.mlflow_tracker",
         "workflows.tracking.prepared_view",
         "workflows.tracking.registered_files",

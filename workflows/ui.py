@@ -40,7 +40,7 @@ def main(arguments: Sequence[str], prog: str = "python -m workflows.ui") -> int:
     options = parser.parse_args(arguments)
     set_defaults(verbose=False)
 
-    from workflows.tracking.mlflow_tracker import open_store
+    from workflows.tracking.mlflow_store import open_store
     from workflows.tracking.prepared_view import newest_pages
     from workflows.tracking.tracker import resolve_tracking_uri
 

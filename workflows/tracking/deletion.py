@@ -9,7 +9,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from diffusion.errors import InputError
 from workflows.redaction import redact
 from workflows.tracking.mlflow_sender import runs_with_tag
-from workflows.tracking.mlflow_tracker import MlflowTracker, open_store
+from workflows.tracking.mlflow_store import open_store
+from workflows.tracking.mlflow_tracker import MlflowTracker
 from workflows.tracking.tracker import tracker_class
 
 

@@ -8,17 +8,14 @@ could not be sent are tried again until the server is back, or when the run is r
 import shlex
 import shutil
 import tempfile
-import textwrap
 import time
 import weakref
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
@@ -26,19 +23,15 @@ from diffusion.data.dataset import Dataset
 from diffusion.errors import InputError
 from diffusion.files import os_reason, part_name, path_kind, user_path
 from diffusion.metrics import OBJECTIVE, TEST_MSE, VAL_MSE, is_detail
-from workflows.environment import set_mlflow_requests, wants_system_metrics
+from workflows.environment import wants_system_metrics
 from workflows.redaction import redact
 from workflows.status import Status, TrialStatus
 from workflows.tracking import entries
-from workflows.tracking.database_server import (
-    check_connection,
-    first_use,
-    is_database_server,
-    missing_driver,
-)
+from workflows.tracking.database_server import is_database_server
 from workflows.tracking.dataset_input import dataset_fields
 from workflows.tracking.local_database import check_writable, ensure_database, store_uri
 from workflows.tracking.mlflow_sender import FOLDER_TAG, MlflowSender
+from workflows.tracking.mlflow_store import cannot_be_used, open_store, unusable
 from workflows.tracking.outbox import FOLDER, Outbox
 from workflows.tracking.prepared_view import run_page, runs_page
 from workflows.tracking.send_queue import Refused, SendQueue
@@ -46,25 +39,8 @@ from workflows.tracking.system_metrics import SystemMetrics
 from workflows.tracking.tracker import PublishedModel, Registration, RegistrationError, Tracker
 
 _MAX_TAG = 8000  # characters that a tag may have in MLflow, which cuts longer ones with a warning
-_CONNECT_TIMEOUT = 4  # seconds
-_REQUEST_TIMEOUT = 30  # seconds; uploads take longer than a first response
 # Versions of MLflow that know it open the experiment in the mode for models that are trained.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
-
-def open_store(uri: str) -> MlflowClient:
-    """Connect to a store, or fail within seconds.
-
-    Raises:
-        InputError: the store cannot be reached or used.
-    """
-    # The tracker retries by itself: MLflow's own retries would take minutes.
-    set_mlflow_requests(_CONNECT_TIMEOUT)
-    with _unusable(uri):
-        check_connection(uri)
-        client = first_use(uri, lambda: _opened(uri))
-    set_mlflow_requests(_REQUEST_TIMEOUT)
-    return client
 
 
 def _shortened(text: str, end: str) -> str:
@@ -73,12 +49,6 @@ def _shortened(text: str, end: str) -> str:
         return text
     shown = text[: _MAX_TAG - len(end)]
     return (shown.rpartition("\n")[0] or shown) + end
-
-
-def _opened(uri: str) -> MlflowClient:
-    client = MlflowClient(uri)
-    client.search_experiments(max_results=1)
-    return client
 
 
 class MlflowTracker(Tracker):
@@ -109,7 +79,7 @@ class MlflowTracker(Tracker):
         self.uri = uri
         ensure_database(uri)
         self.client = open_store(uri)
-        with _unusable(uri):
+        with unusable(uri):
             self.experiment_id = self._find_or_create_experiment(experiment)
         self.has_test_metrics = False
         self._sender = MlflowSender(self.client, uri, self.experiment_id)
@@ -206,7 +176,7 @@ class MlflowTracker(Tracker):
         self._outbox.clear()  # of such a session
         self._params = _texts(params)
         start = entries.Start(name, self._params, folder, _now(), reuse)
-        with _unusable(self.uri):
+        with unusable(self.uri):
             self._sender.send(start)
         self._keep_start(start)
         self.run_id = self._sender.run_id
@@ -226,9 +196,9 @@ class MlflowTracker(Tracker):
         self._is_finished = False
         if not self._queue.flush():
             self._queue.abandon()
-            raise InputError(_cannot_be_used(self.uri, "it does not take what is to be sent"))
+            raise InputError(cannot_be_used(self.uri, "it does not take what is to be sent"))
         run_id = self.run_id = self._sender.run_id
-        with _unusable(self.uri):
+        with unusable(self.uri):
             self.client.set_terminated(run_id, "RUNNING")
             run = self.client.get_run(run_id)
             self._params, self._values[None] = dict(run.data.params), dict(run.data.metrics)
@@ -251,7 +221,7 @@ class MlflowTracker(Tracker):
             InputError: the store has no such run and nothing was kept, or the store cannot be used.
         """
         kept = self._outbox.entries()
-        with _unusable(self.uri):
+        with unusable(self.uri):
             is_there = bool(run_id) and self._sender.find(run_id)
         if not is_there:
             first = kept[0] if kept else None
@@ -282,7 +252,7 @@ class MlflowTracker(Tracker):
         self.resume(run_id)
         children: dict[str, str] = {}
         ended = set()
-        with _unusable(self.uri):
+        with unusable(self.uri):
             for run in self._sender.child_runs():
                 trial_id, child = run.data.tags["trial_id"], run.info.run_id
                 if trial_id not in trial_ids or trial_id in children:
@@ -469,24 +439,6 @@ class MlflowTracker(Tracker):
     def _start_system_metrics(self) -> None:
         if self._system_metrics is None and wants_system_metrics():
             self._system_metrics = SystemMetrics(self.log)
-
-
-@contextmanager
-def _unusable(uri: str) -> Iterator[None]:
-    """Raise an InputError for whatever a store raises."""
-    try:
-        yield
-    except InputError:
-        raise
-    except ModuleNotFoundError as error:
-        raise InputError(f"--tracking-uri {redact(uri)}: {missing_driver(error)}") from error
-    except Exception as error:  # each kind of store raises its own exceptions
-        raise InputError(_cannot_be_used(uri, str(error))) from error
-
-
-def _cannot_be_used(uri: str, reason: str) -> str:
-    first_line = textwrap.shorten(redact(reason.split("\n")[0]), 160, placeholder=" ...")
-    return f"--tracking-uri {redact(uri)} cannot be used ({first_line}): fix that, or give another URI"
 
 
 def _texts(params: Mapping[str, object]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from diffusion.errors import InputError
 from export.registered import REGISTRY
 from workflows.redaction import redact
-from workflows.tracking.mlflow_tracker import open_store
+from workflows.tracking.mlflow_store import open_store
 from workflows.tracking.tracker import resolve_tracking_uri
 
 _FILES = ("config.json", "model.safetensors")

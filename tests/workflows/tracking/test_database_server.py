@@ -19,7 +19,8 @@ from diffusion.errors import InputError
 from tests.workflows.conftest import user_environment
 from workflows.tracking import send_queue
 from workflows.tracking.database_server import first_use, is_database_server
-from workflows.tracking.mlflow_tracker import MlflowTracker, open_store
+from workflows.tracking.mlflow_store import open_store
+from workflows.tracking.mlflow_tracker import MlflowTracker
 
 ROOT = Path(__file__).parents[3]
 PASSWORD = "s3cr:et@/pa%ss"
@@ -101,7 +102,7 @@ def test_runs_are_logged_to_postgresql_and_the_next_command_shows_them(postgres)
 
 @pytest.mark.slow
 def test_two_first_commands_at_once_both_find_the_tables(postgres):
-    code = "import sys; from workflows.tracking.mlflow_tracker import open_store; open_store(sys.argv[1])"
+    code = "import sys; from workflows.tracking.mlflow_store import open_store; open_store(sys.argv[1])"
     with_database = postgres.uri().rpartition("/")[0]
     from sqlalchemy import create_engine, text
 
