@@ -9,21 +9,21 @@ Trains configs drawn from the default search space of tune.py to their end, on l
 be drawn without end and on pictures; measures each as a sweep does, and by `benchmarks.judgement_truth` on
 fresh examples. Whatever is already in the folder is kept, so the command can be interrupted, and be asked
 for more configs, data and budgets later. Writes benchmarks/results/judgement/DATA-FRACTION.csv (every
-trial), pairs/DATA-FRACTION.csv there (every two trials as a sweep's confirmation compares them) and
+trial), pairs/DATA-FRACTION.csv there (two trials as a sweep's confirmation compares them) and
 benchmarks/results/judgement.md, which says of each table what was measured.
 
 With `--training-seeds N` it trains the preset's own config with N seeds instead, and writes
 benchmarks/results/judgement/seeds/DATA-FRACTION.csv: how far another seed alone moves what is judged by.
 
-The defaults train 24 configs for each of ten data sets: days on two cores. `--budget-fraction 0.1`, a tenth
-of the preset's updates, takes a tenth of that; run both for both tables.
+The defaults train 24 configs for each of ten data sets: 40 to 60 minutes of one core for each law of points,
+hours for pictures. `--budget-fraction 0.1` trains a tenth of the preset's updates; run both for both tables.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ import pandas as pd
 import torch
 
 from benchmarks.judgement_data import NAMES, POINTS, Array, JudgedData, prepare
-from benchmarks.judgement_report import RESULTS, write_report
+from benchmarks.judgement_report import RESULTS, champion, resampled_sweeps, write_report
 from benchmarks.judgement_truth import DigitFeatures, of_pictures, of_points
 from benchmarks.parallel import run_jobs
 from diffusion import metrics as names
 from diffusion.config import Config
 from diffusion.data.dataset import load_dataset
+from diffusion.evaluation.distances import Estimate
 from diffusion.evaluation.elbo_window import elbo_window
 from diffusion.evaluation.evaluator import Evaluator
 from diffusion.evaluation.features import fit_features
@@ -49,7 +50,7 @@ from diffusion.training.loop import EvaluationResult, Training, TrainingDiverged
 from workflows.cli.tune_options import SIZES_FOR_POINTS
 from workflows.data.load import LoadedData
 from workflows.sweep.confirmation import Confirmation
-from workflows.sweep.decision import MAX_ROUNDS, TRAINING_SEED_ERRORS, compare_finalists
+from workflows.sweep.decision import TRAINING_SEED_ERRORS, Comparison
 
 NUM_CONFIGS = 24
 WINDOW_ENDS = (1.0, 3.0, 5.0, 7.0, 9.0)
@@ -218,48 +219,51 @@ def write_table(folder: Path, name: str, budget_fraction: float) -> None:
 
 
 def write_pairs(folder: Path, name: str, budget_fraction: float) -> None:
-    """Write the differences between every two trials, which are measured unless the folder has them."""
-    trials = folder / f"{name}-{budget_fraction:g}"
-    found = sorted(trials.glob("*/elbo.npy"))  # which those that diverged lack
-    if len(found) < 2:
-        return
+    """Write the differences of `measure_pairs`, which are measured unless the folder has them."""
+    trials, table = folder / f"{name}-{budget_fraction:g}", RESULTS / f"{name}-{budget_fraction:g}.csv"
     kept = trials / "pairs.csv"
-    if not kept.exists() or kept.stat().st_mtime < max(path.stat().st_mtime for path in found):
-        kept.write_text(pd.DataFrame(measure_pairs(found)).to_csv(index=False))
+    if not kept.exists() or kept.stat().st_mtime < max(path.stat().st_mtime for path in trials.glob("*/*")):
+        kept.write_text(pd.DataFrame(measure_pairs(trials, pd.read_csv(table))).to_csv(index=False))
     pairs = RESULTS / "pairs"
     pairs.mkdir(parents=True, exist_ok=True)
-    (pairs / f"{name}-{budget_fraction:g}.csv").write_text(kept.read_text())
+    (pairs / table.name).write_text(kept.read_text())
 
 
-def measure_pairs(found: list[Path]) -> list[dict[str, Any]]:
-    """Differences between every two trials as a sweep's confirmation measures them, one row a round.
+def measure_pairs(trials: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Differences between trials as a sweep's confirmation measures them: one row for two trials and a round.
 
-    Like it, draws more samples for two trials that are not told apart.
+    They are those that the rule asks for in the sweeps of the report.
 
     Args:
-        found: the bounds of each trial, beside its model.
+        trials: has the model and the bound of each trial.
+        table: the trials.
     """
     torch.set_num_threads(1)
-    dataset = load_dataset(TrainedModel.load(found[0].parent).config.data)
+    models = {str(int(path.parent.name)): path.parent for path in sorted(trials.glob("*/elbo.npy"))}
+    dataset = load_dataset(TrainedModel.load(next(iter(models.values()))).config.data)
     seed_error = TRAINING_SEED_ERRORS[dataset.spec.kind]
     data = LoadedData(dataset, fit_features(dataset, "auto"))
     confirmation = Confirmation(data, seed_error, notify=lambda line: None)
-    trials = []
-    for path in found:
-        bound = np.load(path)
-        objective = MeasuredObjective(bound.mean(), per_example=bound)
-        trials.append(confirmation.add(str(int(path.parent.name)), TrainedModel.load(path.parent), objective))
-    rows = []
-    for first, second in itertools.combinations(trials, 2):
-        for round in range(MAX_ROUNDS + 1):
-            comparison = confirmation.compare(first.name, second.name, round)
-            row = {"first": first.name, "second": second.name, "round": round}
-            for metric, difference in comparison.distances.items():
-                row |= {metric: difference.value, metric + names.STANDARD_ERROR: difference.standard_error}
-            rows.append(row | {names.NUM_SAMPLES: comparison.num_samples})
-            if compare_finalists(first, second, comparison) is not None:
-                break
-    return rows
+    measured: dict[tuple[str, str, int], Comparison] = {}
+
+    def distances(first: str, second: str, round: int) -> tuple[Mapping[str, Estimate], int]:
+        for name in {first, second} - confirmation.metrics.keys():
+            bound = np.load(models[name] / "elbo.npy")
+            objective = MeasuredObjective(bound.mean(), per_example=bound)
+            confirmation.add(name, TrainedModel.load(models[name]), objective)
+        key = first, second, round
+        if key not in measured:
+            measured[key] = confirmation.compare(*key)
+        return measured[key].distances, measured[key].num_samples
+
+    for sweep, ends in resampled_sweeps(table):
+        champion(sweep.iloc[ends], distances)
+    return [
+        {"first": first, "second": second, "round": round, names.NUM_SAMPLES: found.num_samples}
+        | {metric: difference.value for metric, difference in found.distances.items()}
+        | {metric + names.STANDARD_ERROR: each.standard_error for metric, each in found.distances.items()}
+        for (first, second, round), found in sorted(measured.items())
+    ]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The report of `benchmarks.judgement`, from the tables of trials that it wrote."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +52,7 @@ def write_report() -> str:
             "",
             *_what_was_measured(tables),
             *_positions(tables),
+            *_overview(tables),
             *_training_seeds(),
             *(line for name, table in tables.items() for line in _correlations(name, table)),
         ]
@@ -138,15 +139,19 @@ def finished(table: pd.DataFrame) -> NDArray[np.bool_]:
     return replay(curves, points, SuccessiveHalving(points))[0]
 
 
-def champion(table: pd.DataFrame, pairs: pd.DataFrame | None = None) -> int:
+Distances = Callable[[str, str, int], tuple[Mapping[str, Estimate], int] | None]
+"""Function (first, second, round) with the differences of the distances of two trials' samples, first minus
+second, by name, and the number of samples of each; None where they have not been measured."""
+
+
+def champion(table: pd.DataFrame, distances: Distances | None = None) -> int:
     """Row that tune.py ships by `workflows.sweep.decision`.
 
     Args:
         table: the trials.
-        pairs: the differences of every two trials by `write_pairs` of `benchmarks.judgement`. None: one
-            confirmation of each finalist, with errors as of independent samples, which are larger than the
-            paired ones that a sweep measures, and without further samples; where a sweep tells two finalists
-            apart by either, this does not.
+        distances: differences as a sweep's confirmation measures them. Where there are none: one confirmation
+            of each trial, with errors as of independent samples, which are larger than the paired ones, and
+            without further samples; where a sweep tells two finalists apart by either, this does not.
     """
     rows = {str(trial): row for trial, (_, row) in zip(table["trial"], table.iterrows(), strict=True)}
     values = {name: row[names.VAL_ELBO_WINDOW] for name, row in rows.items()}
@@ -161,30 +166,16 @@ def champion(table: pd.DataFrame, pairs: pd.DataFrame | None = None) -> int:
         column = names.SAMPLE_PREFIX + metric
         return Estimate(rows[name][column], rows[name][column + names.STANDARD_ERROR])
 
-    measured: dict[tuple[str, str, int], Comparison] = {}
-    for pair in [] if pairs is None else pairs.to_dict("records"):
-        first, second, round = str(pair["first"]), str(pair["second"]), pair["round"]
-        if {first, second} <= rows.keys():
-            distances = {
-                metric: Estimate(pair[metric], pair[metric + names.STANDARD_ERROR])
-                for metric in (names.DISTANCE, names.AUC)
-            }
-            comparison = Comparison(objective(first, second), distances, pair[names.NUM_SAMPLES])
-            measured[first, second, round] = comparison
-            measured[second, first, round] = comparison.reversed()
+    def unpaired(first: str, second: str, metric: str) -> Estimate:
+        one, other = distance(first, metric), distance(second, metric)
+        return Estimate(one.value - other.value, math.hypot(one.standard_error, other.standard_error))
 
     def compare(first: str, second: str, round: int) -> Comparison:
-        if pairs is not None:  # with another seed error the rule may ask for a round that was not needed
-            rounds = (each for each in range(round, -1, -1) if (first, second, each) in measured)
-            return measured[first, second, next(rounds)]
-        distances = {}
-        for metric in (names.DISTANCE, names.AUC):
-            one, other = distance(first, metric), distance(second, metric)
-            error = math.hypot(one.standard_error, other.standard_error)
-            distances[metric] = Estimate(one.value - other.value, error)
-        return Comparison(
-            objective(first, second), distances, int(rows[first][names.SAMPLE_PREFIX + names.NUM_SAMPLES])
-        )
+        found = None if distances is None else distances(first, second, round)
+        if found is None:
+            differences = {metric: unpaired(first, second, metric) for metric in (names.DISTANCE, names.AUC)}
+            found = differences, int(rows[first][names.SAMPLE_PREFIX + names.NUM_SAMPLES])
+        return Comparison(objective(first, second), *found)
 
     best = min(values, key=lambda name: values[name])
     finalists = [
@@ -197,7 +188,42 @@ def champion(table: pd.DataFrame, pairs: pd.DataFrame | None = None) -> int:
         )
         for name in choose_finalists({name: objective(name, best) for name in rows})
     ]
-    return list(rows).index(decide(finalists, compare, MAX_ROUNDS if pairs is not None else 0).champion)
+    return list(rows).index(decide(finalists, compare, 0 if distances is None else MAX_ROUNDS).champion)
+
+
+def recorded(pairs: pd.DataFrame) -> Distances:
+    """Differences from a table of `write_pairs` of `benchmarks.judgement`.
+
+    A round that is not in it is answered by the one before: the rule has changed since the table was written.
+    """
+    found: dict[tuple[str, str, int], tuple[dict[str, Estimate], int]] = {}
+    for pair in pairs.to_dict("records"):
+        for sign, (first, second) in ((1.0, ("first", "second")), (-1.0, ("second", "first"))):
+            differences = {
+                metric: Estimate(sign * pair[metric], pair[metric + names.STANDARD_ERROR])
+                for metric in (names.DISTANCE, names.AUC)
+            }
+            key = str(pair[first]), str(pair[second]), int(pair["round"])
+            found[key] = differences, int(pair[names.NUM_SAMPLES])
+
+    def distances(first: str, second: str, round: int) -> tuple[Mapping[str, Estimate], int] | None:
+        rounds = (found.get((first, second, each)) for each in range(round, -1, -1))
+        return next((each for each in rounds if each is not None), None)
+
+    return distances
+
+
+def resampled_sweeps(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, NDArray[np.int64]]]:
+    """Sweeps drawn from the trials, the same ones at each call, each with the rows that ran to their end.
+
+    None if there are too few trials.
+    """
+    table = _complete(table)
+    size = min(_SWEEP_SIZE, round(0.75 * len(table)))
+    rng = np.random.default_rng(0)
+    for _ in range(_NUM_SWEEPS if size >= 4 else 0):
+        sweep = table.iloc[rng.choice(len(table), size, replace=False)].reset_index(drop=True)
+        yield sweep, np.flatnonzero(finished(sweep))
 
 
 def _lowest(column: str) -> Pick:
@@ -250,27 +276,22 @@ def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
         "|---" * (len(_PICKS) + 3) + "|",
     ]
     for name, table in tables.items():
-        table = _complete(table)
-        size = min(_SWEEP_SIZE, round(0.75 * len(table)))
-        if size < 4:
-            continue
         pairs = RESULTS / "pairs" / f"{name}.csv"
-        picks = _PICKS | {
-            "the champion": partial(champion, pairs=pd.read_csv(pairs) if pairs.exists() else None)
-        }
-        rng = np.random.default_rng(0)
+        distances = recorded(pd.read_csv(pairs)) if pairs.exists() else None
+        picks = _PICKS | {"the champion": partial(champion, distances=distances)}
         found: dict[str, list[float]] = {pick: [] for pick in picks}
-        for _ in range(_NUM_SWEEPS):
-            sweep = table.iloc[rng.choice(len(table), size, replace=False)].reset_index(drop=True)
-            ends = np.flatnonzero(finished(sweep))
-            position = positions(truths(sweep).to_numpy())
+        size = 0
+        for sweep, ends in resampled_sweeps(table):
+            size, position = len(sweep), positions(truths(sweep).to_numpy())
             for label, pick in picks.items():
                 found[label].append(float(position[ends[pick(sweep.iloc[ends])]]))
+        if not size:
+            continue
         cells = [
             "{1:.2f} ({0:.2f}..{2:.2f})".format(*np.quantile(each, [0.05, 0.5, 0.95]))
             for each in found.values()
         ]
-        lines.append(f"| {name} | {len(table)} | {size} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {len(_complete(table))} | {size} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -292,45 +313,70 @@ def _training_seeds() -> list[str]:
     return [*lines, ""] if len(lines) > 5 else []
 
 
+def _overview(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Correlations of what a sweep chooses by with the truth, one line a table."""
+    columns = (names.VAL_ELBO_WINDOW, names.SAMPLE_DISTANCE, names.SAMPLE_AUC, names.VAL_MSE)
+    lines = [
+        "## Spearman's correlation with the truth, in short",
+        "The truth is the mean of the yardsticks as above. Of the trials that early stopping lets finish, in",
+        "the order they were drawn in, with the 90% interval of a bootstrap over them.",
+        "",
+        "| data | finished | " + " | ".join(f"`{column}`" for column in columns) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for name, table in tables.items():
+        table = _complete(table)
+        mean, ends = positions(truths(table).to_numpy()), finished(table)
+        cells = [_with_interval(table[column].to_numpy()[ends], mean[ends]) for column in columns]
+        lines.append(f"| {name} | {ends.sum()} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def _correlations(name: str, table: pd.DataFrame) -> list[str]:
     """Spearman's correlations of the candidates with the yardsticks, for one table of trials."""
     table = _complete(table)
-    truth = truths(table)
-    better = truth.rank().mean(axis=1).rank(method="first") <= len(table) / 2
+    by_name = truths(table)
+    truth = by_name.to_numpy()
+    mean = positions(truth)
+    better = by_name.rank().mean(axis=1).rank(method="first") <= len(table) / 2
     groups = {
         "all": np.ones(len(table), dtype=bool),
         "better half": better.to_numpy(),
         "finished": finished(table),
     }
-    ranges = [f"{column} {truth[column].min():.3g} to {truth[column].max():.3g}" for column in truth]
+    ranges = [f"{column} {each.min():.3g} to {each.max():.3g}" for column, each in by_name.items()]
     lines = [
         f"## {name}: Spearman's correlation with the truth",
-        f"Best to worst trial: {', '.join(ranges)}. Cells: mean over the yardsticks (90% interval of a",
-        "bootstrap over the trials), lowest of the yardsticks. The better half is that of the yardsticks'",
-        "mean rank; finished are those that early stopping lets finish, in the order they were drawn in.",
+        f"Best to worst trial: {', '.join(ranges)}. Cells: correlation with the mean of the yardsticks (90%",
+        "interval of a bootstrap over the trials), lowest with a single one. The better half is that of the",
+        "yardsticks' mean rank; finished are those that early stopping lets finish, in the order they were",
+        "drawn in.",
         "",
         "| ranked by | " + " | ".join(f"{group} ({rows.sum()})" for group, rows in groups.items()) + " |",
         "|---" * (len(groups) + 1) + "|",
     ]
-    for column, values in candidates(table).items():
-        cells = [_cell(values[rows], truth[rows]) for rows in groups.values()]
+    for column, candidate in candidates(table).items():
+        values = candidate.to_numpy()
+        cells = [
+            f"{_with_interval(values[rows], mean[rows])}, {_spearman(values[rows], truth[rows]).min():+.2f}"
+            for rows in groups.values()
+        ]
         lines.append(f"| `{column}` | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _cell(values: pd.Series, truth: pd.DataFrame) -> str:
+def _with_interval(values: NDArray[np.float64], mean: NDArray[np.float64]) -> str:
+    """Correlation with the mean of the yardsticks, and its 90% interval of a bootstrap over the trials."""
     if len(values) < 4:
         return "-"
-    each = _spearman(values.to_numpy(), truth.to_numpy())
     rng = np.random.default_rng(0)
     draws = [rng.integers(len(values), size=len(values)) for _ in range(_BOOTSTRAPS)]
-    means = [_spearman(values.to_numpy()[rows], truth.to_numpy()[rows]).mean() for rows in draws]
-    low, high = np.nanquantile(means, [0.05, 0.95])
-    return f"{each.mean():+.2f} ({low:+.2f}..{high:+.2f}), {each.min():+.2f}"
+    low, high = np.nanquantile([_spearman(values[rows], mean[rows])[0] for rows in draws], [0.05, 0.95])
+    return f"{_spearman(values, mean)[0]:+.2f} ({low:+.2f}..{high:+.2f})"
 
 
 def _spearman(values: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation of the ranks of values, [trials], and of each column of truth, [trials, yardsticks]."""
+    """Correlation of the ranks of values [trials] with those of truth, [trials] or [trials, yardsticks]."""
     ranks = pd.DataFrame(np.column_stack([values, truth])).rank().to_numpy()
     with np.errstate(invalid="ignore"):
         return np.corrcoef(ranks.T)[0, 1:]

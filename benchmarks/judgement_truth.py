@@ -17,6 +17,7 @@ from torch import nn
 
 Array = NDArray[np.float64]
 _PRINCIPAL_COMPONENTS = 16
+_KERNEL_ROWS = 6_000  # of each kind: kernels of all pairs take gigabytes
 _FAR = 1e3  # what samples that are not finite are replaced by: as bad as can be, and still a number
 
 
@@ -35,7 +36,7 @@ def of_points(samples: Array, fresh: Array) -> dict[str, float]:
     x, y = (samples - centre) / scale, (fresh[:count] - centre) / scale
     return {
         "trees": _trees(x, y),
-        "gaussian_mmd": _gaussian_mmd(x[:2000], y[:2000]),
+        "gaussian_mmd": _gaussian_mmd(x[:_KERNEL_ROWS], y[:_KERNEL_ROWS]),
         "cells": _cells(x, y),
         "neighbours": _neighbours(x, y),
     }
@@ -104,13 +105,20 @@ def _gaussian_mmd(x: Array, y: Array) -> float:
 
     The widths are geometric from a hundredth of the median distance of fresh rows to that distance.
     """
-    within_x, within_y, between = (cdist(*pair, "sqeuclidean") for pair in ((x, x), (y, y), (x, y)))
-    median = np.median(within_y[np.triu_indices(len(y), 1)])
+    squares = [cdist(*pair, "sqeuclidean").astype(np.float32) for pair in ((x, x), (y, y), (x, y))]
+    median = np.median(squares[1][np.triu_indices(len(y), 1)])
+    within_x, within_y, between = (torch.from_numpy(each) for each in squares)
+
+    def kernel_sum(square: torch.Tensor, width: float) -> float:
+        return torch.exp(square / (-2.0 * width)).sum(dtype=torch.float64).item()
+
     found = []
-    for width in np.geomspace(1e-4, 1.0, 5) * median:
-        kernels = [np.exp(-each / (2.0 * width)) for each in (within_x, within_y, between)]
-        xx, yy = ((kernel.sum() - len(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels[:2])
-        found.append((xx + yy - 2.0 * kernels[2].mean()) / yy)
+    for width in np.geomspace(1e-4, 1.0, 5) * float(median):
+        xx, yy = (
+            (kernel_sum(each, width) - len(each)) / (len(each) * (len(each) - 1))
+            for each in (within_x, within_y)
+        )
+        found.append((xx + yy - 2.0 * kernel_sum(between, width) / between.numel()) / yy)
     return float(np.mean(found))
 
 

@@ -4,7 +4,14 @@ import pytest
 
 from benchmarks import judgement_report
 from benchmarks.judgement_data import POINTS, coloured
-from benchmarks.judgement_report import champion, finished, positions, write_report
+from benchmarks.judgement_report import (
+    champion,
+    finished,
+    positions,
+    recorded,
+    resampled_sweeps,
+    write_report,
+)
 from benchmarks.judgement_truth import DigitFeatures, of_pictures, of_points
 
 
@@ -124,9 +131,35 @@ def test_pairs_that_were_measured_with_more_samples_decide(table):
     )
     for rows in ([5, 7], [7, 5]):
         assert rows[champion(table.iloc[rows])] == 5
-        assert rows[champion(table.iloc[rows], pairs)] == 7
-        assert rows[champion(table.iloc[rows], pairs.assign(auc=0.0))] == 7, "10 standard errors of one"
-        assert rows[champion(table.iloc[rows], pairs.assign(auc=0.0, distance=0.25))] == 5
+        assert rows[champion(table.iloc[rows], recorded(pairs))] == 7
+        one = recorded(pairs.assign(auc=0.0))
+        assert rows[champion(table.iloc[rows], one)] == 7, "10 standard errors of one"
+        neither = recorded(pairs.assign(auc=0.0, distance=0.25))
+        assert rows[champion(table.iloc[rows], neither)] == 5
+
+
+def test_what_was_not_measured_of_two_trials_is_answered_by_the_round_before(table):
+    errors = {"distance_se": 0.1, "auc_se": 0.1}
+    pairs = pd.DataFrame(
+        [{"first": 3, "second": 1, "round": 1, "num_samples": 200, "distance": 0.5, "auc": 0.2} | errors]
+    )
+    distances = recorded(pairs)
+    differences, count = distances("1", "3", 2)
+    assert count == 200 and differences["distance"].value == -0.5 and differences["auc"].value == -0.2
+    assert distances("3", "1", 1)[0]["distance"].value == 0.5
+    assert distances("1", "3", 0) is None and distances("1", "2", 0) is None
+
+
+def test_sweeps_are_drawn_alike_at_each_call_from_the_trials_that_did_not_diverge(table, monkeypatch):
+    monkeypatch.setattr(judgement_report, "_NUM_SWEEPS", 3)
+    table.loc[4, "val/elbo_window"] = np.nan
+    one, other = (list(resampled_sweeps(table)) for _ in range(2))
+    for (sweep, ends), (again, _) in zip(one, other, strict=True):
+        pd.testing.assert_frame_equal(sweep, again)
+        assert sweep["trial"].is_unique and 4 not in set(sweep["trial"]) and len(sweep) == 11
+        assert np.flatnonzero(finished(sweep)).tolist() == ends.tolist()
+    assert one[0][0]["trial"].tolist() != one[1][0]["trial"].tolist()
+    assert list(resampled_sweeps(table.iloc[:4])) == []
 
 
 def test_the_best_trial_by_all_yardsticks_together_lies_at_0_and_the_median_at_1():
