@@ -1,6 +1,6 @@
 """Distances between a set of samples and a reference, with their standard errors; docs/judging.md."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ MAX_UNDECISIVE = 2000  # rows of each set that metrics use which do not decide, 
 _PROJECTIONS = 200
 _NUM_LENGTHS = 5  # of the multi-scale kernel
 _EXACT = "donot_use_mm_for_euclid_dist"  # mode of torch.cdist
+_MAX_FOR_INTERACTION = 1000  # rows of each set that tell the interaction of a difference
 _MAX_FOR_LENGTHS = 1000  # rows whose neighbours and pairs set the lengths of the multi-scale kernel
 
 
@@ -152,21 +153,10 @@ def kernel_distance_difference(
     if len(a) != len(b):
         raise ValueError(f"paired samples are equally many, not {len(a)} and {len(b)}")
     kernel = kernel or fitted_kernel(y)
-    pairs = torch.cat([to_float64(each).flatten(1) for each in (a, b)], dim=1)
-    y = to_float64(y).flatten(1)
-    size = y.shape[1]
-
-    def within(p: Tensor, q: Tensor) -> Tensor:
-        return kernel(p[:, :size], q[:, :size]) - kernel(p[:, size:], q[:, size:])
-
-    def between(p: Tensor, q: Tensor) -> Tensor:
-        return kernel(p[:, :size], q) - kernel(p[:, size:], q)
-
-    return _from_pairs(
-        _within(pairs, within),
-        _between(pairs, y, between),
-        _PairStatistics(torch.zeros_like(y[:, 0]), torch.zeros_like(y[:, 0]), 0.0, 0.0),
-    )
+    within = _difference([a, b], [a, b], [_within_once(each, kernel) for each in (a, b)], kernel)
+    between = _difference([a, b], [y, y], [_between_once(each, y, kernel) for each in (a, b)], kernel)
+    none = torch.zeros_like(between.column_means)
+    return _from_pairs(within, between, _PairStatistics(none, none, 0.0, 0.0))
 
 
 def kernel_inception_distance(x: Tensor, y: Tensor) -> Estimate:
@@ -269,12 +259,7 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
 
 def _discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
     """E k(X, X') + E k(Y, Y') - 2 E k(X, Y), estimated by U-statistics."""
-    x_rows, y_rows = to_float64(x).flatten(1), to_float64(y).flatten(1)
-    return _from_pairs(
-        _within(x_rows, kernel),
-        _between(x_rows, y_rows, kernel),
-        once(y, kernel, lambda: _within(y_rows, kernel)),
-    )
+    return _from_pairs(_within_once(x, kernel), _between_once(x, y, kernel), _within_once(y, kernel))
 
 
 def _from_pairs(xx: _PairStatistics, xy: _PairStatistics, yy: _PairStatistics) -> Estimate:
@@ -294,6 +279,47 @@ def _from_pairs(xx: _PairStatistics, xy: _PairStatistics, yy: _PairStatistics) -
         + 4.0 * xy.interaction / (n * m)
     )
     return Estimate(xx.mean + yy.mean - 2.0 * xy.mean, variance**0.5)
+
+
+def _within_once(x: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> _PairStatistics:
+    """`_within` for examples [n, ...], once for the same tensor."""
+    found: _PairStatistics = once(x, (_within, kernel), lambda: _within(to_float64(x).flatten(1), kernel))
+    return found
+
+
+def _between_once(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> _PairStatistics:
+    """`_between` for examples [n, ...] and [m, ...], once for the same tensors."""
+
+    def compute() -> _PairStatistics:
+        return _between(to_float64(x).flatten(1), to_float64(y).flatten(1), kernel)
+
+    found: _PairStatistics = once(x, (_between, kernel), compute, other=y)
+    return found
+
+
+def _difference(
+    x: Sequence[Tensor],
+    y: Sequence[Tensor],
+    statistics: Sequence[_PairStatistics],
+    kernel: Callable[[Tensor, Tensor], Tensor],
+) -> _PairStatistics:
+    """Statistics of k(x[0], y[0]) - k(x[1], y[1]), given those of the two.
+
+    Their interactions do not give that of the difference. It is that of the first 1,000 rows, so that the
+    pairs of a model are needed once instead of once for each other model.
+    """
+    first, second = statistics
+    rows, columns = first.row_means - second.row_means, first.column_means - second.column_means
+    mean = first.mean - second.mean
+    size = _MAX_FOR_INTERACTION
+    some = [[to_float64(each[:size]).flatten(1) for each in pair] for pair in (x, y)]
+    values = (kernel(some[0][0], some[1][0]) - kernel(some[0][1], some[1][1])).to(rows.dtype)
+    left = values - rows[:size, None] - columns[None, :size] + mean
+    count = left.numel()
+    if x[0] is y[0]:
+        left.fill_diagonal_(0.0)  # of an example with itself
+        count -= len(left)
+    return _PairStatistics(rows, columns, mean, float(left.square().sum()) / count)
 
 
 def _between(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> _PairStatistics:

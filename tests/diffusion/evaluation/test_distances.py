@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -309,6 +311,54 @@ def test_the_error_of_a_paired_difference_of_kernel_distances_matches_its_spread
     assert error == pytest.approx(np.std([each.value for each in differences]), rel=0.25)
     if correlation:
         assert error < 0.7 * np.sqrt(np.mean(unpaired))
+
+
+def exact_difference_error(a, b, y, kernel):
+    """Hoeffding's decomposition of a difference, from the tables of all pairs of the differences."""
+    n, m = len(a), len(y)
+    xx = (kernel(a, a) - kernel(b, b)).double().fill_diagonal_(0.0)
+    xy = (kernel(a, y) - kernel(b, y)).double()
+    rows = xx.sum(1) / (n - 1)
+    left = (xx - rows[:, None] - rows[None] + rows.mean()).fill_diagonal_(0.0)
+    within = float(left.square().sum()) / (n * (n - 1))
+    between = float((xy - xy.mean(1, keepdim=True) - xy.mean(0, keepdim=True) + xy.mean()).square().mean())
+    first_x = float((rows - xy.mean(1)).var()) - within / (n - 1) - between / m
+    first_y = float(xy.mean(0).var()) - between / n
+    second = 2.0 * within / (n * (n - 1)) + 4.0 * between / (n * m)
+    return (4.0 * max(first_x, 0.0) / n + 4.0 * max(first_y, 0.0) / m + second) ** 0.5
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1.1, 1.3)], ids=["equal laws", "different laws"])
+def test_the_interaction_of_a_difference_is_that_of_all_rows(scales):
+    """1,000 of the 1,500 rows are used."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (each.double() for each in paired_normals(1500, generator, 0.5, scales=scales))
+    y = normals(1200, 2, generator).double()
+    found = kernel_distance_difference(a, b, y).standard_error
+    assert found == pytest.approx(exact_difference_error(a, b, y, MultiscaleKernel.of(y)), rel=0.02)
+
+
+def test_the_pairs_of_a_model_are_computed_once_for_all_that_it_is_compared_with():
+    generator = torch.Generator().manual_seed(0)
+    models, y = [normals(1500, 2, generator) for _ in range(4)], normals(1600, 2, generator)
+    num_pairs = 0
+
+    class Counted(MultiscaleKernel):
+        def __call__(self, p, q):
+            nonlocal num_pairs
+            num_pairs += len(p) * len(q)
+            return super().__call__(p, q)
+
+    fitted = MultiscaleKernel.of(y)
+    kernel = Counted(fitted.lengths, fitted.weights)
+    for first, second in itertools.combinations(models, 2):
+        kernel_distance_difference(first, second, y, kernel)
+    tables = len(models) * (1500 * 1600 + 1500 * 1500)
+    assert num_pairs <= tables + 6 * 4 * 1000**2, "and 1,000 rows of each of four tables a comparison"
+    before = num_pairs
+    models[0].mul_(2.0)
+    kernel_distance_difference(models[0], models[1], y, kernel)
+    assert num_pairs - before > 1500 * 1600, "samples that have changed are measured anew"
 
 
 def test_a_model_does_not_differ_from_itself(rng):
