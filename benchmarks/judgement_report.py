@@ -269,11 +269,12 @@ def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
         "best to median trial; 1 is the median trial, what a blind draw gives. Median, and 5% to 95%, of",
         f"{_NUM_SWEEPS} sweeps drawn from the configs without replacement, in random order, with early",
         "stopping; best and median are those of all the sweep's trials, had each been trained to its end.",
-        "The champion is chosen by tune.py's rule, where `pairs/` has them from the differences that",
-        "its confirmation measured, further samples included.",
+        "The champion is chosen by tune.py's rule: with pairs, from the differences that its confirmation",
+        "measures, further samples included; without, from each trial's own distances, whose errors are",
+        "larger.",
         "",
-        "| data | configs | a sweep | " + " | ".join(_PICKS) + " |",
-        "|---" * (len(_PICKS) + 3) + "|",
+        "| data | configs | a sweep | pairs | " + " | ".join(_PICKS) + " |",
+        "|---" * (len(_PICKS) + 4) + "|",
     ]
     for name, table in tables.items():
         pairs = RESULTS / "pairs" / f"{name}.csv"
@@ -291,7 +292,10 @@ def _positions(tables: dict[str, pd.DataFrame]) -> list[str]:
             "{1:.2f} ({0:.2f}..{2:.2f})".format(*np.quantile(each, [0.05, 0.5, 0.95]))
             for each in found.values()
         ]
-        lines.append(f"| {name} | {len(_complete(table))} | {size} | " + " | ".join(cells) + " |")
+        measured = "no" if distances is None else "yes"
+        lines.append(
+            f"| {name} | {len(_complete(table))} | {size} | {measured} | " + " | ".join(cells) + " |"
+        )
     return [*lines, ""]
 
 
@@ -318,17 +322,20 @@ def _overview(tables: dict[str, pd.DataFrame]) -> list[str]:
     columns = (names.VAL_ELBO_WINDOW, names.SAMPLE_DISTANCE, names.SAMPLE_AUC, names.VAL_MSE)
     lines = [
         "## Spearman's correlation with the truth, in short",
-        "The truth is the mean of the yardsticks as above. Of the trials that early stopping lets finish, in",
-        "the order they were drawn in, with the 90% interval of a bootstrap over them.",
+        "The truth is the mean of the yardsticks as above. Of all trials, each trained to its end, with the",
+        "90% interval of a bootstrap over them. The last column is the mean rank by `val/elbo_window` and",
+        "`sample/auc`, by which no sweep orders its trials yet.",
         "",
-        "| data | finished | " + " | ".join(f"`{column}`" for column in columns) + " |",
-        "|---" * (len(columns) + 2) + "|",
+        "| data | trials | " + " | ".join(f"`{column}`" for column in columns) + " | both |",
+        "|---" * (len(columns) + 3) + "|",
     ]
     for name, table in tables.items():
         table = _complete(table)
-        mean, ends = positions(truths(table).to_numpy()), finished(table)
-        cells = [_with_interval(table[column].to_numpy()[ends], mean[ends]) for column in columns]
-        lines.append(f"| {name} | {ends.sum()} | " + " | ".join(cells) + " |")
+        mean = positions(truths(table).to_numpy())
+        both = table[names.VAL_ELBO_WINDOW].rank() + table[names.SAMPLE_AUC].rank()
+        ranked_by = [*(table[column] for column in columns), both]
+        cells = [_with_interval(values.to_numpy(), mean) for values in ranked_by]
+        lines.append(f"| {name} | {len(table)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 

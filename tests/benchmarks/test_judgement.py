@@ -193,5 +193,8 @@ def test_the_report_says_what_was_measured_and_how_well(table, tmp_path, monkeyp
     assert "+1.00" in lines["| `sample/precision`"], "a higher precision is better"
     assert "sample/distance_se" not in text
     position = next(line for line in text.splitlines() if line.startswith("| arcs-0.1"))
-    assert position.split(" | ")[1:3] == ["16", "12"]
-    assert "0.00 (0.00..0.00)" in position.split(" | ")[4], "the objective's pick is the best"
+    assert position.split(" | ")[1:4] == ["16", "12", "no"]
+    assert "0.00 (0.00..0.00)" in position.split(" | ")[5], "the objective's pick is the best"
+    short = [line for line in text.splitlines() if line.startswith("| arcs-0.1 | 16 | +1.00")]
+    assert len(short) == 1 and short[0].split(" | ")[3].startswith("-1.00")
+    assert short[0].split(" | ")[6].startswith("+1.00"), "both"
