@@ -223,7 +223,10 @@ def write_pairs(folder: Path, name: str, budget_fraction: float) -> None:
     trials, table = folder / f"{name}-{budget_fraction:g}", RESULTS / f"{name}-{budget_fraction:g}.csv"
     kept = trials / "pairs.csv"
     if not kept.exists() or kept.stat().st_mtime < max(path.stat().st_mtime for path in trials.glob("*/*")):
-        kept.write_text(pd.DataFrame(measure_pairs(trials, pd.read_csv(table))).to_csv(index=False))
+        measured = measure_pairs(trials, pd.read_csv(table))
+        if not measured:  # too few trials for a sweep, or all diverged
+            return
+        kept.write_text(pd.DataFrame(measured).to_csv(index=False))
     pairs = RESULTS / "pairs"
     pairs.mkdir(parents=True, exist_ok=True)
     (pairs / table.name).write_text(kept.read_text())
@@ -240,6 +243,8 @@ def measure_pairs(trials: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
     """
     torch.set_num_threads(1)
     models = {str(int(path.parent.name)): path.parent for path in sorted(trials.glob("*/elbo.npy"))}
+    if not models:
+        return []
     dataset = load_dataset(TrainedModel.load(next(iter(models.values()))).config.data)
     seed_error = TRAINING_SEED_ERRORS[dataset.spec.kind]
     data = LoadedData(dataset, fit_features(dataset, "auto"))
