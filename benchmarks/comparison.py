@@ -182,6 +182,11 @@ class Report:
             self.lines += ["", f"Left out after so many turns, since a faster one stood: {', '.join(fewer)}."]
         return measured
 
+    def leave_out(self, comparison: Comparison, reason: str) -> None:
+        """Add the rows of a comparison that cannot be measured here."""
+        self.rows += compare(comparison, {})[0]
+        self.lines += ["", f"## {comparison.work}", "", f"Not measured: {reason}."]
+
     def page(self, title: str, text: str, repeats: int) -> str:
         """The page of results."""
         return "\n".join(

@@ -3,7 +3,7 @@
 The same UNet2DModel of 1.0M parameters with random weights everywhere, 1x32x32 images, 50 steps of DDIM or
 20 of DPM-Solver++(2M). OpenVINO runs the same file by the same loop, compiled for the batch's size: in
 fp32, as ONNX Runtime does, and in the precision that it chooses itself. diffusers stands in fp32, eager and
-compiled, and at its best: channels-last, bf16, compiled.
+compiled, and at its best: channels-last, and in bf16, compiled or not, on CPUs with instructions for it.
 """
 
 import tempfile
@@ -14,6 +14,7 @@ from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import MEMORY, Contender
 from benchmarks.sampling import CPU_MS, RATE, export_diffusers_unet
 from benchmarks.table import Unit
+from diffusion.devices import cpu_has_bf16
 
 TITLE = "Sampling on the CPU"
 BATCHES = (1, 16, 64)
@@ -38,11 +39,12 @@ def run(options: Options) -> Report:
         export_diffusers_unet(model)
         for sampler in SAMPLERS:
             for batch_size in BATCHES:
-                report.add(comparison(str(model), sampler, batch_size), options.repeats)
+                works = comparison(str(model), sampler, batch_size, bf16=cpu_has_bf16())
+                report.add(works, options.repeats)
     return report
 
 
-def comparison(model: str, sampler: str, batch_size: int) -> Comparison:
+def comparison(model: str, sampler: str, batch_size: int, *, bf16: bool = True) -> Comparison:
     common = {"sampler": sampler, "num_steps": SAMPLERS[sampler], "batch_size": batch_size}
 
     def diffusers(**settings: bool) -> Contender:
@@ -54,6 +56,12 @@ def comparison(model: str, sampler: str, batch_size: int) -> Comparison:
             return {}
         return {name: Contender("benchmarks.peers.openvino_sampling:sample", arguments)}
 
+    best = {"diffusers, channels-last": diffusers(channels_last=True)}
+    if bf16:
+        best |= {
+            "diffusers, bf16": diffusers(bf16=True),
+            "diffusers, compiled, bf16": diffusers(compiled=True, bf16=True),
+        }
     goals = {EAGER: EAGER_GOALS[batch_size], COMPILED: "1", OPENVINO: "1"}
     return Comparison(
         work(sampler, batch_size),
@@ -61,11 +69,7 @@ def comparison(model: str, sampler: str, batch_size: int) -> Comparison:
         {
             EAGER: {EAGER: diffusers()},
             COMPILED: {COMPILED: diffusers(compiled=True)},
-            BEST: {
-                "diffusers, channels-last": diffusers(channels_last=True),
-                "diffusers, bf16": diffusers(bf16=True),
-                "diffusers, compiled, bf16": diffusers(compiled=True, bf16=True),
-            },
+            BEST: best,
             OPENVINO: openvino(OPENVINO, "f32"),
             OPENVINO_BEST: openvino(OPENVINO_BEST, None),
         },

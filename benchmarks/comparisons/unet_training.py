@@ -4,13 +4,15 @@ Both have one residual block a level, widths in the ratio 1:2:2 and attention wi
 resolution; ours has it once more, in the middle: 1.5% more parameters and 2% more FLOPs. Both see the same
 normalised images (scikit-learn's digits, enlarged, at 32x32 coloured) in batches of 32, T = 1000, epsilon.
 Updates are timed in blocks after a first one; the loss is that of epsilon on validation examples after each
-block, with the same noise, by our averaged weights and by diffusers' only ones.
+block, with the same noise, by our averaged weights and by diffusers' only ones. bf16 is measured on CPUs
+with instructions for it.
 """
 
 from benchmarks.comparison import Comparison, Options, Report
 from benchmarks.contender import MEMORY, Contender
 from benchmarks.table import Unit
 from benchmarks.training_data import COLOUR_32, CPU_MS, GREY_28, LOSS, UPDATES
+from diffusion.devices import cpu_has_bf16
 
 TITLE = "U-Net training"
 BLOCK = {GREY_28: 60, COLOUR_32: 20}
@@ -48,7 +50,11 @@ def run(options: Options) -> Report:
     report = Report()
     for data in BLOCK:
         for precision in PRECISIONS:
-            report.add(comparison(data, precision, options.repeats), options.repeats)
+            works = comparison(data, precision, options.repeats)
+            if precision == "bf16" and not cpu_has_bf16():
+                report.leave_out(works, "this CPU has no instructions for bf16")
+            else:
+                report.add(works, options.repeats)
     return report
 
 

@@ -465,10 +465,12 @@ def detail_log_snr(examples: Tensor) -> float:
     finest = -math.log(float(nearest[:, 0].median()) / dim)
     # From kernels far wider than the distance between neighbours to ones finer than it.
     log_snr = np.arange(math.floor(finest) - 16.0, math.ceil(finest) + 4.0, 0.25)
-    likelihood = [
-        float(torch.logsumexp(nearest * (-0.5 * math.exp(value)), dim=1).mean()) + 0.5 * dim * value
-        for value in log_snr
-    ]
+    first, beyond = float(nearest[:, 0].mean()), nearest - nearest[:, :1]
+    likelihood = []
+    for value in log_snr:
+        exponents = (beyond * (-0.5 * math.exp(value))).clamp_(min=-80.0)  # exp is slow where it underflows
+        kernels = exponents.exp_().sum(dim=1)
+        likelihood.append(float(kernels.log().mean()) - 0.5 * math.exp(value) * first + 0.5 * dim * value)
     return float(log_snr[np.argmax(likelihood)])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion.config import Config, TrainingConfig
+from diffusion.devices import cpu_has_bf16
 from diffusion.errors import InputError
 from diffusion.networks.build import build_network, check_training_memory
 from diffusion.training.distributed import DistributedContext
@@ -212,6 +213,11 @@ def check_precision(training: TrainingConfig, device: torch.device) -> None:
         raise InputError("--training.precision fp16: only GPUs of NVIDIA support it; give bf16 or fp32")
     if training.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("--training.precision bf16: this GPU does not support it; give fp16 or fp32")
+    if training.precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        raise InputError(
+            "--training.precision bf16: this CPU has no instructions for it, which would make it up to a "
+            "hundred times slower than fp32; give fp32"
+        )
     if (
         training.precision == "bf16"
         and device.type == "mps"

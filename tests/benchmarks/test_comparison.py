@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import run, table
 from benchmarks.comparison import Comparison, Options, Report, compare, hopeless, measure
-from benchmarks.comparisons import gpu, heart
+from benchmarks.comparisons import gpu, heart, unet_training
 from benchmarks.comparisons.growth import growth_row, slope
 from benchmarks.contender import Contender
 from benchmarks.table import COLUMNS, NOT_MEASURED, Unit, not_measured, read_summary, row, write_summary
@@ -154,3 +154,14 @@ def test_a_gpu_that_is_not_there_is_not_measured(monkeypatch):
     assert {each.work for each in report.rows} == set(gpu.WORKS)
     assert {each.ratio_median for each in report.rows} == {NOT_MEASURED}
     assert {each.hardware for each in report.rows} == {gpu.GPU}
+
+
+def test_bf16_is_not_measured_on_a_cpu_without_it(monkeypatch):
+    added = []
+    monkeypatch.setattr(Report, "add", lambda self, works, repeats: added.append(works))
+    monkeypatch.setattr(unet_training, "cpu_has_bf16", lambda: False)
+    report = unet_training.run(Options())
+    assert [works.work.rpartition(" ")[2] for works in added] == ["fp32", "fp32"]
+    assert {each.work.rpartition(" ")[2] for each in report.rows} == {"bf16"}
+    assert {each.ours_median for each in report.rows} == {NOT_MEASURED}
+    assert "this CPU has no instructions for bf16" in "\n".join(report.lines)

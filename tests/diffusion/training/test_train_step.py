@@ -1,8 +1,11 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from diffusion.config import TrainingConfig
 from diffusion.errors import InputError
+from diffusion.training import train_step as train_step_module
 from diffusion.training.distributed import DistributedContext
 from diffusion.training.loss import DenoisingLoss
 from diffusion.training.train_step import TrainStep, check_precision, learning_rate_factor
@@ -56,7 +59,8 @@ def test_a_restored_train_step_makes_the_same_next_update(small_config):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_half_precision_learns_what_full_precision_learns(small_config):
+def test_half_precision_learns_what_full_precision_learns(small_config, monkeypatch):
+    monkeypatch.setattr(train_step_module, "cpu_has_bf16", lambda: True)  # slow, and as exact
     networks = []
     for precision in ("fp32", "bf16"):
         config = small_config(training={"batch_size": 16, "precision": precision, "num_updates": 50})
@@ -73,7 +77,14 @@ def test_half_precision_learns_what_full_precision_learns(small_config):
 def test_fp16_is_refused_on_the_cpu():
     with pytest.raises(InputError, match="only GPUs"):
         check_precision(TrainingConfig(precision="fp16"), CPU)
-    check_precision(TrainingConfig(precision="bf16"), CPU)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_is_refused_where_it_would_be_slower(monkeypatch, supported):
+    monkeypatch.setattr(train_step_module, "cpu_has_bf16", lambda: supported)
+    refused = nullcontext() if supported else pytest.raises(InputError, match="this CPU has no instructions")
+    with refused:
+        check_precision(TrainingConfig(precision="bf16"), CPU)
 
 
 @pytest.mark.parametrize(
