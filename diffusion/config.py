@@ -386,7 +386,7 @@ class TrainingConfig:
     timestep_sampling: TimestepSampling = "uniform"
     """uniform, stratified (evenly spread in each batch) or importance (more often where losses are large)."""
     precision: Precision = "fp32"
-    """Precision of the forward pass: fp32, bf16 (not on all CPUs) or fp16 (GPUs only). Weights stay in fp32."""
+    """Precision of the forward pass: fp32, bf16 (not on all CPUs) or fp16 (GPUs only); weights are fp32."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW, above 0, at most 1."""
     weight_decay: float = 0.0
