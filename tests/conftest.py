@@ -130,6 +130,15 @@ def _one_thread():
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture
+def device(monkeypatch):
+    """A simulated device other than the CPU."""
+    from tests.simulated_device import simulated_device
+
+    with simulated_device(monkeypatch) as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def few_trees():
     """Classifiers that tell samples from data have 10 trees instead of 100, to save time."""

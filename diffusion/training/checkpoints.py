@@ -1,5 +1,6 @@
 """Trained models on disk (`config.json` and `model.safetensors`), and checkpoints to resume training from."""
 
+import copy
 import json
 import os
 import re
@@ -65,6 +66,10 @@ class TrainedModel:
     data: DataSpec
     network: nn.Module
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "TrainedModel":
+        """Copy on another device."""
+        return replace(self, network=copy.deepcopy(self.network).to(device))
 
     @cached_property
     def schedule(self) -> NoiseSchedule:

@@ -18,12 +18,13 @@ def with_deployed_sampler(
 
     Args:
         model: a finished model; unless its `metrics.choose_sampler` is set, it is returned as it is.
-        data: the data that it was trained on; the test split is not used.
+        data: the data that it was trained on, on the device to measure on; the test split is not used.
         notify: receives progress messages of one line.
     """
     if not model.config.metrics.choose_sampler:
         return model
-    choice = measure_samplers(model.config, model.network, data.dataset, data.features, notify)
+    network = model.to(data.dataset.train.device).network
+    choice = measure_samplers(model.config, network, data.dataset, data.features, notify)
     chosen = choice.deployed
     values: dict[str, Any] = {"sampler.name": chosen.name, "sampler.num_steps": chosen.num_steps}
     if chosen.name != model.config.sampler.name:

@@ -42,7 +42,11 @@ def sample_metrics(
 def metrics_on_test_split(
     model: TrainedModel, dataset: Dataset, features: Features | None
 ) -> dict[str, float]:
-    """`test/...` metrics on the test split, to be computed only once, for the final choice of model."""
+    """`test/...` metrics on the test split, to be computed only once, for the final choice of model.
+
+    The model is evaluated on the device of the data.
+    """
+    model = model.to(dataset.train.device)
     on_test = dataclasses.replace(dataset, val=dataset.test)
     losses, _ = Evaluator(model.config, on_test).held_out_losses(model.network)
     samples = sample_metrics(model, dataset, features, dataset.test[:], _TEST_SEED, add_training=False)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffusion.evaluation.evaluator import Evaluator
 from diffusion.evaluation.measured_objective import MeasuredObjective
 from diffusion.evaluation.sampler_choice import SamplerChoice
@@ -30,6 +32,7 @@ from workflows.sweep.final_training import FinalTraining
 from workflows.training.evaluation_files import read_objective
 from workflows.training.worker_group import WorkerGroupError
 
+CPU = torch.device("cpu")
 DECISION = "decision.json"
 _FINAL = "final training"  # name of its model among the finalists
 
@@ -96,6 +99,7 @@ def choose_champion(
     *,
     seed_error: float,
     also_measured: Mapping[str, Path] | None = None,
+    device: torch.device = CPU,
 ) -> Choice:
     """Choose the best finalist.
 
@@ -109,12 +113,14 @@ def choose_champion(
         seed_error: standard deviation of an objective over training seeds.
         also_measured: folders of trials by ID whose samples are measured like those of the finalists, to be
             compared with these; they do not compete.
+        device: the device to measure on.
 
     Raises:
         ValueError: there are no finalists.
     """
     models = {trial_id: TrainedModel.load(folder) for trial_id, folder in finalists.items()}
-    confirmation = Confirmation(data, seed_error, notify)
+    placed = data.to(device)
+    confirmation = Confirmation(placed, seed_error, notify)
 
     def confirm(trial_id: str, model: TrainedModel, folder: Path) -> Finalist:
         objective = model.config.metrics.objective
@@ -131,7 +137,7 @@ def choose_champion(
     best, reasons, verdict = decision.champion, decision.sentences(), None
     longer = _train_longer(models[best], data, provenance, final, notify) if final else None
     if longer is not None:
-        challenger = confirmation.add(_FINAL, longer, _measured_objective(longer, data))
+        challenger = confirmation.add(_FINAL, longer, _measured_objective(longer, placed))
         is_better, verdict = final_training_verdict(decision.finalists[best], challenger, confirmation)
         reasons.append(verdict)
         notify(verdict)
@@ -147,6 +153,7 @@ def publish_champion(
     provenance: Mapping[str, Any],
     notify: Callable[[str], None],
     picked_by_mse: str = "",
+    device: torch.device = CPU,
 ) -> Champion:
     """Evaluate the champion on the test split, export it, and write down how it was chosen.
 
@@ -159,17 +166,18 @@ def publish_champion(
         provenance: origin of the model, saved with it: see `workflows.publishing.provenance`.
         notify: receives progress messages of one line.
         picked_by_mse: ID of the trial that the mean squared error would have chosen, for the record.
+        device: the device to evaluate on.
 
     Raises:
         ParityError: the ONNX file of no finalist computes what PyTorch computes.
     """
-    decision, reasons = choice.decision, list(choice.reasons)
+    decision, reasons, placed = choice.decision, list(choice.reasons), data.to(device)
     for trial_id in decision.ranking:
-        model = with_deployed_sampler(choice.models[trial_id], data, notify)
+        model = with_deployed_sampler(choice.models[trial_id], placed, notify)
         notify(f"evaluating trial {trial_id} on the test split")
         metrics = {
             **with_prefix(choice.confirmed[trial_id], SAMPLE_PREFIX, VAL_SAMPLE_PREFIX),
-            **metrics_on_test_split(model, data.dataset, data.features),
+            **metrics_on_test_split(model, placed.dataset, placed.features),
         }
         objective, update = model.provenance["metrics"][OBJECTIVE], model.provenance.get("update")
         samplers = SamplerChoice.of(model.provenance)
@@ -229,7 +237,8 @@ def final_training_verdict(trial: Finalist, longer: Finalist, confirmation: Conf
 def _measured_objective(model: TrainedModel, data: LoadedData) -> MeasuredObjective:
     """The objective of a model whose metrics are known, its examples measured again."""
     objective: Objective = OBJECTIVES[model.config.metrics.objective]
-    _, elbo = Evaluator(model.config, data.dataset, data.features).held_out_losses(model.network)
+    network = model.to(data.dataset.train.device).network
+    _, elbo = Evaluator(model.config, data.dataset, data.features).held_out_losses(network)
     return MeasuredObjective.of(objective, model.provenance["metrics"], elbo.per_example)
 
 

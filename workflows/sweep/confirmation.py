@@ -36,7 +36,7 @@ class Confirmation:
     Round 0 draws twice as many samples as a trial does, and each further round as many again as there are.
 
     Args:
-        data: the data; the test split is not used.
+        data: the data, on the device to measure on; the test split is not used.
         seed_error: standard deviation of an objective over training seeds.
         notify: receives progress messages of one line.
 
@@ -55,7 +55,8 @@ class Confirmation:
     def add(self, name: str, model: TrainedModel, objective: MeasuredObjective) -> Finalist:
         """Draw the first samples of a finalist and measure them."""
         self._notify(f"confirming {name} with fresh seeds")
-        self._models[name], self._objectives[name] = model, objective
+        self._models[name] = model.to(self._data.dataset.train.device)
+        self._objectives[name] = objective
         found = self._measure.compute(self._samples_of(name, 0))
         num_evaluations = len(model.table.timesteps)
         metrics = {SAMPLE_PREFIX + key: float(value) for key, value in found.items()}

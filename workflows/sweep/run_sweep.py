@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from diffusion.config import Config
 from diffusion.data.sources import DataSource
@@ -224,7 +225,8 @@ def _sweep(log: SweepLogger, options: TuneOptions, plan: _Plan) -> Outcome:
             reason = f"no trial produced a usable model; see the reasons in {log.folder}/trials.csv"
             view.print(f"{reason[0].upper()}{reason[1:]}.")
             return Outcome(status, str(log.folder), reason=reason)
-        champion = _select_champion(log, options, config, data, origin, finalists, search.space)
+        device = default_device(use_cuda=resources.uses_gpus)  # the trials have ended, so it is free
+        champion = _select_champion(log, options, config, data, origin, finalists, search.space, device)
         view.step("writing the report")
         _write_report(log, champion, search.space, correlations, interrupted=interrupted)
         view.step(f"sending the champion to {tracker.name}")
@@ -268,6 +270,7 @@ def _select_champion(
     origin: dict[str, Any],
     finalists: Mapping[str, Path],
     searched: Collection[str],
+    device: torch.device,
 ) -> Champion:
     """Select the champion, write it to `champion/`, and record why it was chosen."""
     records = log.records
@@ -280,9 +283,10 @@ def _select_champion(
         _final_training(options, log),
         seed_error=training_seed_error(options, config.metrics.objective, data.dataset.spec.kind),
         also_measured=records.model_folders({by_mse} - set(finalists)),
+        device=device,
     )
     directory = log.directory / "champion"
-    champion = publish_champion(choice, data, directory, origin, log.view.step, by_mse)
+    champion = publish_champion(choice, data, directory, origin, log.view.step, by_mse, device)
     record_decision(champion, records, log.tracker)
     picks = trial_picks(champion.trial_id, by_mse)
     log.tracker.show_trials(list(searched), config.training.num_updates, picks)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import ray
+import torch
 from torch import Tensor
 
 from diffusion.config import Config
@@ -170,9 +171,10 @@ def _train(log: RunLogger, plan: _Plan, options: TrainOptions, *, is_resumed: bo
             log.view.print(line.strip())
         with log.view, _handle_interrupts(log.view) as stop_requested:
             run_worker_group(job, resources, log.on_event, log.view.progressed, stop_requested, MAX_RESTARTS)
-        stop_ray()  # publishing the model needs the CPU cores
+        stop_ray()  # publishing the model needs the CPU cores and the GPU
         if log.status == "finished":
-            for line in _publish_model(log, data, origin):
+            device = default_device(use_cuda=resources.uses_gpus)
+            for line in _publish_model(log, data, origin, device):
                 log.view.print(line)
         status = log.status
     except (WorkerGroupError, ParityError) as error:
@@ -188,8 +190,16 @@ def _train(log: RunLogger, plan: _Plan, options: TrainOptions, *, is_resumed: bo
     return Outcome(status, str(log.folder), has_model=finished, reason="" if finished else log.reason)
 
 
-def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) -> list[str]:
+def _publish_model(
+    log: RunLogger, data: LoadedData, origin: dict[str, object], device: torch.device
+) -> list[str]:
     """Evaluate the trained model on the test split, export it to the run's `model/` and to the tracker.
+
+    Args:
+        log: the run's records.
+        data: the data.
+        origin: origin of the model, see `workflows.publishing.provenance`.
+        device: the device to evaluate on.
 
     Returns:
         Lines of a summary to print.
@@ -202,10 +212,11 @@ def _publish_model(log: RunLogger, data: LoadedData, origin: dict[str, object]) 
         held_out = metrics_of_best({entry["update"]: entry["metrics"] for entry in log.history})
         last = log.history[-1]["update"]
         update = int(held_out.get(BEST_UPDATE, last))
-        model = with_deployed_sampler(model, data, log.view.step)
+        placed = data.to(device)
+        model = with_deployed_sampler(model, placed, log.view.step)
         samplers = SamplerChoice.of(model.provenance)
         log.view.step("evaluating the model on the test split")
-        metrics = {**held_out, **metrics_on_test_split(model, data.dataset, data.features)}
+        metrics = {**held_out, **metrics_on_test_split(model, placed.dataset, placed.features)}
         folder = Path(scratch) / "model"
         write_model_artifacts(
             dataclasses.replace(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from diffusion.evaluation.sampler_choice import MeasuredSampler, SamplerChoice, choose_sampler
 from export.contract import FAST
@@ -50,6 +51,21 @@ def test_the_choice_replaces_the_samplers_values_and_no_others(deployed, untrain
     assert (after["sampler.name"], after["sampler.num_steps"], after["sampler.eta"]) == ("dpmpp_2m", 15, None)
     assert deployed.table.num_rows == 15
     assert deployed.provenance["run_id"] == "r" and SamplerChoice.of(deployed.provenance) == CHOICE
+
+
+def test_samplers_are_measured_on_the_device_of_the_data(untrained, device, monkeypatch):
+    model, dataset = untrained
+    model = dataclasses.replace(model, config=model.config.with_values({"metrics.choose_sampler": True}))
+    measured = []
+
+    def measure(config, network, dataset, *_):
+        measured.extend([dataset.train.device, *(each.device for each in network.parameters())])
+        return CHOICE
+
+    monkeypatch.setattr(deployed_sampler, "measure_samplers", measure)
+    found = with_deployed_sampler(model, LoadedData(dataset).to(device), print)
+    assert set(measured) == {device}
+    assert {each.device for each in found.network.parameters()} == {torch.device("cpu")}
 
 
 def test_a_model_whose_config_does_not_ask_for_it_is_not_measured(untrained, monkeypatch):

@@ -189,3 +189,47 @@ def test_a_final_training_that_fails_leaves_the_trials_model(select, make_model)
 def test_there_must_be_a_finalist(select):
     with pytest.raises(ValueError, match="no finalists"):
         select({})
+
+
+@pytest.fixture
+def in_memory(save_finalists, monkeypatch):
+    """Function (models by ID) -> their folders, which give the models without reading their files.
+
+    The simulated device cannot read those.
+    """
+
+    def save(models):
+        folders = save_finalists(models)
+        by_folder = {folder: models[name] for name, folder in folders.items()}
+        monkeypatch.setattr(champion_module.TrainedModel, "load", by_folder.__getitem__)
+        return folders
+
+    return save
+
+
+def test_finalists_and_champion_are_measured_on_the_device_as_on_the_cpu(
+    heart, make_model, in_memory, small_reference, device, monkeypatch, tmp_path
+):
+    """Everything but the export, which has the CPU's copies of the model and the data."""
+    exported = []
+    monkeypatch.setattr(champion_module, "write_model_artifacts", lambda *given: exported.append(given))
+    finalists = in_memory({"a": make_model(1.0), "b": make_model(1.0001, 0.0)})
+    champions = []
+    for where in (torch.device("cpu"), device):
+        choice = choose_champion(finalists, heart, {}, print, seed_error=0.001, device=where)
+        directory = tmp_path / where.type
+        directory.mkdir()
+        champions.append(publish_champion(choice, heart, directory, {}, print, device=where))
+        model, dataset, *_ = exported[-1]
+        assert {each.device for each in model.network.parameters()} == {torch.device("cpu")}
+        assert dataset is heart.dataset
+    on_cpu, on_device = champions
+    assert on_device.trial_id == on_cpu.trial_id
+    assert on_device.metrics == pytest.approx(on_cpu.metrics, rel=1e-3, abs=1e-3, nan_ok=True)
+
+
+def test_a_longer_training_is_measured_on_the_device(heart, make_model, in_memory, small_reference, device):
+    finalists = in_memory({"a": make_model(1.0)})
+    longer = make_model(1.0, update=80)
+    choice = choose_champion(finalists, heart, {}, print, final_of(longer), seed_error=0.001, device=device)
+    assert "final training" in choice.confirmations
