@@ -323,20 +323,33 @@ def _overview(tables: dict[str, pd.DataFrame]) -> list[str]:
     lines = [
         "## Spearman's correlation with the truth, in short",
         "The truth is the mean of the yardsticks as above. Of all trials, each trained to its end, with the",
-        "90% interval of a bootstrap over them. The last column is the mean rank by `val/elbo_window` and",
-        "`sample/auc`, by which no sweep orders its trials yet.",
+        "90% interval of a bootstrap over them. `both` is the mean rank by `val/elbo_window` and",
+        "`sample/auc`, by which no sweep orders its trials yet. The last column says what can be expected:",
+        "the mean correlation of a single yardstick with the mean of the others. Where it is low, yardsticks",
+        "look at different things, or cannot tell most models from the data, and chance orders those.",
         "",
-        "| data | trials | " + " | ".join(f"`{column}`" for column in columns) + " | both |",
-        "|---" * (len(columns) + 3) + "|",
+        "| data | trials | " + " | ".join(f"`{column}`" for column in columns) + " | both | a yardstick |",
+        "|---" * (len(columns) + 4) + "|",
     ]
     for name, table in tables.items():
         table = _complete(table)
-        mean = positions(truths(table).to_numpy())
+        truth = truths(table).to_numpy()
+        mean = positions(truth)
         both = table[names.VAL_ELBO_WINDOW].rank() + table[names.SAMPLE_AUC].rank()
         ranked_by = [*(table[column] for column in columns), both]
         cells = [_with_interval(values.to_numpy(), mean) for values in ranked_by]
+        cells.append(f"{agreement(truth):+.2f}")
         lines.append(f"| {name} | {len(table)} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def agreement(truth: NDArray[np.float64]) -> float:
+    """Mean Spearman correlation of each yardstick with the mean of the others: truth [trials, yardsticks]."""
+    found = [
+        _spearman(truth[:, column], positions(np.delete(truth, column, axis=1)))
+        for column in range(truth.shape[1])
+    ]
+    return float(np.mean(found))
 
 
 def _correlations(name: str, table: pd.DataFrame) -> list[str]:

@@ -5,6 +5,7 @@ import pytest
 from benchmarks import judgement_report
 from benchmarks.judgement_data import POINTS, coloured
 from benchmarks.judgement_report import (
+    agreement,
     champion,
     finished,
     positions,
@@ -170,6 +171,14 @@ def test_the_best_trial_by_all_yardsticks_together_lies_at_0_and_the_median_at_1
     np.testing.assert_allclose(found, (each - 0.25) / (1.0 - 0.25))
     assert found[:3].tolist() == [0.0, 0.0, 1.0]
     np.testing.assert_allclose(positions(truth * [100.0, 0.1]), found)
+
+
+def test_yardsticks_that_rank_by_chance_do_not_agree():
+    quality, rng = np.linspace(0.0, 1.0, 200), np.random.default_rng(0)
+    assert agreement(np.stack([quality, quality**2, np.exp(quality)], axis=1)) == pytest.approx(1.0)
+    assert abs(agreement(rng.random((2000, 4)))) < 0.05
+    seen = quality[:, None] + quality.std() * rng.standard_normal((200, 4))
+    assert agreement(seen) == pytest.approx(0.5**0.5 * 0.75**0.5, abs=0.1)
 
 
 def test_the_report_says_what_was_measured_and_how_well(table, tmp_path, monkeypatch):
