@@ -60,7 +60,8 @@ def measure(
             name: stack.enter_context(Running(each)) for name, each in contenders.items() if not each.fresh
         }
         for turn in range(repeats):
-            for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
+            first = turn % max(1, len(names))
+            for name in [*names[first:], *names[:first]]:
                 if len(found[name]) != turn or name in given_up:
                     continue
                 try:

@@ -10,6 +10,7 @@ a package or data, is a row that says "not measured". docs/benchmarks.md tells h
 import argparse
 import sys
 import time
+import traceback
 from importlib import import_module
 
 from benchmarks.comparison import Options
@@ -46,10 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mnist", default="mnist", help="folder of MNIST's images (default: downloaded)")
     options = parser.parse_args(arguments)
     modules = {name: import_module(f"benchmarks.comparisons.{name}") for name in NAMES}
+    failed: list[str] = []
     order = [work for module in modules.values() for work in module.WORKS]
     for name in options.names or [each for each in NAMES if each not in BY_NAME_ONLY]:
         module, started = modules[name], time.monotonic()
-        report = module.run(Options(options.repeats, options.mnist))
+        try:
+            report = module.run(Options(options.repeats, options.mnist))
+        except Exception:  # hours of other measurements must not be lost to one
+            traceback.print_exc()
+            failed.append(name)
+            continue
         text = module.__doc__.partition("\n\n")[2].strip()
         page = RESULTS / f"{name}.md"
         page.write_text(
@@ -57,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         write_summary(report.rows, order)
         print(f"{page}: {len(report.rows)} rows in {time.monotonic() - started:.0f} s", flush=True)
-    return 0
+    if failed:
+        print(f"failed, with the reasons above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_contenders_take_turns_in_processes_of_their_own():
     assert [each["count"] for each in measured["kept"]] == [2.0, 4.0]
     assert [each["count"] for each in measured["fresh"]] == [3.0, 3.0]
     assert set(measured) == {"kept", "fresh"}
+    assert measure({}, 2) == {}
 
 
 def test_a_contender_that_cannot_become_the_best_of_its_side_takes_no_further_turns():
@@ -96,6 +97,53 @@ def test_one_good_turn_keeps_a_contender(second, given_up):
 )
 def test_seeds_are_trained_while_the_median_may_be_sharp(distances, blurred):
     assert heart.is_too_blurred([{heart.MEAN_DISTANCE: each} for each in distances]) == blurred
+
+
+def test_the_ladder_ends_where_both_are_sharp_and_goes_on_where_both_are_blurred(monkeypatch):
+    trained = []
+
+    def make(name):
+        return lambda num_updates, seed: (name, num_updates, seed)
+
+    def measure(contenders, repeats):
+        trained.extend(contenders.values())
+        sharp_from = {"ours": 10_000, "tutorial": 15_000}
+        return {
+            name: [
+                {heart.MEAN_DISTANCE: 0.01 if updates >= sharp_from[name] else 0.02, "s": 1.0, "CPU s": 1.0}
+            ]
+            for name, updates, _ in contenders.values()
+        }
+
+    monkeypatch.setattr(heart, "ours", make("ours"))
+    monkeypatch.setattr(heart, "tutorial", make("tutorial"))
+    monkeypatch.setattr(heart, "measure", measure)
+    monkeypatch.setattr(heart, "LADDER", (5000, 10_000, 15_000, 25_000))
+    rows = heart.time_to_sharpness(Report())
+    assert [each.ratio_median for each in rows] == ["1", "1"]
+    seeds = {}
+    for name, updates, _ in trained:
+        seeds[name, updates] = seeds.get((name, updates), 0) + 1
+    assert seeds == {
+        ("ours", 5000): 3,
+        ("tutorial", 5000): 3,
+        ("ours", 10_000): 5,
+        ("tutorial", 10_000): 3,
+        ("tutorial", 15_000): 5,
+    }
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
+    def fails(options):
+        raise RuntimeError("no such peer")
+
+    monkeypatch.setattr(heart, "run", fails)
+    monkeypatch.setattr(gpu, "run", lambda options: Report([not_measured(gpu.TRAINING, "them", "s")]))
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "write_summary", lambda rows, order: None)
+    assert run.main(["heart", "gpu"]) == 1
+    assert not (tmp_path / "heart.md").exists() and "not measured" in (tmp_path / "gpu.md").read_text()
+    assert "no such peer" in capsys.readouterr().err
 
 
 def test_rows_replace_those_of_the_same_work_and_keep_the_order(tmp_path):
