@@ -1,7 +1,7 @@
 """The network of a sampler.onnx and the sampling loop around it, on the CPU or a GPU."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,6 +13,7 @@ from diffusion.process.samplers import SamplerTable, trajectory
 from export.conditions import ConditionInputs
 from export.contract import BATCH, LABEL, OUTPUT, VARIANCE_OUTPUT, SamplerSpec, X
 from export.device_thread import DeviceThread, device_thread
+from export.divided_network import DividedNetwork, Network
 from export.gpu_loop import (
     DeviceLoopCache,
     NoiseKeys,
@@ -25,19 +26,11 @@ from export.gpu_loop import (
 from export.labels import network_labels
 from export.limits import RequestGuard
 from export.openvino_network import open_openvino
-from export.session import DeviceOptions, Provider, has_convolutions, open_session
+from export.session import DeviceOptions, Provider, has_convolutions, open_session, usable_cores
 
 # A contract's types in ONNX Runtime's and in numpy's terms.
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
-
-
-class Network(Protocol):
-    """What runs the network."""
-
-    def run(
-        self, outputs: list[str], inputs: dict[str, NDArray[Any]], guard: RequestGuard
-    ) -> list[NDArray[np.float32]]:
-        """Compute these outputs; raises as `RequestGuard.run`."""
+_MAX_BYTES_TWICE = 2**28  # of a file whose weights may be in memory twice
 
 
 class NetworkSession:
@@ -110,6 +103,10 @@ class Engine:
             session, self._runs_on = open_session(file, provider, threads, options, on_cpu)
             if session is not on_cpu:
                 self._use_device(session, file, loops, provider, options)
+        if self._has_convolutions and self._runs_on.startswith("CPU") and len(content) <= _MAX_BYTES_TWICE:
+            self._network = DividedNetwork(
+                self._network, lambda: open_session(content, "cpu", 1)[0], threads or usable_cores()
+            )
 
     def _use_device(
         self,

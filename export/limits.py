@@ -107,13 +107,13 @@ class RequestGuard:
 
     def do(self, call: Callable[..., Any], *arguments: Any, on: DeviceThread | None = None) -> Any:
         """Make any call that uses the device, such as a copy; as for `run`, but without run options."""
-        self._check()
+        self.check()
         if on is not None:
             return self.wait(on.submit(call, *arguments))
         try:
             return call(*arguments)
         except Exception as error:  # ONNX Runtime has an exception class per status code
-            self._check()
+            self.check()
             raise translate_error(error) from error
 
     def wait(self, future: "Future[Any]") -> Any:
@@ -130,20 +130,21 @@ class RequestGuard:
                 done, _ = futures.wait([future], timeout=_SECONDS_BETWEEN_POLLS)
                 if done:
                     break
-                self._check()
+                self.check()
             return future.result()
         except (Cancelled, InputError, OutOfMemory):
             future.cancel()
             raise
         except Exception as error:
-            self._check()
+            self.check()
             raise translate_error(error) from error
         except BaseException:  # Ctrl-C
             self._options.terminate = True
             future.cancel()
             raise
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise Cancelled or InputError if the request is over, as `run` does before a call."""
         if self._stop is not None and self._stop.is_set():
             raise Cancelled("the request was cancelled")
         if self._deadline is not None and time.monotonic() >= self._deadline:

@@ -9,7 +9,6 @@ From the command line: `python -m export.sampler sampler.onnx --num-samples 64 -
 """
 
 import math
-import os
 import sys
 import threading
 import time
@@ -41,7 +40,7 @@ from export.noise import seed_words
 from export.notebook import notebook_html
 from export.output import check_suffix, save_samples
 from export.request import MAX_SAMPLES, NUM_INDICES, InterpolationOptions, Request, StreamOptions, seed_list
-from export.session import DeviceOptions, Provider
+from export.session import DeviceOptions, Provider, usable_cores
 from export.table_choice import choose_table
 from export.values import real_number, whole_number
 
@@ -487,7 +486,7 @@ class Sampler:
 
     @property
     def _num_threads(self) -> int:
-        return self._threads or os.cpu_count() or 1
+        return self._threads or usable_cores()
 
     def _default_batch_size(self) -> int:
         sizes = [self.spec.size, *(math.prod(condition.shape) for condition in self.spec.conditions)]

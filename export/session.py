@@ -195,6 +195,11 @@ def has_convolutions(model: bytes) -> bool:
     return _CONVOLUTION in model
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cuda_unavailable_reason(device_id: int = 0) -> str | None:
     """Return why CUDA cannot be used on a GPU, or None if a session may be tried.
 

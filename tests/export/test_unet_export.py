@@ -1,7 +1,11 @@
 """Export of a U-Net of odd size with attention and colour; test_conditional_export.py has an even one."""
 
 import math
+from contextlib import contextmanager
 
+import numpy as np
+import onnxruntime
+import pytest
 import torch
 
 from diffusion.config import Config, DataConfig
@@ -11,6 +15,20 @@ from diffusion.training.checkpoints import TrainedModel
 from export.sampler import Sampler
 from export.session import open_session
 from export.to_onnx import export_onnx
+
+
+@contextmanager
+def sizes_of_calls():
+    """Sizes of the batches that sessions of ONNX Runtime run meanwhile."""
+    sizes, run = [], onnxruntime.InferenceSession.run
+
+    def counted(session, names, inputs, options):
+        sizes.append(len(inputs["x"]))
+        return run(session, names, inputs, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime.InferenceSession, "run", counted)
+        yield sizes
 
 
 def test_a_u_net_is_exported_and_passes_parity(tmp_path):
@@ -54,6 +72,12 @@ def test_a_u_net_is_exported_and_passes_parity(tmp_path):
         400, num_steps=1, on_preview=lambda x0: sizes.append(len(x0))
     )
     assert sizes[0] == 2**14 // math.prod(shape) and sum(sizes) == 400, "activations stay in the cache"
+    for count, part in ((2, 1), (3, 3), (8, 4)):
+        expected = Sampler(content, provider="cpu", threads=1).sample(count, num_steps=2)
+        with sizes_of_calls() as called:
+            actual = Sampler(content, provider="cpu", threads=2).sample(count, num_steps=2)
+        np.testing.assert_array_equal(actual, expected)
+        assert set(called) == {part}, "batches are divided where that keeps both threads busy"
 
     model.save(tmp_path / "model")
     loaded = TrainedModel.load(tmp_path / "model")
