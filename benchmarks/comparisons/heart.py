@@ -8,7 +8,7 @@ the normalised data; with the same numbers as on the raw data, ours ends at 0.02
 of 2,000 samples by all 200 steps to the curve. The time to a distance is that of the shortest training, of
 those in the table, whose median over the seeds is as sharp as the tutorial's after 25,000 updates was found
 to be, 0.0184; each is a training of its own, whose learning rate ends at 0. Once three of the five seeds are
-blurrier, the others are not trained.
+blurrier, the others are not trained, but after the longest training.
 """
 
 import math
@@ -92,7 +92,7 @@ def time_to_sharpness(report: Report) -> list[Row]:
             contenders = {
                 name: make(num_updates, seed)
                 for name, make in (("ours", ours), ("tutorial", tutorial))
-                if name not in reached and not is_too_blurred(found[name])
+                if name not in reached and (num_updates == LADDER[-1] or not is_too_blurred(found[name]))
             }
             for name, figures in measure(contenders, 1).items():
                 found[name] += figures
@@ -109,6 +109,12 @@ def time_to_sharpness(report: Report) -> list[Row]:
         report.lines.append(f"| {num_updates:,} | {' | '.join(cells)} |")
         if len(reached) == 2:
             break
+    if "ours" in reached and "tutorial" not in reached and len(found["tutorial"]) == SEEDS:
+        report.lines += [
+            "",
+            "The tutorial's does not reach it; its longest training stands for it, so ratios are the least.",
+        ]
+        reached["tutorial"] = found["tutorial"]
     if len(reached) < 2:
         who = " and ".join(name for name in ("ours", "tutorial") if name not in reached)
         report.lines += ["", f"Not reached by: {who}."]

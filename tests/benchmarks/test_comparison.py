@@ -133,6 +133,33 @@ def test_the_ladder_ends_where_both_are_sharp_and_goes_on_where_both_are_blurred
     }
 
 
+@pytest.mark.parametrize(
+    ("sharp", "ratios", "said"),
+    [
+        (("ours",), ["2", "2"], "its longest training stands for it"),
+        (("tutorial",), [NOT_MEASURED] * 2, "Not reached by: ours."),
+        ((), [NOT_MEASURED] * 2, "Not reached by: ours and tutorial."),
+    ],
+)
+def test_a_peer_that_never_gets_as_sharp_is_compared_by_its_longest_training(
+    monkeypatch, sharp, ratios, said
+):
+    def measure(contenders, repeats):
+        seconds = {"ours": 1.0, "tutorial": 2.0}
+        return {
+            name: [{heart.MEAN_DISTANCE: 0.01 if name in sharp else 0.02, "s": value, "CPU s": value}]
+            for name, value in seconds.items()
+            if name in contenders
+        }
+
+    monkeypatch.setattr(heart, "ours", lambda num_updates, seed: None)
+    monkeypatch.setattr(heart, "tutorial", lambda num_updates, seed: None)
+    monkeypatch.setattr(heart, "measure", measure)
+    report = Report()
+    assert [each.ratio_median for each in heart.time_to_sharpness(report)] == ratios
+    assert said in "\n".join(report.lines)
+
+
 def test_a_benchmark_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     def fails(options):
         raise RuntimeError("no such peer")
